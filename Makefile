@@ -1,0 +1,47 @@
+# SPARE's own commands. The first use of a target makes .venv (about two minutes, 2 GB).
+
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+OUT ?= out/demo
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format canvas clean distclean
+
+help: ## what each target does
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## erase Neon Lines from the built-in model and measure it (results in OUT, out/demo)
+	$(BIN)/spare erase canvas --erase "Neon Lines" --surrogate "Pencil Drawing" --kind style --output "$(OUT)/adapter"
+	$(BIN)/spare evaluate canvas --adapter "$(OUT)/adapter" --suite canvas --erased "Neon Lines" --kind style \
+		--seeds 1 --output "$(OUT)/evaluation"
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## style, formatting and types: ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## put the code into the form that lint asks for
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+canvas: $(STAMP) ## train the built-in model again from nothing (hours on two cores; resumes; needs npm)
+	$(BIN)/python -m spare_core.canvas.training
+
+clean: ## remove caches and builds; keeps .venv, out and .canvas
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find spare_core tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv too
+	rm -rf $(VENV)
+
+# Installed again whenever what is to be installed changes.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

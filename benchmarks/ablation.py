@@ -1,0 +1,184 @@
+"""Erase many Canvas concepts, one at a time, under one or many settings, and tabulate what the judge sees.
+
+    python benchmarks/ablation.py --variants default --seeds 5 --output out/twelve      # the README's main table
+    python benchmarks/ablation.py --variants all --seeds 1 --output out/ablation        # the README's ablation
+
+Every erasure is one line of ``results.jsonl``; a run that was stopped goes on with the same command. Examples and the
+timestep profile do not depend on what is varied and are made once for each concept; ``seconds`` counts them in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spare_core.adapter import Adapter
+from spare_core.denoiser import load_denoiser
+from spare_core.distill import distill, start
+from spare_core.erase import build_erasure
+from spare_core.evaluation.findings import Question, findings
+from spare_core.evaluation.grid import base_grid, draw_grid
+from spare_core.evaluation.judges import load_judge
+from spare_core.evaluation.reference import load_reference
+from spare_core.evaluation.suite import load_suite
+from spare_core.examples import generate_examples
+from spare_core.masks import build_masks, describe_masks
+from spare_core.measures import Meter
+from spare_core.saliency import score_layers
+from spare_core.settings import EraseSettings
+from spare_core.timesteps import TimestepSampler, profile_timesteps
+
+CONCEPTS = (
+    ("style", "Neon Lines", "Pencil Drawing"),
+    ("style", "Rust", "Bricks"),
+    ("style", "Winter", "Photo"),
+    ("style", "Mosaic", "Magic Cube"),
+    ("style", "Red Blue Ink", "Watercolor"),
+    ("style", "On Fire", "Pop Art"),
+    ("object", "Cat", "Dog"),
+    ("object", "Butterfly", "Bird"),
+    ("object", "Tower", "Architecture"),
+    ("object", "Mushroom", "Tree"),
+    ("object", "Guitar", "Umbrella"),
+    ("object", "Jellyfish", "Fish"),
+)
+"""Kind, concept, surrogate: a sensible neighbour."""
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "mask none": {"mask": "none"},
+    "mask module": {"mask": "module"},
+    "mask channel": {"mask": "channel"},
+    "mask weight": {"mask": "weight"},
+    "timesteps uniform": {"timesteps": "uniform"},
+    "timesteps window": {"timesteps": "window"},
+    "timesteps gap": {"timesteps": "gap"},
+    "contrast on": {"contrast": True},
+    "contrast off": {"contrast": False},
+    "saliency denoise": {"saliency": "denoise"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", default=["default"], help=f"all, or some of: {', '.join(VARIANTS)}")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of every variant, as JSON")
+    parser.add_argument("--concepts", nargs="*", help="only these")
+    parser.add_argument("--seeds", type=int, default=5, help="of the suite's five")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    common = {name: json.loads(value) for name, value in (item.split("=", 1) for item in options.set)}
+    names = list(VARIANTS) if options.variants == ["all"] else options.variants
+    # Variants that say what the default says already are the default's line.
+    variants = {name: EraseSettings.from_mapping({**common, **VARIANTS[name]}) for name in names}
+    options.output.mkdir(parents=True, exist_ok=True)
+    results = options.output / "results.jsonl"
+    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    bench = Bench(options.seeds)
+    for kind, concept, surrogate in CONCEPTS:
+        if options.concepts and concept not in options.concepts:
+            continue
+        for row in bench.run(kind, concept, surrogate, variants, done):
+            done.append(row)
+            with results.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(_line(row), flush=True)
+    print(table(done, variants))
+
+
+class Bench:
+    """The model, the judge and the base's pictures, loaded once."""
+
+    def __init__(self, seeds: int) -> None:
+        self.denoiser = load_denoiser("canvas")
+        self.suite = load_suite("canvas").restricted(seeds=seeds)
+        self.judge = load_judge(self.suite)
+        self.reference, _ = load_reference(self.suite, self.judge)
+        self.base, _ = base_grid(self.denoiser, self.denoiser.files.digest(), self.suite, self.judge)
+
+    def run(
+        self, kind: str, concept: str, surrogate: str, variants: dict[str, EraseSettings], done: Sequence[dict[str, Any]]
+    ) -> Any:
+        """One row for each variant that is not done."""
+        erasure = build_erasure("canvas", concept, surrogate, kind)  # type: ignore[arg-type]
+        question = Question(self.suite, kind, (self.suite.find(concept, kind),), erasure.keep, (surrogate,))  # type: ignore[arg-type]
+        examples = None
+        finished: dict[str, dict[str, Any]] = {
+            json.dumps(row["settings"], sort_keys=True): row for row in done if row["concept"] == concept
+        }
+        for name, settings in variants.items():
+            key = json.dumps(settings.as_dict(), sort_keys=True)
+            if key in finished:
+                if not any(row["variant"] == name and row["concept"] == concept for row in done):
+                    yield {**finished[key], "variant": name}
+                continue
+            started = time.perf_counter()
+            if examples is None:
+                examples = generate_examples(self.denoiser, erasure, settings)
+                profile = profile_timesteps(self.denoiser, examples, settings)
+                meter = Meter(self.denoiser, examples, settings.seed)
+                shared = time.perf_counter() - started
+                started = time.perf_counter()
+            masks = build_masks(
+                score_layers(self.denoiser, examples, profile, settings), settings.mask, settings.density
+            )
+            adapter = Adapter.initialise(self.denoiser, masks, settings.rank, settings.alpha, settings.seed)
+            state = start(adapter, settings)
+            sampler = TimestepSampler.from_profile(profile, settings)
+            measured = distill(self.denoiser, examples, sampler, meter, state, settings)
+            seconds = shared + time.perf_counter() - started
+            after = draw_grid(self.denoiser, self.suite, self.judge, [adapter])
+            found = findings(self.base, after, question, self.reference)
+            row = {
+                "variant": name, "kind": kind, "concept": concept, "surrogate": surrogate,
+                "settings": settings.as_dict(), "seconds": round(seconds, 1), "steps": state.step,
+                "density": describe_masks(masks)["density"], "residual": measured.residual,
+                "drift": measured.mean_drift, "base": _figures(found["base"]), "adapted": _figures(found["adapted"]),
+            }  # fmt: skip
+            finished[key] = row
+            yield row
+
+
+def _figures(side: dict[str, Any]) -> dict[str, float]:
+    return {name: side[name] for name in ("ua", "ira", "cra", "fid")}
+
+
+def _line(row: dict[str, Any]) -> str:
+    base, adapted = row["base"], row["adapted"]
+    return (
+        f"{row['variant']:<18} {row['concept']:<13} UA {adapted['ua']:.3f} IRA {base['ira']:.3f}>{adapted['ira']:.3f} "
+        f"CRA {base['cra']:.3f}>{adapted['cra']:.3f} FID {base['fid']:.2f}>{adapted['fid']:.2f} residual "
+        f"{row['residual']:.3f} drift {row['drift']:.4f} {row['steps']} steps {row['seconds']:.0f} s"
+    )
+
+
+def table(rows: Sequence[dict[str, Any]], variants: dict[str, EraseSettings]) -> str:
+    """Markdown: a line for each variant, means over the concepts; changes are adapted minus base."""
+    lines = ["| variant | concepts | UA mean | UA worst | IRA change | CRA change | FID change | residual | drift | s |",
+             "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name in variants:
+        mine = [row for row in rows if row["variant"] == name]
+        if not mine:
+            continue
+
+        def mean(read: Any, mine: Any = mine) -> float:
+            return sum(read(row) for row in mine) / len(mine)
+
+        fid = mean(lambda r: r["adapted"]["fid"] / r["base"]["fid"] - 1)
+        lines.append(
+            f"| {name} | {len(mine)} | {mean(lambda r: r['adapted']['ua']):.3f} "
+            f"| {min(r['adapted']['ua'] for r in mine):.2f} "
+            f"| {100 * mean(lambda r: r['adapted']['ira'] - r['base']['ira']):+.2f} "
+            f"| {100 * mean(lambda r: r['adapted']['cra'] - r['base']['cra']):+.2f} | {100 * fid:+.1f} % "
+            f"| {mean(lambda r: r['residual']):.3f} | {mean(lambda r: r['drift']):.4f} "
+            f"| {mean(lambda r: r['seconds']):.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""SPARE: erase concepts from text-to-image diffusion models with small, reversible adapters (arXiv 2602.07058).
+
+Importing this package is light: names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "EraseSettings": "spare_core.settings",
+    "Erasure": "spare_core.concept",
+    "SpareError": "spare_core.errors",
+    "build_erasure": "spare_core.erase",
+    "erase": "spare_core.erase",
+    "load_adapter": "spare_core.artifact",
+    "load_denoiser": "spare_core.denoiser",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

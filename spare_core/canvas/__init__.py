@@ -1,0 +1,10 @@
+"""Canvas: the built-in model and benchmark, a miniature of UnlearnCanvas in the Stable Diffusion layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+WEIGHTS: Final = Path(__file__).parent / "weights"
+PIPELINE: Final = WEIGHTS / "pipeline"
+"""A diffusers ``StableDiffusionPipeline`` directory."""

@@ -1,0 +1,205 @@
+"""The ``spare`` command. Exit codes: 0 done, 2 bad input, 3 a gate refused, 1 anything else."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spare_core.errors import SpareError
+
+app = typer.Typer(
+    name="spare",
+    help="Erase concepts from text-to-image diffusion models with small, reversible adapters.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Model = Annotated[str, typer.Argument(help="'canvas', a local diffusers directory, or a hub id")]
+Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON document on stdout")]
+AnyBase = Annotated[bool, typer.Option("--any-base", help="accept an adapter that was trained for another base model")]
+Output = Annotated[Path, typer.Option("--output", help="folder to write to")]
+
+
+def main() -> None:
+    """Run the command line."""
+    # Read when the libraries are imported: their advice on optional packages is noise here.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable matrix products on CUDA
+    app()
+
+
+def _reporting(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn this library's errors into a line on stderr and an exit code."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except SpareError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def _print(value: dict[str, Any], as_json: bool, text: str) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+
+
+@app.command()
+@_reporting
+def erase(
+    model: Model,
+    concept: Annotated[str, typer.Option("--erase", help="the concept to erase, as people write it")],
+    surrogate: Annotated[str, typer.Option(help="what replaces it")],
+    output: Output,
+    kind: Annotated[str | None, typer.Option(help="style, object or person; Canvas finds it itself")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="a concept to hold fixed; repeatable")] = None,
+    images: Annotated[Path | None, typer.Option(help="folder of pictures of the concept")] = None,
+    template: Annotated[str | None, typer.Option(help="prompt with {concept} and {context}")] = None,
+    context: Annotated[list[str] | None, typer.Option(help="what fills {context}; repeatable")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; options given here win")] = None,
+    mask: Annotated[str | None, typer.Option(help="module, channel, weight or none")] = None,
+    density: Annotated[float | None, typer.Option(help="share of the target weights that may move")] = None,
+    rank: Annotated[int | None, typer.Option(help="rank of the adapter")] = None,
+    steps: Annotated[int | None, typer.Option(help="most training steps")] = None,
+    timesteps: Annotated[str | None, typer.Option(help="gap, uniform or window")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of all chance")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps")] = None,
+    low_memory: Annotated[
+        bool | None, typer.Option("--low-memory", help="gradient checkpointing, attention slicing")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Erase one concept: writes an adapter directory. Killed, it goes on with the same command."""
+    from spare_core.erase import build_erasure
+    from spare_core.erase import erase as run
+    from spare_core.progress import Progress
+    from spare_core.settings import EraseSettings, read_yaml_mapping
+
+    options = {
+        "mask": mask, "density": density, "rank": rank, "steps": steps, "timesteps": timesteps, "seed": seed,
+        "dtype": dtype, "device": device, "low_memory": low_memory,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = EraseSettings.from_mapping({**(read_yaml_mapping(config) if config else {}), **given})
+    erasure = build_erasure(model, concept, surrogate, kind, keep or (), template, context)  # type: ignore[arg-type]
+    with Progress() as progress:
+        manifest = run(model, erasure, settings, output, images, progress)
+    seconds = sum(manifest["seconds"].values())
+    text = (
+        f"{erasure.concept} -> {erasure.surrogate}: residual {manifest['residual']:.3f}, mean drift "
+        f"{manifest['mean_drift']:.4f} after {manifest['training']['steps']} steps in {seconds:.0f} s\n"
+        f"{manifest['mask']['moving']:,} of {manifest['mask']['weights']:,} target weights may move "
+        f"({manifest['mask']['density']:.1%}, mask {manifest['mask']['kind']})\nadapter: {output}"
+    )
+    _print(manifest, as_json, text)
+
+
+@app.command()
+@_reporting
+def evaluate(
+    model: Model,
+    erased: Annotated[list[str], typer.Option(help="an erased concept; repeatable")],
+    kind: Annotated[str, typer.Option(help="style or object")],
+    output: Output,
+    suite: Annotated[str, typer.Option(help="canvas, unlearncanvas or a YAML file")] = "canvas",
+    adapter: Annotated[list[Path] | None, typer.Option(help="adapter directory; repeatable, they add up")] = None,
+    seeds: Annotated[int, typer.Option(help="draw only the first so many of the suite's seeds; 0: all", min=0)] = 0,
+    objects_per_style: Annotated[int, typer.Option(help="draw only so many objects of each style; 0: all", min=0)] = 0,
+    any_base: AnyBase = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what was forgotten, what was kept, and the damage; draws pictures before and after."""
+    from spare_core.artifact import check_base, load_adapter
+    from spare_core.denoiser import load_denoiser
+    from spare_core.evaluation.evaluate import check_output
+    from spare_core.evaluation.evaluate import evaluate as run
+    from spare_core.evaluation.judges import load_judge
+    from spare_core.evaluation.report import summary_table
+    from spare_core.evaluation.suite import load_suite
+    from spare_core.model_files import find_model
+    from spare_core.progress import Progress
+
+    chosen = load_suite(suite).restricted(seeds, objects_per_style)
+    check_output(output)
+    stored = [load_adapter(folder) for folder in adapter or []]
+    digest = find_model(model).digest()
+    for one in stored if not any_base else []:
+        check_base(one, digest, model)
+    judge = load_judge(chosen)
+    denoiser = load_denoiser(model)
+    with Progress() as progress:
+        report = run(denoiser, digest, stored, chosen, erased, kind, output, judge, progress)
+    _print(report, as_json, f"{summary_table(report)}\nreport: {output}")
+
+
+@app.command()
+@_reporting
+def generate(
+    model: Model,
+    prompt: Annotated[list[str], typer.Option(help="repeatable; one picture each")],
+    output: Output,
+    adapter: Annotated[list[Path] | None, typer.Option(help="adapter directory; repeatable, they add up")] = None,
+    seed: Annotated[int, typer.Option(help="the same seed starts every picture")] = 0,
+    steps: Annotated[int, typer.Option(help="DDIM steps", min=1)] = 20,
+    guidance: Annotated[float, typer.Option(help="guidance scale", min=0.0)] = 4.0,
+    any_base: AnyBase = False,
+    as_json: Json = False,
+) -> None:
+    """Draw pictures, with or without adapters."""
+    from spare_core.generate import generate_pictures
+
+    report = generate_pictures(model, prompt, output, adapter or [], seed, steps, guidance, any_base)
+    _print(report, as_json, "\n".join(f"{row['file']}: {row['prompt']}" for row in report["pictures"]))
+
+
+@app.command()
+@_reporting
+def export(
+    adapter: Annotated[Path, typer.Argument(help="adapter directory")],
+    format: Annotated[str, typer.Option(help="diffusers, kohya, sparse or merged")],
+    output: Annotated[Path, typer.Option("--output", help="folder to write to; for kohya a .safetensors file")],
+    model: Annotated[str | None, typer.Option(help="the base model; needed for merged")] = None,
+    rank: Annotated[int | None, typer.Option(help="rank of a weight mask's approximation")] = None,
+    any_base: AnyBase = False,
+    as_json: Json = False,
+) -> None:
+    """Write an adapter in a form that other tools read."""
+    from spare_core.artifact import load_adapter
+    from spare_core.export import export_adapter
+
+    report = export_adapter(load_adapter(adapter), format, output, model, rank, any_base)
+    _print(report, as_json, "\n".join(f"{name}: {value}" for name, value in report.items()))
+
+
+@app.command()
+@_reporting
+def verify(
+    adapter: Annotated[Path, typer.Argument(help="adapter directory")],
+    model: Annotated[str | None, typer.Option(help="also check against this base model")] = None,
+    any_base: AnyBase = False,
+    as_json: Json = False,
+) -> None:
+    """Check an adapter's digests; with --model its base, its effect under stock diffusers, and that it comes off."""
+    from spare_core.verify import verify_adapter
+
+    report = verify_adapter(adapter, model, any_base)
+    _print(report, as_json, "\n".join(f"{name}: {value}" for name, value in report.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""What to erase, what replaces it, what must survive; and the prompts of all three, from one template.
+
+The authors of SPARE record a mismatch between training and evaluation captions as a defect of their code: here every
+side differs only in the concept that is named.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+from spare_core.errors import ConceptError
+
+Kind = Literal["style", "object", "person"]
+KINDS: Final[tuple[Kind, ...]] = ("style", "object", "person")
+MAX_CHARACTERS: Final = 300
+"""Longest concept as text; the tokenizer's own limit is checked against the model that is loaded."""
+
+_SCENES: Final = ("a house", "a portrait of a woman", "a landscape", "a dog", "a city street", "a bowl of fruit",
+                  "a boat at sea", "a tree", "a man reading", "a castle", "a horse", "flowers in a vase")  # fmt: skip
+_MEDIA: Final = ("a photo", "a painting", "a drawing", "a watercolor", "an illustration", "a sketch")
+
+class KindDefaults(NamedTuple):
+    """What an erasure of one kind uses where the user names nothing: the template, what fills ``{context}``, and
+    everyday concepts of the same kind to keep."""
+
+    template: str
+    contexts: tuple[str, ...]
+    keep: tuple[str, ...]
+
+
+DEFAULTS: Final[dict[Kind, KindDefaults]] = {
+    "style": KindDefaults(
+        "{context} in {concept} style",
+        _SCENES,
+        ("photographic", "oil painting", "watercolor", "pencil sketch", "comic book", "impressionist", "pixel art"),
+    ),
+    "object": KindDefaults(
+        "{context} of {concept}",
+        _MEDIA,
+        ("a dog", "a cat", "a car", "a house", "a tree", "a person", "a boat", "a bird", "a chair", "food on a plate"),
+    ),
+    "person": KindDefaults(
+        "{context} of {concept}",
+        (*_MEDIA, "a portrait", "a press photo"),
+        ("a man", "a woman", "a child", "an old man", "a young woman", "a politician", "an actor", "a football player"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """One concept to erase.
+
+    ``template`` has a ``{concept}`` slot and, if ``contexts`` is not empty, a ``{context}`` slot: what else is in the
+    picture. ``keep`` are the concepts to hold fixed by name; the surrogate and the empty prompt always are too.
+
+    Raises:
+        ConceptError: at construction, naming every contradiction.
+    """
+
+    concept: str
+    surrogate: str
+    kind: Kind
+    keep: tuple[str, ...]
+    template: str
+    contexts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        problems = [p for name in ("concept", "surrogate") for p in _text_problems(name, getattr(self, name))]
+        problems += [p for text in self.keep for p in _text_problems("kept concept", text)]
+        if self.kind not in KINDS:
+            problems.append(f"kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
+        if same_concept(self.concept, self.surrogate):
+            problems.append(f"the surrogate {self.surrogate!r} is the concept itself; name what should replace it")
+        if any(same_concept(self.concept, kept) for kept in self.keep):
+            problems.append(f"{self.concept!r} is both to be erased and to be kept; remove it from one side")
+        problems += self._template_problems()
+        if problems:
+            raise ConceptError("; ".join(problems))
+
+    def _template_problems(self) -> list[str]:
+        slots = ("{concept}", "{context}") if self.contexts else ("{concept}",)
+        missing = [slot for slot in slots if self.template.count(slot) != 1]
+        rest = self.template.replace("{concept}", "").replace("{context}", "")
+        if missing or "{" in rest or "}" in rest:
+            return [f"template is {self.template!r}; it must contain {' and '.join(slots)} once and no other braces"]
+        return []
+
+    @property
+    def retained(self) -> tuple[str, ...]:
+        """Concepts the retain side names: the surrogate, then the kept ones, without repeats."""
+        return tuple(dict.fromkeys((self.surrogate, *self.keep)))
+
+    def prompt(self, concept: str, context: str = "") -> str:
+        """The template filled in; braces in ``concept`` stay as they are."""
+        before, _, after = self.template.partition("{concept}")
+        return before.replace("{context}", context) + concept + after.replace("{context}", context)
+
+    def prompts(self, concept: str) -> Iterator[str]:
+        """``concept`` in each context."""
+        for context in self.contexts or ("",):
+            yield self.prompt(concept, context)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as written to ``spare.json``."""
+        return {
+            "concept": self.concept,
+            "surrogate": self.surrogate,
+            "kind": self.kind,
+            "kept": list(self.keep),
+            "template": self.template,
+            "contexts": list(self.contexts),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Erasure:
+        """The inverse of :meth:`as_dict`."""
+        return cls(
+            concept=values["concept"],
+            surrogate=values["surrogate"],
+            kind=values["kind"],
+            keep=tuple(values["kept"]),
+            template=values["template"],
+            contexts=tuple(values["contexts"]),
+        )
+
+
+def normalise(text: str) -> str:
+    """A concept as compared: NFKC, case-folded, single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def same_concept(a: str, b: str) -> bool:
+    """Whether two texts name one concept: equal but for case, width and spacing."""
+    return normalise(a) == normalise(b)
+
+
+def _text_problems(name: str, text: str) -> list[str]:
+    if not text.strip():
+        return [f"the {name} is empty; write it as people do, e.g. 'Neon Lines'"]
+    bad = [c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") and c != "\u200d"]
+    if bad:
+        return [f"the {name} {text!r} contains the control or invisible character U+{ord(bad[0]):04X}; remove it"]
+    if len(text) > MAX_CHARACTERS:
+        return [f"the {name} {text[:40]!r}… has {len(text)} characters; at most {MAX_CHARACTERS} are allowed"]
+    return []

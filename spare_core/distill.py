@@ -1,0 +1,186 @@
+"""Self-distillation: the one training loop.
+
+With the adapter on, the prediction under the concept is pulled to what the frozen model predicts under the surrogate;
+everything retained is held to the frozen model:
+
+    w_f ||eps_D(x_t, c) - sg eps(x_t, s)||^2 + w_r ||eps_D(y_u, k) - sg eps(y_u, k)||^2
+
+The loop takes its starting adapter and its forget side as given. All chance of a step comes from a generator seeded by
+(seed, step), so a resumed run repeats an uninterrupted one exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spare_core.adapter import Adapter
+from spare_core.denoiser import Denoiser
+from spare_core.errors import TrainingError
+from spare_core.examples import Examples, Side
+from spare_core.measures import Measurement, Meter
+from spare_core.settings import EraseSettings
+from spare_core.timesteps import TimestepSampler
+
+_FP16_LOSS_SCALE = 2.0**16
+"""Keeps float16 gradients above underflow; fixed, so that runs repeat."""
+_WARMUP = 0.05
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands: enough to go on as if it had never stopped."""
+
+    step: int
+    adapter: Adapter
+    optimizer: torch.optim.AdamW
+    history: list[dict[str, float]] = field(default_factory=list)
+    losses: list[list[float]] = field(default_factory=list)
+    stopped_early: bool = False
+
+
+@dataclass(frozen=True)
+class _Batch:
+    side: Side
+    noisy: Tensor
+    timesteps: Tensor
+    teacher: Tensor
+
+
+def start(adapter: Adapter, settings: EraseSettings) -> TrainingState:
+    """Step 0, from ``adapter`` as it is."""
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=settings.lr, weight_decay=0.0)
+    return TrainingState(0, adapter, optimizer)
+
+
+def learning_rate(step: int, settings: EraseSettings) -> float:
+    """Linear warm-up over the first 5 % of the steps, then half a cosine."""
+    warmup = max(1, round(_WARMUP * settings.steps))
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    return settings.lr * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, settings.steps - warmup)))
+
+
+def distill(
+    denoiser: Denoiser,
+    examples: Examples,
+    sampler: TimestepSampler,
+    meter: Meter,
+    state: TrainingState,
+    settings: EraseSettings,
+    on_measure: Callable[[TrainingState], None] = lambda state: None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> Measurement:
+    """Train ``state.adapter`` in place until ``settings.steps`` or a plateau of the measured residual.
+
+    ``on_measure`` is called after every measurement, when ``state`` may be saved.
+
+    Raises:
+        TrainingError: at the first loss that is not finite, with the step and the settings that led to it.
+    """
+    while state.step < settings.steps and not state.stopped_early:
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(state.step, settings)
+        forget, retain = training_step(denoiser, examples, sampler, state.adapter, state.step, settings)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.adapter.project()
+        state.losses.append([forget, retain])
+        state.step += 1
+        on_step(state.step)
+        if state.step % settings.measure_every == 0 and state.step < settings.steps:
+            measured = meter.measure(state.adapter)
+            state.history.append(
+                {"step": state.step, "residual": measured.residual, "mean_drift": measured.mean_drift}
+            )
+            state.stopped_early = plateaued([row["residual"] for row in state.history], settings)
+            on_measure(state)
+    return meter.measure(state.adapter)
+
+
+def plateaued(residuals: list[float], settings: EraseSettings) -> bool:
+    """Whether the last ``patience`` measurements brought no fall of ``min_improvement`` below the best before them."""
+    if len(residuals) <= settings.patience:
+        return False
+    best_before = min(residuals[: -settings.patience])
+    return min(residuals[-settings.patience :]) > best_before * (1.0 - settings.min_improvement)
+
+
+def training_step(
+    denoiser: Denoiser,
+    examples: Examples,
+    sampler: TimestepSampler,
+    adapter: Adapter,
+    step: int,
+    settings: EraseSettings,
+) -> tuple[float, float]:
+    """Gradients of one step on the adapter's parameters; returns the forget and the retain loss.
+
+    One batch of both sides, or with ``low_memory`` one backward pass a side: equal to rounding, half the activations,
+    slower (benchmarks/backward.py).
+    """
+    generator = torch.Generator().manual_seed((settings.seed + 1) * 1_000_003 + step)
+    forget = _draw(denoiser, examples.forget, sampler, generator, settings.batch_size)
+    retain = _draw(denoiser, examples.retain, sampler, generator, settings.batch_size)
+    sides = ((forget, settings.forget_weight), (retain, settings.retain_weight))
+    scale = _FP16_LOSS_SCALE if denoiser.dtype is torch.float16 else 1.0
+    noisy = torch.cat([forget[1], retain[1]])
+    timesteps = torch.cat([forget[2], retain[2]])
+    with torch.no_grad():
+        rows = torch.cat([forget[0].teacher, retain[0].teacher])
+        teacher = denoiser.predict(noisy, timesteps, examples.table[rows])
+    batches = [_Batch(side, *parts) for (side, *_), parts in zip(
+        (forget, retain), zip(noisy.chunk(2), timesteps.chunk(2), teacher.chunk(2), strict=True), strict=True)]  # fmt: skip
+    losses: list[Tensor] = []
+    with adapter.attached(denoiser):
+        if settings.low_memory:
+            for batch, (_, weight) in zip(batches, sides, strict=True):
+                prediction = denoiser.predict(batch.noisy, batch.timesteps, examples.table[batch.side.student])
+                loss = F.mse_loss(prediction, batch.teacher)
+                (scale * weight * loss).backward()
+                losses.append(loss.detach())
+        else:
+            rows = torch.cat([batch.side.student for batch in batches])
+            predictions = denoiser.predict(noisy, timesteps, examples.table[rows]).chunk(2)
+            both = [F.mse_loss(p, batch.teacher) for p, batch in zip(predictions, batches, strict=True)]
+            weighted = [weight * loss for (_, weight), loss in zip(sides, both, strict=True)]
+            (scale * torch.stack(weighted).sum()).backward()
+            losses = [loss.detach() for loss in both]
+    for parameter in adapter.parameters():
+        if scale != 1.0 and parameter.grad is not None:
+            parameter.grad.div_(scale)
+    values = torch.stack(losses).tolist()
+    if not all(map(math.isfinite, values)):
+        raise TrainingError(_not_finite(values, step, timesteps, denoiser, settings))
+    return values[0], values[1]
+
+
+def _draw(
+    denoiser: Denoiser, side: Side, sampler: TimestepSampler, generator: torch.Generator, count: int
+) -> tuple[Side, Tensor, Tensor]:
+    chosen = side.take(torch.randint(len(side.latents), (count,), generator=generator))
+    timesteps = sampler.sample(count, generator)
+    noise = torch.randn(chosen.latents.shape, generator=generator)
+    noisy = denoiser.add_noise(chosen.latents, noise, timesteps)
+    return chosen, noisy.to(denoiser.device), timesteps.to(denoiser.device)
+
+
+def _not_finite(
+    values: list[float], step: int, timesteps: Tensor, denoiser: Denoiser, settings: EraseSettings
+) -> str:
+    facts: dict[str, Any] = {
+        "forget loss": values[0],
+        "retain loss": values[1],
+        "lr": f"{learning_rate(step, settings):.2e}",
+        "dtype": str(denoiser.dtype).removeprefix("torch."),
+        "rank": settings.rank,
+        "timesteps": timesteps.tolist(),
+    }
+    listed = ", ".join(f"{name} {value}" for name, value in facts.items())
+    return f"training stopped at step {step}: {listed}; lower --lr or use --dtype float32"

@@ -1,0 +1,245 @@
+"""One evaluation from end to end: forgetting, retention, damage, pictures; schema ``spare.evaluation/1`` (DESIGN 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from spare_core.artifact import StoredAdapter, versions
+from spare_core.atomic import write_bytes, write_json
+from spare_core.concept import Erasure, same_concept
+from spare_core.denoiser import UNetDenoiser
+from spare_core.errors import OutputError, SettingsError
+from spare_core.evaluation.findings import Question, by_harm, findings
+from spare_core.evaluation.grid import GridResult, base_grid, draw_grid
+from spare_core.evaluation.judges import Judge
+from spare_core.evaluation.metrics import check_drawn
+from spare_core.evaluation.reference import load_reference
+from spare_core.evaluation.report import contact_sheet, profile_plot, sheet_rows
+from spare_core.evaluation.suite import DOMAINS, Suite
+from spare_core.examples import generate_examples
+from spare_core.measures import Measurement, Meter
+from spare_core.settings import EraseSettings
+
+SCHEMA: Final = "spare.evaluation/1"
+EVALUATION: Final = "evaluation.json"
+SHEET: Final = "contact_sheet.png"
+PROFILE: Final = "timesteps.png"
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with a stage's name, how much of it is done, and how much there is."""
+
+
+def evaluate(
+    denoiser: UNetDenoiser,
+    base_digest: str,
+    stored_adapters: Sequence[StoredAdapter],
+    suite: Suite,
+    erased: Sequence[str],
+    kind: str,
+    output: Path,
+    judge: Judge,
+    on_progress: OnProgress = lambda stage, done, total: None,
+    batch_size: int | None = None,
+) -> dict[str, Any]:
+    """Evaluate the base and, if any are given, all adapters together; writes the report and returns it.
+
+    ``output`` receives ``evaluation.json``, ``contact_sheet.png`` and, if an adapter has a profile, ``timesteps.png``;
+    an earlier evaluation there is replaced. Whether an adapter belongs to this base is for the caller to refuse
+    (:func:`spare_core.artifact.check_base`); the report says it.
+
+    Raises:
+        InputError: before any work: a concept that the suite lacks, a wrong kind, an adapter that does not fit the
+            model, an output folder that holds something else.
+        TrainingError: if a prediction is not finite.
+        StorageError: if the disk would not take a file.
+    """
+    question = _check_request(suite, erased, kind, stored_adapters)
+    check_output(output)
+    _check_model(denoiser, suite, stored_adapters)
+    clock = _Clock(on_progress)
+    with clock.stage("reference"):
+        reference, accuracy = load_reference(suite, judge)
+    with clock.stage("measure"):
+        measured = _measure(denoiser, stored_adapters, question.erased_names)
+    with clock.stage("base"):
+        before, cached = base_grid(denoiser, base_digest, suite, judge, batch_size, clock.counting)
+    after = None
+    if stored_adapters:
+        with clock.stage("adapted"):
+            adapters = [stored.adapter for stored in stored_adapters]
+            after = draw_grid(denoiser, suite, judge, adapters, batch_size, clock.counting)
+    with clock.stage("metrics"):
+        found = findings(before, after, question, reference)
+    report = {
+        "schema": SCHEMA,
+        "suite": suite.name,
+        "erased": list(question.erased_names),
+        "kind": question.kind,
+        "judge": {"name": judge.name, "digest": judge.digest, "accuracy": accuracy},
+        **suite.sampling(),
+        "resolution": suite.resolution or denoiser.resolution,
+        **found,
+        **_summarised(measured),
+        "adapters": [_adapter_facts(stored, base_digest) for stored in stored_adapters],
+        "base_digest": base_digest,
+        "base_cached": cached,
+        "model": denoiser.settings(),
+        "seconds": clock.seconds,
+        "versions": versions(),
+    }
+    return _write(output, report, _pictures(before, after, report, question, stored_adapters))
+
+
+def check_output(output: Path) -> None:
+    """Refuse a folder that holds anything but an earlier evaluation, finished or not.
+
+    Raises:
+        OutputError: naming what is in the way.
+    """
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file; give a folder for --output")
+    existing = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"{existing} cannot be written to; give another --output")
+    if not output.is_dir() or _is_evaluation(output / EVALUATION):
+        return
+    # A run that was killed while writing leaves our pictures without the report.
+    strangers = sorted(p.name for p in output.iterdir() if p.name not in (SHEET, PROFILE) and p.suffix != ".partial")
+    if strangers:
+        raise OutputError(f"{output} holds {strangers[0]} and no evaluation of ours; give a new or empty --output")
+
+
+def _is_evaluation(path: Path) -> bool:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(report, dict) and report.get("schema") == SCHEMA
+
+
+def _check_request(suite: Suite, erased: Sequence[str], kind: str, adapters: Sequence[StoredAdapter]) -> Question:
+    domain = next((domain for domain in DOMAINS if domain == kind), None)
+    if domain is None:
+        raise SettingsError([f"kind is {kind!r}; a suite has {' and '.join(DOMAINS)}"])
+    if not erased:
+        raise SettingsError([f"no erased concept was named; name one or more of the suite's {domain}s with --erased"])
+    rows = tuple(dict.fromkeys(suite.find(text, domain) for text in erased))
+    cells = suite.cells()
+    check_drawn(cells.styles if domain == "style" else cells.objects, rows, domain)
+    kept = [name for stored in adapters for name in stored.manifest.get("kept", ())]
+    surrogates = [stored.manifest["surrogate"] for stored in adapters if "surrogate" in stored.manifest]
+    return Question(suite, domain, rows, tuple(kept), tuple(surrogates))
+
+
+def _check_model(denoiser: UNetDenoiser, suite: Suite, stored_adapters: Sequence[StoredAdapter]) -> None:
+    denoiser.check_prompts([suite.prompt(obj, style) for obj in suite.objects for style in suite.styles])
+    for stored in stored_adapters:
+        with stored.adapter.to(denoiser.device).attached(denoiser):
+            pass
+
+
+class _Clock:
+    """Times stages and passes their progress on."""
+
+    def __init__(self, on_progress: OnProgress) -> None:
+        self._on_progress, self._stage = on_progress, ""
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._stage = name
+        self._on_progress(name, 0, 1)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 3)
+        self._on_progress(name, 1, 1)
+
+    def counting(self, done: int, total: int) -> None:
+        """Progress within the stage."""
+        self._on_progress(self._stage, done, total)
+
+
+def _measure(
+    denoiser: UNetDenoiser, stored_adapters: Sequence[StoredAdapter], names: Sequence[str]
+) -> list[tuple[StoredAdapter, Measurement]]:
+    """Residual and drift of each erasure that is evaluated, on latents and noise its training never saw, all adapters
+    on. Another seed makes the examples new; two to train on are the fewest that can be asked for."""
+    measured = []
+    for stored in stored_adapters:
+        manifest = stored.manifest
+        if not any(same_concept(manifest.get("concept", ""), name) for name in names):
+            continue
+        erasure, settings = Erasure.from_dict(manifest), EraseSettings.from_mapping(manifest["settings"])
+        fresh = dataclasses.replace(settings, examples=2, retain_examples=2, seed=(settings.seed + 1) % 2**31)
+        meter = Meter(denoiser, generate_examples(denoiser, erasure, fresh), fresh.seed)
+        measured.append((stored, meter.measure(*(other.adapter for other in stored_adapters))))
+    return measured
+
+
+def _summarised(measured: Sequence[tuple[StoredAdapter, Measurement]]) -> dict[str, Any]:
+    """Means over the erasures measured, and each of them."""
+    if not measured:
+        return {"residual": None, "drift": None, "mean_drift": None, "measured": []}
+    drifts: dict[str, list[float]] = {}
+    for _, measurement in measured:
+        for name, drift in measurement.drift.items():
+            drifts.setdefault(name, []).append(drift)
+    return {
+        "residual": sum(m.residual for _, m in measured) / len(measured),
+        "drift": {name: sum(values) / len(values) for name, values in drifts.items()},
+        "mean_drift": sum(m.mean_drift for _, m in measured) / len(measured),
+        "measured": [{"concept": stored.manifest["concept"], **m.as_dict()} for stored, m in measured],
+    }
+
+
+def _adapter_facts(stored: StoredAdapter, base_digest: str) -> dict[str, Any]:
+    return {
+        "folder": str(stored.folder),
+        "concept": stored.manifest.get("concept"),
+        "surrogate": stored.manifest.get("surrogate"),
+        "sha256": stored.sha256,
+        "base_matches": stored.base_digest == base_digest,
+    }
+
+
+def _pictures(
+    before: GridResult,
+    after: GridResult | None,
+    report: dict[str, Any],
+    question: Question,
+    stored_adapters: Sequence[StoredAdapter],
+) -> dict[str, bytes]:
+    """The PNG files of a report, by name."""
+    suite, kind = question.suite, question.kind
+    worst = [suite.find(row["concept"], kind) for row in by_harm(report["per_concept"], kind)]
+    rows = sheet_rows(before, suite, question.erased, kind, question.surrogate_rows, worst)
+    title = f"{', '.join(question.erased_names)}: {'base only' if after is None else 'before and after erasing'}"
+    files = {SHEET: contact_sheet(before.thumbnails, None if after is None else after.thumbnails, rows, title)}
+    profiles = {
+        stored.manifest["concept"]: stored.manifest["timestep_profile"]
+        for stored in stored_adapters
+        if "timestep_profile" in stored.manifest
+    }
+    if profiles:
+        files[PROFILE] = profile_plot(profiles)
+    return files
+
+
+def _write(output: Path, report: dict[str, Any], pictures: dict[str, bytes]) -> dict[str, Any]:
+    """Pictures first, and the report says their sha256: what a run killed in between leaves does not pass for whole."""
+    for name in (SHEET, PROFILE):
+        if name in pictures:
+            write_bytes(output / name, pictures[name])
+        else:
+            (output / name).unlink(missing_ok=True)
+    report["files"] = {name: {"sha256": hashlib.sha256(content).hexdigest()} for name, content in pictures.items()}
+    write_json(output / EVALUATION, report)
+    return report

@@ -1,0 +1,129 @@
+"""From the grids before and after to the figures of a report; no model, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from spare_core.concept import same_concept
+from spare_core.evaluation.damage import compare
+from spare_core.evaluation.grid import GridResult
+from spare_core.evaluation.judges import Reference
+from spare_core.evaluation.metrics import (
+    ConceptScore,
+    Distance,
+    Figure,
+    concept_scores,
+    fid,
+    names_erased,
+    ua_ira_cra,
+)
+from spare_core.evaluation.suite import Domain, Suite
+
+
+@dataclass(frozen=True)
+class Question:
+    """Of which suite, which concepts of which domain are said to be gone; ``erased`` are rows of that domain.
+
+    ``kept`` and ``surrogates`` are the names that the adapters' own requests give.
+    """
+
+    suite: Suite
+    kind: Domain
+    erased: tuple[int, ...]
+    kept: tuple[str, ...] = ()
+    surrogates: tuple[str, ...] = ()
+
+    @property
+    def erased_names(self) -> tuple[str, ...]:
+        """As the suite writes them."""
+        return tuple(self.suite.names(self.kind)[row] for row in self.erased)
+
+    @property
+    def surrogate_rows(self) -> list[int]:
+        """Surrogates that are in the suite."""
+        names = self.suite.names(self.kind)
+        return [row for row, name in enumerate(names) if _among(name, self.surrogates)]
+
+
+def findings(
+    before: GridResult, after: GridResult | None, question: Question, reference: Reference | None
+) -> dict[str, Any]:
+    """``counts``, ``base``, ``adapted``, ``per_concept``, ``worst_neighbour`` and ``damage`` of a report."""
+    kind, gone = question.kind, names_erased(before.verdicts, question.erased, question.kind)
+    real = None if reference is None else _kept_features(reference, question)
+    scores = _scores(before, question, gone, real)
+    concepts = per_concept(before, after, question)
+    return {
+        "counts": {"pictures": len(before), "erased_pictures": int(gone.sum()), "kept_pictures": int((~gone).sum())}
+        | {name: _denominators(score) for name, score in scores.items()},
+        "base": _figures(scores),
+        "adapted": None if after is None else _figures(_scores(after, question, gone, real)),
+        "per_concept": concepts,
+        "worst_neighbour": None if after is None else next(iter(by_harm(concepts, kind)), None),
+        "damage": None if after is None else compare(before.pictures, after.pictures, gone),
+    }
+
+
+def _kept_features(reference: Reference, question: Question) -> Tensor:
+    """Of the real pictures without the erased concepts."""
+    shown = reference.styles if question.kind == "style" else reference.objects
+    return reference.features[[concept not in question.erased for concept in shown.tolist()]]
+
+
+def _scores(grid: GridResult, question: Question, gone: Tensor, real: Tensor | None) -> dict[str, Figure | Distance]:
+    scores: dict[str, Figure | Distance] = dict(ua_ira_cra(grid.verdicts, question.erased, question.kind)._asdict())
+    return scores if real is None else {**scores, "fid": fid(grid.features[~gone], real)}
+
+
+def _figures(scores: Mapping[str, Figure | Distance]) -> dict[str, Any]:
+    values = {name: score.value for name, score in scores.items()}
+    intervals = {name: [score.low, score.high] for name, score in scores.items()}
+    return {"fid": None, **values, "intervals": intervals}
+
+
+def _denominators(score: Figure | Distance) -> dict[str, int]:
+    return {name: value for name, value in score._asdict().items() if name not in ("value", "low", "high")}
+
+
+def per_concept(before: GridResult, after: GridResult | None, question: Question) -> list[dict[str, Any]]:
+    """Every concept of both domains with accuracy and mean probability, before and after."""
+    first = concept_scores(before.verdicts, question.erased, question.kind)
+    second = [] if after is None else list(concept_scores(after.verdicts, question.erased, question.kind))
+    rows = []
+    for i, score in enumerate(first):
+        name = question.suite.names(score.kind)[score.concept]
+        same_domain = score.kind == question.kind
+        rows.append({
+            "concept": name,
+            "kind": score.kind,
+            "erased": score.erased,
+            "kept": same_domain and _among(name, question.kept),
+            "surrogate": same_domain and _among(name, question.surrogates),
+            "pictures": score.pictures,
+            "before": _accuracy(score),
+            "after": _accuracy(second[i]) if second else None,
+        })  # fmt: skip
+    return rows
+
+
+def _among(name: str, names: Sequence[str]) -> bool:
+    return any(same_concept(name, other) for other in names)
+
+
+def _accuracy(score: ConceptScore) -> dict[str, float]:
+    return {"accuracy": score.accuracy, "probability": score.probability}
+
+
+def by_harm(concepts: Sequence[Mapping[str, Any]], kind: Domain) -> list[Mapping[str, Any]]:
+    """The kept concepts of a domain, the largest fall of accuracy first, then of probability; as they are if nothing
+    was measured after."""
+    neighbours = [row for row in concepts if row["kind"] == kind and not row["erased"]]
+
+    def change(row: Mapping[str, Any]) -> tuple[float, float]:
+        return tuple(row["after"][name] - row["before"][name] for name in ("accuracy", "probability"))
+
+    return sorted(neighbours, key=change) if all(row["after"] for row in neighbours) else neighbours

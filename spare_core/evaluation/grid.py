@@ -1,0 +1,227 @@
+"""Draw a suite's grid and judge it. What the base model draws is kept in a cache: it is the same for every adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from spare_core.adapter import Adapter
+from spare_core.artifact import versions
+from spare_core.atomic import write_tensors
+from spare_core.denoiser import Denoiser
+from spare_core.errors import StorageError, TrainingError
+from spare_core.evaluation.damage import Pictures, Texture, measure_texture
+from spare_core.evaluation.judges import Judge, Judgement
+from spare_core.evaluation.metrics import Column, Verdicts
+from spare_core.evaluation.suite import Cells, Suite
+
+THUMBNAIL: Final = 128
+"""Longest side of a stored picture in pixels."""
+_FORMAT: Final = 1
+"""Of the cache; raised whenever what is stored or how it is measured changes."""
+_LARGEST_BATCH: Final = 128
+_BATCH_PIXELS: Final = 2**21
+"""Pixels drawn at once: 128 pictures of 64 x 64, 8 of 512 x 512, 2 of 1024 x 1024."""
+
+OnBatch = Callable[[int, int], None]
+"""Called with how many pictures are drawn, and how many there are."""
+
+
+@dataclass(frozen=True)
+class GridResult:
+    """What was asked, what was drawn, what the judge saw; N pictures in the order of :meth:`Suite.cells`.
+
+    ``object_probability`` and ``style_probability`` are of the prompted concepts; ``features`` ``(N, D)`` float32;
+    ``thumbnails`` uint8 ``(N, h, w, 3)``; ``contrast`` and ``high_frequency`` of the whole pictures; all else ``(N,)``.
+    """
+
+    objects: Tensor
+    styles: Tensor
+    seeds: Tensor
+    predicted_objects: Tensor
+    predicted_styles: Tensor
+    object_probability: Tensor
+    style_probability: Tensor
+    features: Tensor
+    thumbnails: Tensor
+    contrast: Tensor
+    high_frequency: Tensor
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    @property
+    def verdicts(self) -> Verdicts:
+        """What the metrics need."""
+        return Verdicts(
+            Column(self.objects, self.predicted_objects, self.object_probability),
+            Column(self.styles, self.predicted_styles, self.style_probability),
+        )
+
+    @property
+    def pictures(self) -> Pictures:
+        """What the damage checks need."""
+        return Pictures(Texture(self.contrast, self.high_frequency), self.thumbnails, self.seeds)
+
+
+def batch_size_for(side: int) -> int:
+    """Pictures of ``side`` pixels drawn at once."""
+    return max(1, min(_LARGEST_BATCH, _BATCH_PIXELS // side**2))
+
+
+def draw_grid(
+    denoiser: Denoiser,
+    suite: Suite,
+    judge: Judge,
+    adapters: Sequence[Adapter] = (),
+    batch_size: int | None = None,
+    on_batch: OnBatch = lambda done, total: None,
+) -> GridResult:
+    """Draw and judge every picture of ``suite`` with all ``adapters`` on; each starts from its own seed alone."""
+    cells = suite.cells()
+    side = suite.resolution or denoiser.resolution
+    parts: list[dict[str, Tensor]] = []
+    total = len(cells.objects)
+    on_batch(0, total)
+    with contextlib.ExitStack() as stack:
+        for adapter in adapters:
+            stack.enter_context(adapter.to(denoiser.device).attached(denoiser))
+        for index in torch.arange(total).split(batch_size or batch_size_for(side)):
+            rows = Cells(*(part[index] for part in cells))
+            pixels = _draw(denoiser, suite, rows, side)
+            parts.append(_judged(rows, judge.judge(pixels), pixels))
+            on_batch(int(index[-1]) + 1, total)
+    return GridResult(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+
+def _draw(denoiser: Denoiser, suite: Suite, rows: Cells, side: int) -> Tensor:
+    """RGB ``(B, 3, H, W)`` in [0, 1].
+
+    Raises:
+        TrainingError: if a value is not finite.
+    """
+    pairs = zip(rows.objects.tolist(), rows.styles.tolist(), strict=True)
+    prompts = [suite.prompt(suite.objects[obj], suite.styles[style]) for obj, style in pairs]
+    latents = denoiser.generate(prompts, rows.seeds.tolist(), suite.steps, suite.guidance, side, len(prompts))
+    pixels = denoiser.decode_latents(latents)
+    if not torch.isfinite(pixels).all():
+        raise TrainingError(f"decoding gave pixels that are not finite ({denoiser.dtype}); try --dtype float32")
+    return pixels
+
+
+def _judged(rows: Cells, judged: Judgement, pixels: Tensor) -> dict[str, Tensor]:
+    texture = measure_texture(pixels)
+    return {
+        **rows._asdict(),
+        "predicted_objects": judged.objects.predicted,
+        "predicted_styles": judged.styles.predicted,
+        "object_probability": judged.objects.probabilities.gather(1, rows.objects[:, None])[:, 0],
+        "style_probability": judged.styles.probabilities.gather(1, rows.styles[:, None])[:, 0],
+        "features": judged.features,
+        "thumbnails": _thumbnails(pixels),
+        **texture._asdict(),
+    }
+
+
+def _thumbnails(pixels: Tensor) -> Tensor:
+    longest = max(pixels.shape[-2:])
+    if longest > THUMBNAIL:
+        sides = [max(1, side * THUMBNAIL // longest) for side in pixels.shape[-2:]]
+        pixels = F.interpolate(pixels, sides, mode="area")
+    return (pixels * 255.0).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+
+def base_grid(
+    denoiser: Denoiser,
+    base_digest: str,
+    suite: Suite,
+    judge: Judge,
+    batch_size: int | None = None,
+    on_batch: OnBatch = lambda done, total: None,
+    cache: Path | None = None,
+) -> tuple[GridResult, bool]:
+    """:func:`draw_grid` without adapters, and whether it came from the cache: ``cache``, else $SPARE_CACHE/grids, else
+    ~/.cache/spare/grids."""
+    key = _cache_key(denoiser, base_digest, suite, judge)
+    path = (cache or default_cache()) / f"{key}.safetensors"
+    kept = _load(path, key)
+    if kept is not None:
+        on_batch(len(kept), len(kept))
+        return kept, True
+    drawn = draw_grid(denoiser, suite, judge, (), batch_size, on_batch)
+    try:
+        write_tensors(path, vars(drawn), {"check": json.dumps({"key": key, "sha256": _content_digest(vars(drawn))})})
+    except StorageError as error:  # a cache that cannot be written costs time, not the result
+        warnings.warn(f"the base model's grid is not kept: {error}", stacklevel=2)
+    return drawn, False
+
+
+def default_cache() -> Path:
+    """Where grids are kept."""
+    root = os.environ.get("SPARE_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "spare") / "grids"
+
+
+def _cache_key(denoiser: Denoiser, base_digest: str, suite: Suite, judge: Judge) -> str:
+    """sha256 of everything that decides the pictures or the verdicts."""
+    facts: dict[str, Any] = {
+        "format": _FORMAT,
+        "base": base_digest,
+        "decoder": _decoder_digest(denoiser),
+        "suite": suite.sampling(),
+        "side": suite.resolution or denoiser.resolution,
+        "judge": [judge.name, judge.digest],
+        "dtype": str(denoiser.dtype),
+        "device": denoiser.device.type,
+        "versions": versions(("torch", "diffusers", "transformers")),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _decoder_digest(denoiser: Denoiser) -> str:
+    """sha256 of the parts that a base digest leaves out though they shape its pictures: VAE and noise schedule."""
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(denoiser.files.tensors("vae"), key=lambda item: item[0]):
+        hasher.update(name.encode() + tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name in ("vae/config.json", "scheduler/scheduler_config.json"):
+        path = denoiser.files.path / name
+        hasher.update(path.read_bytes() if path.is_file() else b"")
+    return hasher.hexdigest()
+
+
+def _content_digest(tensors: dict[str, Tensor]) -> str:
+    hasher = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def _load(path: Path, key: str) -> GridResult | None:
+    """A kept grid, if there is one and it is whole."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+            check = json.loads((opened.metadata() or {}).get("check", "{}"))
+        if check == {"key": key, "sha256": _content_digest(tensors)}:
+            return GridResult(**tensors)
+        reason = "its content is not what was written"
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        reason = str(error)
+    warnings.warn(f"{path} is damaged ({reason}); the grid is drawn again", stacklevel=3)
+    return None

@@ -1,0 +1,137 @@
+"""A base model as files: where it is, whether it is safe and complete, and the digest that names its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from spare_core.canvas import PIPELINE
+from spare_core.errors import ModelError
+
+ARCHITECTURES: Final = {
+    "StableDiffusionPipeline": ("unet", "text_encoder"),
+    "StableDiffusionXLPipeline": ("unet", "text_encoder", "text_encoder_2"),
+}
+"""Supported pipelines, and the components whose weights the digest covers (DESIGN 4)."""
+
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A checked diffusers directory; ``variant`` is the file variant to load ("fp16") or None."""
+
+    source: str
+    path: Path
+    pipeline_class: str
+    variant: str | None
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components that hold the denoiser's and the text encoders' weights."""
+        return ARCHITECTURES[self.pipeline_class]
+
+    def tensors(self, component: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each tensor of a component under its file-independent name, read one at a time."""
+        for file in weight_files(self.path / component, self.variant):
+            try:
+                with safe_open(file, "pt") as opened:
+                    for name in opened.keys():  # noqa: SIM118 - safe_open is no mapping
+                        yield plain_name(name), opened.get_tensor(name)
+            except SafetensorError as error:
+                raise ModelError(f"{file} is not a readable safetensors file ({error}); fetch it again") from None
+
+    def digest(self) -> str:
+        """sha256 over the sorted (component, tensor name, dtype, shape, bytes) of denoiser and text encoders.
+
+        The same weights in another folder, or split into other files, have the same digest.
+        """
+        entries = []
+        for component in self.components:
+            for name, tensor in self.tensors(component):
+                content = hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+                entries.append((component, name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape), content))
+        return hashlib.sha256(json.dumps(sorted(entries), separators=(",", ":")).encode()).hexdigest()
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without the prefix that transformers 4 writes and transformers 5 leaves out."""
+    return name.removeprefix("text_model.")
+
+
+def find_model(source: str) -> ModelFiles:
+    """The checked files of ``source``: "canvas", a local diffusers directory, or a hub id.
+
+    Raises:
+        ModelError: if there is no such model, it is no supported diffusers pipeline, or its weights are pickles.
+    """
+    if source == "canvas":
+        return _check(source, PIPELINE)
+    if source.startswith("s3://"):
+        raise ModelError(f"model {source!r}: s3:// is not readable yet; download it and give the local directory")
+    path = Path(source)
+    if path.exists():
+        return _check(source, path)
+    if _HUB_ID.fullmatch(source) and not source.startswith((".", "/")):
+        return _check(source, _download(source))
+    raise ModelError(f"there is no model {source!r}; give 'canvas', a local diffusers directory, or a hub id 'org/name'")
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"{hub_id!r} is no local directory, and the hub did not give it ({reason}); check the name, the network "
+            "and the HF_TOKEN environment variable"
+        ) from None
+
+
+def _check(source: str, path: Path) -> ModelFiles:
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise ModelError(f"{path} is not a diffusers pipeline directory: it has no model_index.json")
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))
+        pipeline_class = listed["_class_name"]
+    except (ValueError, KeyError, TypeError):
+        raise ModelError(f"{index} does not name a pipeline class; is the download complete?") from None
+    if pipeline_class not in ARCHITECTURES:
+        allowed = ", ".join(ARCHITECTURES)
+        raise ModelError(f"{path} holds a {pipeline_class}; supported: {allowed}")
+    variants = {_variant(path / part) for part in (*ARCHITECTURES[pipeline_class], "vae")}
+    if None in variants and len(variants) > 1:
+        raise ModelError(f"{path} holds some components only as fp16 variant and others only without; fetch one kind")
+    return ModelFiles(source, path, pipeline_class, variants.pop())
+
+
+def _variant(folder: Path) -> str | None:
+    """None for plain weights, "fp16" where only that variant is there."""
+    for variant in (None, "fp16"):
+        if weight_files(folder, variant):
+            return variant
+    pickles = sorted(file.name for file in folder.glob("*") if file.suffix in _PICKLES)
+    if pickles:
+        raise ModelError(f"{folder} holds {pickles[0]}, a pickle; only safetensors are read, convert it first")
+    raise ModelError(f"{folder} holds no safetensors weights; is the download complete?")
+
+
+def weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The safetensors files of one variant, shards in order."""
+    pattern = re.compile(
+        r"(diffusion_pytorch_model|model)" + (rf"\.{variant}" if variant else "") + r"(-\d+-of-\d+)?\.safetensors"
+    )
+    return sorted(file for file in folder.glob("*.safetensors") if pattern.fullmatch(file.name))

@@ -1,0 +1,143 @@
+"""Everything that steers an erasure, checked in one place before any work starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import yaml
+
+from spare_core.errors import SettingsError
+
+MaskKind = Literal["module", "channel", "weight", "none"]
+SaliencyLoss = Literal["denoise", "gap"]
+TimestepSampling = Literal["gap", "uniform", "window"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+def _setting(default: Any, meaning: str, low: float | None = None, high: float | None = None, open_low: bool = False):
+    """A field with its meaning and the range it is checked against."""
+    return field(default=default, metadata={"meaning": meaning, "low": low, "high": high, "open_low": open_low})
+
+
+@dataclass(frozen=True)
+class EraseSettings:
+    """Settings of one erasure. Building one checks every field and reports all problems at once.
+
+    Raises:
+        SettingsError: with every value that is out of range.
+    """
+
+    # What may move
+    mask: MaskKind = _setting("channel", "granularity of the saliency mask; 'none' lets every target weight move")
+    density: float = _setting(0.25, "share of the target layers' weights that may move", 0.0, 1.0, open_low=True)
+    saliency: SaliencyLoss = _setting("gap", "loss whose gradient scores the weights (DESIGN 3)")
+    contrast: bool = _setting(True, "divide the score by the same score on the retain set")
+    saliency_batches: int = _setting(8, "batches the saliency is summed over", 1, 10_000)
+    # The adapter
+    rank: int = _setting(8, "rank of the LoRA", 1, 1024)
+    alpha: float = _setting(8.0, "LoRA alpha; the update is scaled by alpha / rank", 0.0, 4096.0, open_low=True)
+    # When
+    timesteps: TimestepSampling = _setting("gap", "how training timesteps are drawn")
+    bins: int = _setting(20, "bins of the timestep profile", 2, 1000)
+    gamma: float = _setting(1.0, "exponent of the gap in p(t) for 'gap'", 0.0, 16.0)
+    floor: float = _setting(0.3, "share of p(t) that stays uniform for 'gap'", 0.0, 1.0)
+    window_mass: float = _setting(0.8, "share of the gap that the window of 'window' holds", 0.0, 1.0, open_low=True)
+    # Training
+    steps: int = _setting(120, "most optimiser steps", 1, 1_000_000)
+    batch_size: int = _setting(8, "examples a step on each side, forget and retain", 1, 4096)
+    lr: float = _setting(2e-3, "peak learning rate of AdamW; falls by a cosine", 0.0, 1.0, open_low=True)
+    forget_weight: float = _setting(1.0, "weight of the forget loss", 0.0, 1e6, open_low=True)
+    retain_weight: float = _setting(1.0, "weight of the retain loss", 0.0, 1e6)
+    measure_every: int = _setting(20, "steps between measurements of the residual", 1, 1_000_000)
+    patience: int = _setting(3, "measurements without improvement of the residual before stopping early", 1, 1_000_000)
+    min_improvement: float = _setting(0.02, "relative fall of the residual that counts as improvement", 0.0, 1.0)
+    # Examples
+    examples: int = _setting(48, "latents generated on the forget side", 2, 100_000)
+    retain_examples: int = _setting(96, "latents generated on the retain side", 2, 100_000)
+    heldout: int = _setting(24, "further latents that only measure, each side", 1, 100_000)
+    example_steps: int = _setting(12, "sampler steps when the model generates its own examples", 1, 1000)
+    guidance: float = _setting(4.0, "guidance scale when the model generates its own examples", 0.0, 100.0)
+    resolution: int = _setting(0, "side of the generated examples in pixels; 0: the model's own", 0, 8192)
+    # The machine
+    seed: int = _setting(0, "seed of all chance", 0, 2**31 - 1)
+    dtype: Precision = _setting("auto", "precision of the forward passes; auto: bfloat16 where the device has it")
+    device: Device = _setting("auto", "auto: cuda, then mps, then cpu")
+    low_memory: bool = _setting(False, "gradient checkpointing and attention slicing; slower, for large models")
+
+    def __post_init__(self) -> None:
+        problems = _problems(self)
+        if problems:
+            raise SettingsError(problems)
+
+    @classmethod
+    def from_mapping(cls, values: dict[str, Any]) -> EraseSettings:
+        """Settings from plain values, e.g. a YAML file's; unknown names and wrong types are problems too."""
+        known = {f.name for f in fields(cls)}
+        unknown = [f"unknown setting {name!r}; known: {', '.join(sorted(known))}" for name in values if name not in known]
+        good = {name: value for name, value in values.items() if name in known}
+        try:
+            settings = cls(**good)
+        except SettingsError as error:
+            raise SettingsError([*unknown, *error.problems]) from None
+        if unknown:
+            raise SettingsError(unknown)
+        return settings
+
+    @classmethod
+    def from_file(cls, path: Path, **overrides: Any) -> EraseSettings:
+        """Settings from a YAML mapping, with ``overrides`` on top."""
+        return cls.from_mapping({**read_yaml_mapping(path), **overrides})
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings as plain values."""
+        return dataclasses.asdict(self)
+
+
+def read_yaml_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        SettingsError: if the file cannot be read or holds something else.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError([f"cannot read {path}: {error}"]) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise SettingsError([f"{path} must hold a mapping of names to values, got {type(values).__name__}"])
+    return values
+
+
+
+def _problems(settings: Any) -> list[str]:
+    """Every field of a settings object whose type or range is wrong."""
+    hints = typing.get_type_hints(type(settings))
+    problems = []
+    for f in fields(settings):
+        value, hint = getattr(settings, f.name), hints[f.name]
+        if typing.get_origin(hint) is Literal:
+            allowed = typing.get_args(hint)
+            if value not in allowed:
+                problems.append(f"{f.name} is {value!r}; allowed: {', '.join(allowed)}")
+            continue
+        if hint is float and type(value) is int:
+            object.__setattr__(settings, f.name, float(value))
+            value = float(value)
+        if type(value) is not hint:
+            problems.append(f"{f.name} is {value!r}; it must be of type {hint.__name__} ({f.metadata['meaning']})")
+            continue
+        low, high, open_low = f.metadata["low"], f.metadata["high"], f.metadata["open_low"]
+        if low is None:
+            continue
+        inside = (low < value if open_low else low <= value) and value <= high  # NaN is inside nothing
+        if not inside:
+            bracket = "(" if open_low else "["
+            problems.append(f"{f.name} is {value}; allowed: {bracket}{low:g}, {high:g}] ({f.metadata['meaning']})")
+    return problems

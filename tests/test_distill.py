@@ -1,0 +1,273 @@
+"""One step is the equation of DESIGN 3; the loop changes the adapter, nothing else, and stops when it stops helping."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from spare_core.adapter import Adapter, LowRankUpdate
+from spare_core.distill import TrainingState, distill, learning_rate, plateaued, start, training_step
+from spare_core.errors import TrainingError
+from spare_core.masks import LayerMask, Masks
+from spare_core.measures import Meter
+from spare_core.settings import EraseSettings
+from spare_core.timesteps import TimestepSampler
+from tests.toy import CONCEPT, EMBEDDINGS, SURROGATE, ToyDenoiser, toy_examples
+
+SETTINGS = EraseSettings(rank=2, alpha=3.0, batch_size=4, forget_weight=0.3, retain_weight=2.0, steps=100, lr=0.05)
+SAMPLER = TimestepSampler(torch.arange(11), torch.full((10,), 0.1, dtype=torch.double))
+FULL: Masks = {
+    "mix": LayerMask(torch.ones(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool)),
+    "text": LayerMask(torch.ones(3, dtype=torch.bool), torch.ones(2, dtype=torch.bool)),
+}
+CHANNELS: Masks = {
+    "mix": LayerMask(torch.tensor([True, False, True]), torch.tensor([False, True, True])),
+    "text": LayerMask(torch.tensor([False, True, True]), torch.tensor([True, True])),
+}
+WEIGHTS: Masks = {
+    name: LayerMask(entries.any(dim=1), entries.any(dim=0), entries)
+    for name, entries in {
+        "mix": torch.tensor([[True, False, False], [False, False, False], [False, True, True]]),
+        "text": torch.tensor([[True, False], [False, True], [True, True]]),
+    }.items()
+}
+
+
+def moving(denoiser: ToyDenoiser, masks: Masks = FULL) -> Adapter:
+    """An adapter that already changes something, so that every gradient is other than zero."""
+    adapter = Adapter.initialise(denoiser, masks, SETTINGS.rank, SETTINGS.alpha, seed=0)
+    for update in adapter.updates.values():
+        update.up.data = 0.3 * torch.randn(update.up.shape, generator=torch.Generator().manual_seed(1))
+    adapter.project()
+    return adapter
+
+
+def training(adapter: Adapter, settings: EraseSettings, denoiser: ToyDenoiser, **hooks: Any) -> TrainingState:
+    """A whole run."""
+    state = start(adapter, settings)
+    distill(denoiser, toy_examples(), SAMPLER, Meter(denoiser, toy_examples(), seed=0), state, settings, **hooks)
+    return state
+
+
+def by_hand(denoiser: ToyDenoiser, adapter: Adapter) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """Forget and retain loss of the step that ``denoiser`` remembers, and the gradients on (down, up) of each layer."""
+    teacher_call, student_call = denoiser.calls
+    base = {name: layer.weight for name, layer in denoiser.target_layers().items()}
+    teacher = teacher_call.noisy @ base["mix"].T + teacher_call.embeds @ base["text"].T
+    leaves: dict[str, tuple[Tensor, Tensor]] = {}
+    changed = dict(base)
+    for name, update in adapter.updates.items():
+        assert isinstance(update, LowRankUpdate)
+        down, up = (tensor.detach().clone().requires_grad_() for tensor in (update.down, update.up))
+        mask = 1.0 if update.entries is None else update.entries
+        leaves[name] = (down, up)
+        changed[name] = base[name] + SETTINGS.alpha / SETTINGS.rank * (up @ down) * mask
+    student = student_call.noisy @ changed["mix"].T + student_call.embeds @ changed["text"].T
+    forget, retain = (student - teacher).pow(2).chunk(2)
+    total = SETTINGS.forget_weight * forget.mean() + SETTINGS.retain_weight * retain.mean()
+    flat = torch.autograd.grad(total, [leaf for pair in leaves.values() for leaf in pair])
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return forget.mean().detach(), retain.mean().detach(), dict(zip(leaves, pairs, strict=True))
+
+
+# --- one step --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masks", [FULL, CHANNELS, WEIGHTS], ids=["full", "channel", "weight"])
+def test_a_step_is_the_equation(masks: Masks) -> None:
+    denoiser = ToyDenoiser()
+    adapter = moving(denoiser, masks)
+    forget, retain = training_step(denoiser, toy_examples(), SAMPLER, adapter, 5, SETTINGS)
+    expected_forget, expected_retain, gradients = by_hand(denoiser, adapter)
+    assert (forget, retain) == pytest.approx((float(expected_forget), float(expected_retain)), rel=1e-5)
+    for name, (down, up) in gradients.items():
+        torch.testing.assert_close(adapter.updates[name].down.grad, down)
+        torch.testing.assert_close(adapter.updates[name].up.grad, up)
+
+
+def test_the_student_is_asked_for_the_concept_and_the_teacher_for_the_surrogate() -> None:
+    denoiser = ToyDenoiser()
+    training_step(denoiser, toy_examples(), SAMPLER, moving(denoiser), 0, SETTINGS)
+    teacher, student = denoiser.calls
+    assert torch.equal(teacher.noisy, student.noisy)
+    assert torch.equal(teacher.timesteps, student.timesteps)
+    assert (teacher.embeds[:4] == EMBEDDINGS[SURROGATE]).all()
+    assert (student.embeds[:4] == EMBEDDINGS[CONCEPT]).all()
+    assert torch.equal(teacher.embeds[4:], student.embeds[4:])
+
+
+def test_low_memory_gives_the_same_gradients() -> None:
+    found = []
+    for low_memory in (False, True):
+        denoiser = ToyDenoiser(timed=True)
+        adapter = moving(denoiser)
+        settings = dataclasses.replace(SETTINGS, low_memory=low_memory)
+        losses = training_step(denoiser, toy_examples(), SAMPLER, adapter, 3, settings)
+        found.append((losses, [parameter.grad for parameter in adapter.parameters()]))
+        assert len(denoiser.calls) == (3 if low_memory else 2)
+    (joint_losses, joint), (split_losses, split) = found
+    assert split_losses == pytest.approx(joint_losses, rel=1e-6)
+    for one, two in zip(joint, split, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_the_loss_scale_of_half_precision_is_taken_out_again() -> None:
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        denoiser = ToyDenoiser()
+        denoiser.dtype = dtype  # only the scale follows; the toy computes in float32
+        adapter = moving(denoiser)
+        training_step(denoiser, toy_examples(), SAMPLER, adapter, 3, SETTINGS)
+        found.append([parameter.grad for parameter in adapter.parameters()])
+    for plain, scaled in zip(*found, strict=True):
+        torch.testing.assert_close(plain, scaled)
+
+
+def test_a_steps_chance_comes_from_seed_and_step_alone() -> None:
+    def noisy(step: int, seed: int) -> Tensor:
+        denoiser = ToyDenoiser()
+        torch.manual_seed(step + seed)  # the global generator has no say
+        settings = dataclasses.replace(SETTINGS, seed=seed)
+        training_step(denoiser, toy_examples(), SAMPLER, moving(denoiser), step, settings)
+        return denoiser.calls[0].noisy
+
+    assert torch.equal(noisy(3, 0), noisy(3, 0))
+    assert not torch.equal(noisy(3, 0), noisy(4, 0))
+    assert not torch.equal(noisy(3, 0), noisy(3, 1))
+
+
+def test_a_step_leaves_the_base_frozen_and_unhooked() -> None:
+    denoiser = ToyDenoiser()
+    training_step(denoiser, toy_examples(), SAMPLER, moving(denoiser), 0, SETTINGS)
+    for layer in denoiser.target_layers().values():
+        assert layer.weight.grad is None
+        assert not layer._forward_hooks
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_loss_that_is_not_finite_stops_with_the_facts(low_memory: bool) -> None:
+    denoiser = ToyDenoiser()
+    adapter = moving(denoiser)
+    settings = dataclasses.replace(SETTINGS, low_memory=low_memory)
+    with pytest.raises(TrainingError, match=r"step 7: forget loss nan.*lr .*rank 2, timesteps \[") as caught:
+        training_step(denoiser, toy_examples(EMBEDDINGS * torch.inf), SAMPLER, adapter, 7, settings)
+    assert "lower --lr or use --dtype float32" in str(caught.value)
+    assert not denoiser.weights.text._forward_hooks
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+def test_training_overwrites_the_concept_and_spares_the_rest() -> None:
+    denoiser = ToyDenoiser()
+    before = Meter(denoiser, toy_examples(), seed=0).measure()
+    state = training(Adapter.initialise(denoiser, FULL, 2, 2.0, seed=0), SETTINGS, denoiser)
+    after = Meter(denoiser, toy_examples(), seed=0).measure(state.adapter)
+    assert before.residual == pytest.approx(1.0)
+    assert after.residual < 0.15
+    assert state.step == len(state.losses) == 100
+    assert state.losses[-1][0] < 0.2 * state.losses[0][0]
+
+
+def test_training_does_not_touch_the_base() -> None:
+    denoiser, untouched = ToyDenoiser(), ToyDenoiser()
+    training(moving(denoiser), dataclasses.replace(SETTINGS, steps=5), denoiser)
+    for name, tensor in untouched.weights.state_dict().items():
+        assert torch.equal(denoiser.weights.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("masks", [CHANNELS, WEIGHTS], ids=["channel", "weight"])
+def test_what_is_masked_stays_exactly_zero(masks: Masks) -> None:
+    denoiser = ToyDenoiser()
+    state = training(moving(denoiser, masks), dataclasses.replace(SETTINGS, steps=20), denoiser)
+    for name, mask in masks.items():
+        delta = state.adapter.updates[name].delta()
+        assert (delta[~mask.dense()] == 0).all()
+        assert (delta[mask.dense()] != 0).all()
+
+
+def test_a_run_repeats_to_the_bit() -> None:
+    runs = []
+    for _ in range(2):
+        denoiser = ToyDenoiser()
+        state = training(moving(denoiser), dataclasses.replace(SETTINGS, steps=10), denoiser)
+        runs.append((state.losses, [parameter.detach().tolist() for parameter in state.adapter.parameters()]))
+    assert runs[0] == runs[1]
+
+
+def test_measurements_come_when_asked_and_the_last_is_returned() -> None:
+    denoiser, steps, measured = ToyDenoiser(), [], []
+    settings = dataclasses.replace(SETTINGS, steps=10, measure_every=4)
+    state = training(
+        moving(denoiser), settings, denoiser,
+        on_measure=lambda state: measured.append(state.history[-1]["step"]), on_step=steps.append,
+    )  # fmt: skip
+    assert steps == list(range(1, 11))
+    assert measured == [row["step"] for row in state.history] == [4, 8]
+
+
+def test_a_run_that_does_not_help_stops_early() -> None:
+    denoiser = ToyDenoiser()
+    settings = dataclasses.replace(SETTINGS, lr=1e-9, measure_every=2, patience=3)
+    state = training(moving(denoiser), settings, denoiser)
+    assert state.stopped_early
+    assert state.step == 8  # one measurement to compare with, then three without improvement
+
+
+def test_a_run_that_stopped_early_does_not_go_on() -> None:
+    denoiser = ToyDenoiser()
+    state = start(moving(denoiser), SETTINGS)
+    state.stopped_early = True
+    meter = Meter(denoiser, toy_examples(), seed=0)
+    measured = distill(denoiser, toy_examples(), SAMPLER, meter, state, SETTINGS)
+    assert state.step == 0
+    assert measured == meter.measure(state.adapter)
+
+
+# --- its parts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("residuals", "stops"),
+    [
+        ([], False),
+        ([1.0, 1.0, 1.0], False),
+        ([1.0, 1.0, 1.0, 1.0], True),
+        ([1.0, 0.99, 0.99, 0.99], True),
+        ([1.0, 0.99, 0.985, 0.97], False),
+        ([1.0, 0.9, 0.9, 0.9], False),
+        ([1.0, 0.9, 0.9, 0.9, 0.9], True),
+        ([0.5, 1.0, 1.0, 0.4], False),
+        ([0.5, 0.6, 0.7, 0.8], True),
+        ([1.0, 0.8, 0.6, 0.4, 0.2, 0.1], False),
+        ([0.0, 0.0, 0.0, 0.0], False),
+    ],
+)
+def test_a_plateau_is_patience_measurements_without_improvement(residuals: list[float], stops: bool) -> None:
+    settings = EraseSettings(patience=3, min_improvement=0.02)
+    assert plateaued(residuals, settings) is stops
+
+
+@given(st.integers(1, 2000), st.floats(1e-6, 1.0))
+def test_the_rate_warms_up_peaks_and_falls_but_never_to_zero(steps: int, lr: float) -> None:
+    settings = EraseSettings(steps=steps, lr=lr)
+    rates = [learning_rate(step, settings) for step in range(steps)]
+    peak = max(1, round(0.05 * steps)) - 1
+    assert max(rates) == pytest.approx(lr)
+    assert rates[peak] == pytest.approx(lr)
+    assert all(a < b for a, b in pairwise(rates[: peak + 1]))
+    assert all(a > b for a, b in pairwise(rates[peak + 1 :]))
+    assert min(rates) > 0
+
+
+def test_the_rate_by_hand() -> None:
+    settings = EraseSettings(steps=100, lr=0.8)
+    assert [learning_rate(step, settings) for step in (0, 4, 5)] == pytest.approx([0.16, 0.8, 0.8])
+    assert learning_rate(5 + 95 // 2, settings) == pytest.approx(0.4, rel=0.02)

@@ -1,0 +1,119 @@
+"""Residual and drift are ratios that can be worked out by hand where the model is linear."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from spare_core.adapter import Adapter, DeltaUpdate
+from spare_core.errors import InputError
+from spare_core.measures import NULL_NAME, Measurement, Meter
+from tests.toy import CONCEPT, EMBEDDINGS, KEPT, SURROGATE, ToyDenoiser, toy_examples
+
+
+def overwriting(denoiser: ToyDenoiser, share: float = 1.0) -> Adapter:
+    """An update D of ``text`` with D c = share * (text(s) - text(c)) and D s = 0, as c and s are orthogonal."""
+    text, concept = denoiser.weights.text.weight, EMBEDDINGS[CONCEPT]
+    delta = torch.outer(text @ (EMBEDDINGS[SURROGATE] - concept), concept) * share
+    return Adapter({"text": DeltaUpdate(delta)})
+
+
+def test_where_nothing_changed_the_residual_is_one_and_the_drift_zero() -> None:
+    denoiser = ToyDenoiser(timed=True)
+    meter = Meter(denoiser, toy_examples(), seed=0)
+    for measured in (meter.measure(), meter.measure(Adapter({"text": DeltaUpdate(torch.zeros(3, 2))}))):
+        assert measured.residual == pytest.approx(1.0, rel=1e-6)
+        assert measured.drift == {"Photo": 0.0, "Rust": 0.0, NULL_NAME: 0.0}
+        assert measured.mean_drift == 0.0
+
+
+def test_where_the_concept_is_overwritten_the_residual_is_zero() -> None:
+    denoiser = ToyDenoiser(timed=True)
+    measured = Meter(denoiser, toy_examples(), seed=0).measure(overwriting(denoiser))
+    assert measured.residual == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 2.0])
+def test_the_residual_is_the_square_of_what_is_left(share: float) -> None:
+    denoiser = ToyDenoiser()
+    measured = Meter(denoiser, toy_examples(), seed=0).measure(overwriting(denoiser, share))
+    assert measured.residual == pytest.approx((1 - share) ** 2, rel=1e-5)
+
+
+def test_drift_is_the_squared_change_in_units_of_the_gap() -> None:
+    denoiser = ToyDenoiser()
+    measured = Meter(denoiser, toy_examples(), seed=0).measure(overwriting(denoiser))
+    # The update turns a prompt by its share of the concept, and the gap is the unit: drift = (k . c)^2.
+    expected = {"Photo": 0.0, "Rust": float(EMBEDDINGS[KEPT] @ EMBEDDINGS[CONCEPT]) ** 2, NULL_NAME: 0.0}
+    assert measured.drift == pytest.approx(expected, abs=1e-6)
+    assert measured.mean_drift == pytest.approx(sum(expected.values()) / 3, abs=1e-6)
+
+
+def test_drift_is_the_mean_over_the_rows_that_name_the_concept() -> None:
+    denoiser = ToyDenoiser()
+    delta = 0.1 * torch.eye(3)
+    meter = Meter(denoiser, toy_examples(), seed=0)
+    measured = meter.measure(Adapter({"mix": DeltaUpdate(delta)}))
+    call = denoiser.calls[-1]  # the retain side: rows of every kept concept
+    unit = (denoiser.weights.text.weight @ (EMBEDDINGS[CONCEPT] - EMBEDDINGS[SURROGATE])).pow(2).mean()
+    rows = (call.embeds == EMBEDDINGS[KEPT]).all(dim=1)
+    expected = (call.noisy[rows] @ delta.T).pow(2).mean() / unit
+    assert measured.drift["Rust"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_unit_of_drift_is_the_mean_gap_on_all_of_the_retain_side() -> None:
+    denoiser = ToyDenoiser(timed=True)  # prompts count by t / T
+    measured = Meter(denoiser, toy_examples(), seed=0).measure(overwriting(denoiser))
+    call = denoiser.calls[-1]
+    weight = (call.timesteps / denoiser.num_timesteps).pow(2)
+    rows = (call.embeds == EMBEDDINGS[KEPT]).all(dim=1)
+    expected = (EMBEDDINGS[KEPT] @ EMBEDDINGS[CONCEPT]) ** 2 * weight[rows].mean() / weight.mean()
+    assert measured.drift["Rust"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_adapters_that_are_measured_together_add_up() -> None:
+    denoiser = ToyDenoiser()
+    half = overwriting(denoiser, 0.5)
+    meter = Meter(denoiser, toy_examples(), seed=0)
+    assert meter.measure(half, overwriting(denoiser, 0.5)).residual == pytest.approx(0.0, abs=1e-12)
+    assert meter.measure(half).residual == pytest.approx(0.25, rel=1e-5)
+
+
+def test_measuring_leaves_nothing_behind_and_repeats() -> None:
+    denoiser = ToyDenoiser()
+    meter = Meter(denoiser, toy_examples(), seed=0)
+    first = meter.measure(overwriting(denoiser, 0.5))
+    assert not denoiser.weights.text._forward_hooks
+    assert meter.measure(overwriting(denoiser, 0.5)) == first
+    assert meter.measure().residual == pytest.approx(1.0, rel=1e-6)
+
+
+def test_timesteps_are_spread_evenly_over_the_schedule() -> None:
+    denoiser = ToyDenoiser()
+    Meter(denoiser, toy_examples(), seed=0)
+    forget = denoiser.calls[0].timesteps  # 4 latents, 2 noises each
+    assert sorted(forget.tolist()) == [0, 1, 3, 4, 5, 6, 8, 9]
+
+
+def test_the_batch_size_is_no_part_of_the_measurement() -> None:
+    denoiser = ToyDenoiser(timed=True)
+    adapter = overwriting(denoiser, 0.3)
+    whole = Meter(denoiser, toy_examples(), seed=0, batch_size=64).measure(adapter)
+    pieces = Meter(denoiser, toy_examples(), seed=0, batch_size=3).measure(adapter)
+    assert pieces.residual == pytest.approx(whole.residual, rel=1e-5)
+    assert pieces.drift == pytest.approx(whole.drift, rel=1e-5, abs=1e-9)
+
+
+def test_a_model_that_cannot_tell_concept_and_surrogate_apart_is_refused() -> None:
+    embeddings = EMBEDDINGS.clone()
+    embeddings[CONCEPT] = embeddings[SURROGATE]
+    with pytest.raises(InputError, match="same noise for the concept and its surrogate"):
+        Meter(ToyDenoiser(), toy_examples(embeddings), seed=0)
+
+
+def test_a_measurement_is_written_with_its_mean() -> None:
+    assert Measurement(0.5, {"a": 0.1, "b": 0.3}).as_dict() == {
+        "residual": 0.5,
+        "drift": {"a": 0.1, "b": 0.3},
+        "mean_drift": pytest.approx(0.2),
+    }
