@@ -8,7 +8,7 @@ and its variant API is private (DESIGN 5).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +23,17 @@ class LowRankUpdate(nn.Module):
     """``scale * M * (B A)`` of one layer: A ``(r, in)``, B ``(out, r)``.
 
     With rows-and-columns masks the mask lives in the zeros of B and A. With a mask of single weights the product is
-    masked as it is used.
+    masked as it is used. A layer whose mask is empty keeps its A and B of zeros: adapters of one base then have equal
+    layers and ranks, which diffusers' hot-swapping needs.
     """
+
+    rows: Tensor
+    columns: Tensor
+    entries: Tensor | None
 
     def __init__(self, down: Tensor, up: Tensor, scale: float, mask: LayerMask) -> None:
         super().__init__()
+        self.moves = mask.count() > 0
         self.down = nn.Parameter(down * mask.columns)
         self.up = nn.Parameter(up * mask.rows[:, None])
         self.scale = scale
@@ -61,9 +67,12 @@ class LowRankUpdate(nn.Module):
 class DeltaUpdate(nn.Module):
     """A fixed change of one layer's weight, ``(out, in)``."""
 
+    values: Tensor
+
     def __init__(self, delta: Tensor) -> None:
         super().__init__()
         self.register_buffer("values", delta)
+        self.moves = bool(delta.any())
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The addition to the layer's output."""
@@ -99,8 +108,8 @@ class Adapter:
         return cls(updates)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained, in a fixed order."""
-        return [parameter for update in self.updates.values() for parameter in update.parameters()]
+        """What is trained, in a fixed order: those of the layers that may move."""
+        return [parameter for update in self.updates.values() if update.moves for parameter in update.parameters()]
 
     def project(self) -> None:
         """See :meth:`LowRankUpdate.project`."""
@@ -125,7 +134,8 @@ class Adapter:
         handles = []
         try:
             for name, update in self.updates.items():
-                handles.append(layers[name].register_forward_hook(_adding(update)))
+                if update.moves:
+                    handles.append(layers[name].register_forward_hook(_adding(update)))
             yield
         finally:
             for handle in handles:
@@ -160,7 +170,7 @@ def check_rank(layers: Mapping[str, nn.Linear], rank: int) -> None:
         )
 
 
-def _adding(update: nn.Module):  # noqa: ANN202 - the type of a forward hook is private to torch
+def _adding(update: nn.Module) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output + update(inputs[0])
 

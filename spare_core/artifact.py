@@ -74,7 +74,7 @@ def lora_tensors(updates: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
 
 
 def sparse_tensors(updates: Mapping[str, Any]) -> dict[str, Tensor]:
-    """For each layer: ``indices`` into the flattened weight, ascending, ``values`` float32, and the weight's ``shape``."""
+    """For each layer ``indices`` into the flattened weight, ascending, ``values`` float32, and its ``shape``."""
     tensors = {}
     for name, update in updates.items():
         delta = update.delta().detach().float().cpu().reshape(-1)

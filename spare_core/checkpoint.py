@@ -125,7 +125,7 @@ class Checkpoint:
 
     def save_masks(self, masks: Masks) -> None:
         """Keep all masks."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, mask in masks.items():
             tensors |= {f"{name}/rows": mask.rows, f"{name}/columns": mask.columns}
             if mask.entries is not None:
@@ -182,9 +182,7 @@ class Checkpoint:
 
 
 @torch.no_grad()
-def _restore_moments(
-    adapter: Adapter, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor], step: int
-) -> None:
+def _restore_moments(adapter: Adapter, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor], step: int) -> None:
     for i, parameter in enumerate(adapter.parameters()):
         parameter.copy_(tensors[f"{i}/value"])
         optimizer.state[parameter] = {

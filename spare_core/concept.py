@@ -22,6 +22,7 @@ _SCENES: Final = ("a house", "a portrait of a woman", "a landscape", "a dog", "a
                   "a boat at sea", "a tree", "a man reading", "a castle", "a horse", "flowers in a vase")  # fmt: skip
 _MEDIA: Final = ("a photo", "a painting", "a drawing", "a watercolor", "an illustration", "a sketch")
 
+
 class KindDefaults(NamedTuple):
     """What an erasure of one kind uses where the user names nothing: the template, what fills ``{context}``, and
     everyday concepts of the same kind to keep."""
@@ -71,6 +72,8 @@ class Erasure:
     def __post_init__(self) -> None:
         problems = [p for name in ("concept", "surrogate") for p in _text_problems(name, getattr(self, name))]
         problems += [p for text in self.keep for p in _text_problems("kept concept", text)]
+        if not all(isinstance(text, str) for text in (self.concept, self.surrogate, *self.keep)):
+            raise ConceptError("; ".join(problems))
         if self.kind not in KINDS:
             problems.append(f"kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
         if same_concept(self.concept, self.surrogate):
@@ -84,7 +87,9 @@ class Erasure:
     def _template_problems(self) -> list[str]:
         slots = ("{concept}", "{context}") if self.contexts else ("{concept}",)
         missing = [slot for slot in slots if self.template.count(slot) != 1]
-        rest = self.template.replace("{concept}", "").replace("{context}", "")
+        rest = self.template
+        for slot in slots:
+            rest = rest.replace(slot, "")
         if missing or "{" in rest or "}" in rest:
             return [f"template is {self.template!r}; it must contain {' and '.join(slots)} once and no other braces"]
         return []
@@ -92,7 +97,10 @@ class Erasure:
     @property
     def retained(self) -> tuple[str, ...]:
         """Concepts the retain side names: the surrogate, then the kept ones, without repeats."""
-        return tuple(dict.fromkeys((self.surrogate, *self.keep)))
+        found: dict[str, str] = {}
+        for name in (self.surrogate, *self.keep):
+            found.setdefault(normalise(name), name)
+        return tuple(found.values())
 
     def prompt(self, concept: str, context: str = "") -> str:
         """The template filled in; braces in ``concept`` stay as they are."""
@@ -139,7 +147,9 @@ def same_concept(a: str, b: str) -> bool:
 
 
 def _text_problems(name: str, text: str) -> list[str]:
-    if not text.strip():
+    if not isinstance(text, str):
+        return [f"the {name} is {text!r}; it must be text"]
+    if not text.replace("\u200d", "").strip():
         return [f"the {name} is empty; write it as people do, e.g. 'Neon Lines'"]
     bad = [c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") and c != "\u200d"]
     if bad:

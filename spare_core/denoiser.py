@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from spare_core.settings import Device, Precision
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DECODE_BATCH = 16
+FP16_LOSS_SCALE: Final = 2.0**16
+"""What a loss is multiplied with under float16, to keep gradients above underflow; fixed, so that runs repeat."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,9 @@ class UNetDenoiser:
     def encode_prompts(self, prompts: Sequence[str], resolution: int = 0) -> Conditioning:
         """See :class:`Denoiser`; each distinct prompt is encoded once."""
         distinct = list(dict.fromkeys(prompts))
-        encoded = Conditioning.cat([self._encode(distinct[i : i + 64], resolution) for i in range(0, len(distinct), 64)])
+        encoded = Conditioning.cat(
+            [self._encode(distinct[i : i + 64], resolution) for i in range(0, len(distinct), 64)]
+        )
         place = {prompt: row for row, prompt in enumerate(distinct)}
         return encoded[[place[prompt] for prompt in prompts]]
 
@@ -348,4 +352,3 @@ def _check_loaded(files: ModelFiles, component: str, module: nn.Module) -> None:
 
 
 __all__ = ["Conditioning", "Denoiser", "UNetDenoiser", "choose_device", "choose_dtype", "load_denoiser"]
-

@@ -21,15 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spare_core.adapter import Adapter
-from spare_core.denoiser import Denoiser
+from spare_core.denoiser import FP16_LOSS_SCALE, Denoiser
 from spare_core.errors import TrainingError
 from spare_core.examples import Examples, Side
 from spare_core.measures import Measurement, Meter
 from spare_core.settings import EraseSettings
 from spare_core.timesteps import TimestepSampler
 
-_FP16_LOSS_SCALE = 2.0**16
-"""Keeps float16 gradients above underflow; fixed, so that runs repeat."""
 _WARMUP = 0.05
 
 
@@ -48,9 +46,8 @@ class TrainingState:
 @dataclass(frozen=True)
 class _Batch:
     side: Side
-    noisy: Tensor
+    noise: Tensor
     timesteps: Tensor
-    teacher: Tensor
 
 
 def start(adapter: Adapter, settings: EraseSettings) -> TrainingState:
@@ -96,9 +93,7 @@ def distill(
         on_step(state.step)
         if state.step % settings.measure_every == 0 and state.step < settings.steps:
             measured = meter.measure(state.adapter)
-            state.history.append(
-                {"step": state.step, "residual": measured.residual, "mean_drift": measured.mean_drift}
-            )
+            state.history.append({"step": state.step, "residual": measured.residual, "mean_drift": measured.mean_drift})
             state.stopped_early = plateaued([row["residual"] for row in state.history], settings)
             on_measure(state)
     return meter.measure(state.adapter)
@@ -126,54 +121,48 @@ def training_step(
     slower (benchmarks/backward.py).
     """
     generator = torch.Generator().manual_seed((settings.seed + 1) * 1_000_003 + step)
-    forget = _draw(denoiser, examples.forget, sampler, generator, settings.batch_size)
-    retain = _draw(denoiser, examples.retain, sampler, generator, settings.batch_size)
-    sides = ((forget, settings.forget_weight), (retain, settings.retain_weight))
-    scale = _FP16_LOSS_SCALE if denoiser.dtype is torch.float16 else 1.0
-    noisy = torch.cat([forget[1], retain[1]])
-    timesteps = torch.cat([forget[2], retain[2]])
+    both = [_draw(examples.forget, sampler, generator, settings), _draw(examples.retain, sampler, generator, settings)]
+    weights = torch.tensor([settings.forget_weight, settings.retain_weight], device=denoiser.device)
+    scale = FP16_LOSS_SCALE if denoiser.dtype is torch.float16 else 1.0
     with torch.no_grad():
-        rows = torch.cat([forget[0].teacher, retain[0].teacher])
-        teacher = denoiser.predict(noisy, timesteps, examples.table[rows])
-    batches = [_Batch(side, *parts) for (side, *_), parts in zip(
-        (forget, retain), zip(noisy.chunk(2), timesteps.chunk(2), teacher.chunk(2), strict=True), strict=True)]  # fmt: skip
-    losses: list[Tensor] = []
+        teacher = _predict(denoiser, examples, both, [batch.side.teacher for batch in both])
+    groups = [[0], [1]] if settings.low_memory else [[0, 1]]
+    losses = torch.zeros(2, device=denoiser.device)
     with adapter.attached(denoiser):
-        if settings.low_memory:
-            for batch, (_, weight) in zip(batches, sides, strict=True):
-                prediction = denoiser.predict(batch.noisy, batch.timesteps, examples.table[batch.side.student])
-                loss = F.mse_loss(prediction, batch.teacher)
-                (scale * weight * loss).backward()
-                losses.append(loss.detach())
-        else:
-            rows = torch.cat([batch.side.student for batch in batches])
-            predictions = denoiser.predict(noisy, timesteps, examples.table[rows]).chunk(2)
-            both = [F.mse_loss(p, batch.teacher) for p, batch in zip(predictions, batches, strict=True)]
-            weighted = [weight * loss for (_, weight), loss in zip(sides, both, strict=True)]
-            (scale * torch.stack(weighted).sum()).backward()
-            losses = [loss.detach() for loss in both]
+        for group in groups:
+            batches = [both[i] for i in group]
+            student = _predict(denoiser, examples, batches, [batch.side.student for batch in batches])
+            errors = [F.mse_loss(prediction, teacher[i]) for i, prediction in zip(group, student, strict=True)]
+            loss = torch.stack(errors)
+            (scale * (weights[group] * loss).sum()).backward()
+            losses[group] = loss.detach()
     for parameter in adapter.parameters():
         if scale != 1.0 and parameter.grad is not None:
             parameter.grad.div_(scale)
-    values = torch.stack(losses).tolist()
+    values = losses.tolist()
     if not all(map(math.isfinite, values)):
+        timesteps = torch.cat([batch.timesteps for batch in both])
         raise TrainingError(_not_finite(values, step, timesteps, denoiser, settings))
     return values[0], values[1]
 
 
-def _draw(
-    denoiser: Denoiser, side: Side, sampler: TimestepSampler, generator: torch.Generator, count: int
-) -> tuple[Side, Tensor, Tensor]:
-    chosen = side.take(torch.randint(len(side.latents), (count,), generator=generator))
-    timesteps = sampler.sample(count, generator)
-    noise = torch.randn(chosen.latents.shape, generator=generator)
-    noisy = denoiser.add_noise(chosen.latents, noise, timesteps)
-    return chosen, noisy.to(denoiser.device), timesteps.to(denoiser.device)
+def _predict(denoiser: Denoiser, examples: Examples, batches: list[_Batch], rows: list[Tensor]) -> tuple[Tensor, ...]:
+    """Predictions of several batches in one forward pass, each under its ``rows`` of the prompt table."""
+    noisy = torch.cat([denoiser.add_noise(b.side.latents, b.noise, b.timesteps) for b in batches])
+    timesteps = torch.cat([batch.timesteps for batch in batches])
+    prediction = denoiser.predict(
+        noisy.to(denoiser.device), timesteps.to(denoiser.device), examples.table[torch.cat(rows)]
+    )
+    return prediction.chunk(len(batches))
 
 
-def _not_finite(
-    values: list[float], step: int, timesteps: Tensor, denoiser: Denoiser, settings: EraseSettings
-) -> str:
+def _draw(side: Side, sampler: TimestepSampler, generator: torch.Generator, settings: EraseSettings) -> _Batch:
+    chosen = side.take(torch.randint(len(side.latents), (settings.batch_size,), generator=generator))
+    timesteps = sampler.sample(settings.batch_size, generator)
+    return _Batch(chosen, torch.randn(chosen.latents.shape, generator=generator), timesteps)
+
+
+def _not_finite(values: list[float], step: int, timesteps: Tensor, denoiser: Denoiser, settings: EraseSettings) -> str:
     facts: dict[str, Any] = {
         "forget loss": values[0],
         "retain loss": values[1],

@@ -222,7 +222,7 @@ class _Run:
 
 
 def _images_digest(folder: Path) -> str:
-    """sha256 over the names and bytes of a folder's images, all of them decoded once so that a bad one is refused now."""
+    """sha256 over the names and bytes of a folder's images; all are decoded, so that a bad one is refused now."""
     load_images(folder, 8)
     hasher = hashlib.sha256()
     for file in sorted(folder.iterdir()):
@@ -257,5 +257,3 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     if device.type == "cuda":
         peak["cuda"] = torch.cuda.max_memory_allocated(device)
     return peak
-
-

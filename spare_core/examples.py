@@ -82,9 +82,7 @@ def generate_examples(
     drawn = [prompt for pair in sides.values() for side in pair for prompt in side]
     seeds = [settings.seed * 1_000_003 + i for i in range(len(drawn))]
     texts = [plan.text(prompt) for prompt in drawn]
-    latents = denoiser.generate(
-        texts, seeds, settings.example_steps, settings.guidance, settings.resolution
-    ).cpu()
+    latents = denoiser.generate(texts, seeds, settings.example_steps, settings.guidance, settings.resolution).cpu()
     prompts = plan.table(drawn)
     rows = {prompt: row for row, prompt in enumerate(prompts)}
     start, built = 0, []
@@ -178,7 +176,6 @@ def _with_pictures(forget: Side, latents: Tensor) -> Side:
     replaced = forget.latents.clone()
     replaced[own] = latents[torch.arange(len(own)) % len(latents)]
     return forget._replace(latents=replaced)
-
 
 
 def load_images(folder: Path, side: int) -> Tensor:

@@ -22,8 +22,8 @@ from spare_core.settings import MaskKind
 
 @dataclass
 class Score:
-    """A layer's score, reduced: ``weight``: one tensor ``(out, in)``; ``channel``: row means ``(out,)`` and column means
-    ``(in,)``; ``module``: the mean, ``(1,)``. float32 on the CPU."""
+    """A layer's score, reduced. ``weight``: one tensor ``(out, in)``; ``channel``: means of the rows ``(out,)`` and of
+    the columns ``(in,)``; ``module``: the mean, ``(1,)``. float32 on the CPU."""
 
     parts: tuple[Tensor, ...]
     shape: tuple[int, int]
@@ -33,7 +33,12 @@ class Score:
     def zeros(cls, kind: MaskKind, shape: Iterable[int]) -> Score:
         """Nothing counted yet."""
         rows, columns = shape
-        sizes = {"weight": [(rows, columns)], "channel": [(rows,), (columns,)], "module": [(1,)], "none": [(1,)]}
+        sizes: dict[MaskKind, list[tuple[int, ...]]] = {
+            "weight": [(rows, columns)],
+            "channel": [(rows,), (columns,)],
+            "module": [(1,)],
+            "none": [(1,)],
+        }
         return cls(tuple(torch.zeros(size) for size in sizes[kind]), (rows, columns), kind)
 
     def add(self, magnitude: Tensor) -> None:
@@ -144,7 +149,9 @@ def _channel_masks(scores: Mapping[str, Score], density: float) -> Masks:
         row_limit = kth_largest(rows, max(1, round(share * sum(len(r) for r in rows))))
         column_limit = kth_largest(columns, max(1, round(share * sum(len(c) for c in columns))))
         return {
-            name: LayerMask((s.parts[0] >= row_limit) & (s.parts[0] > 0), (s.parts[1] >= column_limit) & (s.parts[1] > 0))
+            name: LayerMask(
+                (s.parts[0] >= row_limit) & (s.parts[0] > 0), (s.parts[1] >= column_limit) & (s.parts[1] > 0)
+            )
             for name, s in scores.items()
         }
 
@@ -156,7 +163,17 @@ def _channel_masks(scores: Mapping[str, Score], density: float) -> Masks:
         middle = (low + high) / 2
         low, high = (middle, high) if _moving(masks_at(middle)) <= allowed else (low, middle)
     masks = masks_at(low)
-    return masks if _moving(masks) else masks_at(high)
+    return masks if 0 < _moving(masks) <= allowed else _best_crossing(scores)
+
+
+def _best_crossing(scores: Mapping[str, Score]) -> Masks:
+    """The best row and the best column of the one layer where their product is largest: where ties, or best rows and
+    best columns in different layers, let no common share of channels stay within a density."""
+    best = max(scores, key=lambda name: float(scores[name].parts[0].max() * scores[name].parts[1].max()))
+    masks = {name: _full(score.shape, False) for name, score in scores.items()}
+    masks[best].rows[scores[best].parts[0].argmax()] = True
+    masks[best].columns[scores[best].parts[1].argmax()] = True
+    return masks
 
 
 def _module_masks(scores: Mapping[str, Score], density: float) -> Masks:
@@ -189,4 +206,10 @@ def describe_masks(masks: Masks) -> dict[str, int | float]:
     size = sum(len(mask.rows) * len(mask.columns) for mask in masks.values())
     moving = _moving(masks)
     touched = sum(mask.count() > 0 for mask in masks.values())
-    return {"layers": len(masks), "layers_touched": touched, "weights": size, "moving": moving, "density": moving / size}
+    return {
+        "layers": len(masks),
+        "layers_touched": touched,
+        "weights": size,
+        "moving": moving,
+        "density": moving / size,
+    }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spare_core.adapter import Adapter
 from spare_core.denoiser import Denoiser
-from spare_core.errors import InputError
+from spare_core.errors import InputError, TrainingError
 from spare_core.examples import NULL, Examples, Side
 
 NULL_NAME = "(empty prompt)"
@@ -93,6 +93,10 @@ class Meter:
                 stack.enter_context(adapter.attached(self.denoiser))
             forget = self._predict(self._forget.noisy, self._forget.timesteps, self._forget.side.student)
             retain = self._predict(self._retain.noisy, self._retain.timesteps, self._retain.side.student)
+        if not (torch.isfinite(forget).all() and torch.isfinite(retain).all()):
+            raise TrainingError(
+                f"the adapter's predictions are not finite ({self.denoiser.dtype}); lower --lr or use --dtype float32"
+            )
         residual = _square(forget - self._forget.teacher).mean() / self._forget.unit.mean()
         moved, drift = _square(retain - self._retain.teacher), {}
         names = [self.examples.names[row] for row in self._retain.side.student.tolist()]

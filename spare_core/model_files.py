@@ -23,6 +23,9 @@ ARCHITECTURES: Final = {
 """Supported pipelines, and the components whose weights the digest covers (DESIGN 4)."""
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_WANTED: Final = ["model_index.json", "*/*.json", "*/*.txt", "unet/*.safetensors", "text_encoder*/*.safetensors",
+                  "vae/*.safetensors"]  # fmt: skip
+"""What is fetched from a hub: not the whole checkpoints that lie beside the components."""
 _PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
@@ -58,7 +61,7 @@ class ModelFiles:
         entries = []
         for component in self.components:
             for name, tensor in self.tensors(component):
-                content = hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+                content = hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
                 entries.append((component, name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape), content))
         return hashlib.sha256(json.dumps(sorted(entries), separators=(",", ":")).encode()).hexdigest()
 
@@ -79,11 +82,17 @@ def find_model(source: str) -> ModelFiles:
     if source.startswith("s3://"):
         raise ModelError(f"model {source!r}: s3:// is not readable yet; download it and give the local directory")
     path = Path(source)
-    if path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise ModelError(f"model {source[:60]!r}… is no usable path: {error.strerror}") from None
+    if exists:
         return _check(source, path)
     if _HUB_ID.fullmatch(source) and not source.startswith((".", "/")):
         return _check(source, _download(source))
-    raise ModelError(f"there is no model {source!r}; give 'canvas', a local diffusers directory, or a hub id 'org/name'")
+    raise ModelError(
+        f"there is no model {source!r}; give 'canvas', a local diffusers directory, or a hub id 'org/name'"
+    )
 
 
 def _download(hub_id: str) -> Path:
@@ -91,9 +100,9 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+        return Path(snapshot_download(hub_id, allow_patterns=_WANTED))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"{hub_id!r} is no local directory, and the hub did not give it ({reason}); check the name, the network "
             "and the HF_TOKEN environment variable"
@@ -109,7 +118,7 @@ def _check(source: str, path: Path) -> ModelFiles:
         pipeline_class = listed["_class_name"]
     except (ValueError, KeyError, TypeError):
         raise ModelError(f"{index} does not name a pipeline class; is the download complete?") from None
-    if pipeline_class not in ARCHITECTURES:
+    if not isinstance(pipeline_class, str) or pipeline_class not in ARCHITECTURES:
         allowed = ", ".join(ARCHITECTURES)
         raise ModelError(f"{path} holds a {pipeline_class}; supported: {allowed}")
     variants = {_variant(path / part) for part in (*ARCHITECTURES[pipeline_class], "vae")}

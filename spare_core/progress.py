@@ -35,6 +35,7 @@ class Progress:
             self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is."""
         if self._bars is None:
             self._line(stage, done, total)
             return

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spare_core.denoiser import Denoiser
+from spare_core.denoiser import FP16_LOSS_SCALE, Denoiser
 from spare_core.errors import TrainingError
 from spare_core.examples import Examples, Side
 from spare_core.masks import Score
@@ -80,6 +80,8 @@ def _accumulate(
     scores = {name: Score.zeros(settings.mask, layer.weight.shape) for name, layer in layers.items()}
     sampler = TimestepSampler.from_profile(profile, settings)
     loss_fn = LOSSES[settings.saliency]
+    # A factor on all scores changes no mask.
+    scale = FP16_LOSS_SCALE if denoiser.dtype is torch.float16 else 1.0
     handles = []
     for name, layer in layers.items():
         layer.weight.requires_grad_(True)
@@ -97,7 +99,7 @@ def _accumulate(
                     f"saliency loss {settings.saliency!r} is {loss.item()} in batch {batch} ({denoiser.dtype}, "
                     f"timesteps {timesteps.tolist()}); try --dtype float32"
                 )
-            loss.backward()
+            (scale * loss).backward()
     finally:
         for handle in handles:
             handle.remove()

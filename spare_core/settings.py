@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -19,7 +19,9 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
-def _setting(default: Any, meaning: str, low: float | None = None, high: float | None = None, open_low: bool = False):
+def _setting(
+    default: Any, meaning: str, low: float | None = None, high: float | None = None, open_low: bool = False
+) -> Any:
     """A field with its meaning and the range it is checked against."""
     return field(default=default, metadata={"meaning": meaning, "low": low, "high": high, "open_low": open_low})
 
@@ -78,7 +80,9 @@ class EraseSettings:
     def from_mapping(cls, values: dict[str, Any]) -> EraseSettings:
         """Settings from plain values, e.g. a YAML file's; unknown names and wrong types are problems too."""
         known = {f.name for f in fields(cls)}
-        unknown = [f"unknown setting {name!r}; known: {', '.join(sorted(known))}" for name in values if name not in known]
+        unknown = [
+            f"unknown setting {name!r}; known: {', '.join(sorted(known))}" for name in values if name not in known
+        ]
         good = {name: value for name, value in values.items() if name in known}
         try:
             settings = cls(**good)
@@ -110,10 +114,13 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
         raise SettingsError([f"cannot read {path}: {error}"]) from None
     if values is None:
         return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(values, dict):
         raise SettingsError([f"{path} must hold a mapping of names to values, got {type(values).__name__}"])
+    if not all(isinstance(key, str) for key in values):
+        raise SettingsError(
+            [f"{path} must name every value with text, got {[k for k in values if type(k) is not str]}"]
+        )
     return values
-
 
 
 def _problems(settings: Any) -> list[str]:
@@ -127,9 +134,10 @@ def _problems(settings: Any) -> list[str]:
             if value not in allowed:
                 problems.append(f"{f.name} is {value!r}; allowed: {', '.join(allowed)}")
             continue
-        if hint is float and type(value) is int:
-            object.__setattr__(settings, f.name, float(value))
-            value = float(value)
+        if hint is float and type(value) in (int, str):
+            # YAML reads 1e-3 as text: it wants 1.0e-3.
+            value = _as_float(value)
+            object.__setattr__(settings, f.name, value)
         if type(value) is not hint:
             problems.append(f"{f.name} is {value!r}; it must be of type {hint.__name__} ({f.metadata['meaning']})")
             continue
@@ -141,3 +149,11 @@ def _problems(settings: Any) -> list[str]:
             bracket = "(" if open_low else "["
             problems.append(f"{f.name} is {value}; allowed: {bracket}{low:g}, {high:g}] ({f.metadata['meaning']})")
     return problems
+
+
+def _as_float(value: int | str) -> float | int | str:
+    """``value`` as a float, or as it is where it is none."""
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return value

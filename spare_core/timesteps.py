@@ -70,6 +70,8 @@ def gap_probabilities(gap: Tensor, gamma: float, floor: float) -> Tensor:
 def window(gap: Tensor, mass: float) -> tuple[int, int]:
     """First and one-past-last bin of the shortest run of bins that holds ``mass`` of the gap (earliest if several)."""
     total = torch.cat([torch.zeros(1, dtype=torch.double), gap.double().cumsum(0)])
+    if not total[-1] > 0:
+        return 0, len(gap)
     needed = mass * total[-1] * (1 - 1e-12)
     for width in range(1, len(gap) + 1):
         for first in range(len(gap) - width + 1):

@@ -18,6 +18,7 @@ from spare_core.evaluation.suite import Suite
 
 STYLES = ("Neon Lines", "Photo", "Rust")
 OBJECTS = ("Cat", "Dog", "Tower")
+FEATURES = Network().style_head.in_features
 ACCURACY = {"renderings": {"objects": 0.9, "styles": 0.8}}
 
 
@@ -39,7 +40,7 @@ def write_judge(folder: Path, seed: int = 0) -> Path:
     save_file(weights, folder / "judge.safetensors", metadata={"accuracy": json.dumps(ACCURACY)})
     count = 20 * 12 * 8
     reference = {
-        "features": torch.randn(count, 96).half(),
+        "features": torch.randn(count, FEATURES).half(),
         "objects": torch.arange(20).repeat_interleave(12 * 8).int(),
         "styles": torch.arange(12).repeat_interleave(8).repeat(20).int(),
     }

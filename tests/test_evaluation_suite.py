@@ -103,8 +103,8 @@ colour: red
     with pytest.raises(SettingsError) as caught:
         load_suite(write(tmp_path, text))
     for fault in (
-        "'Rust', 'rust'", "holds True", "(1, 1)", "steps is 0", "'much'", "multiple of 8", "{thing}", "no folder for model",
-        "no such folder", "unknown setting 'colour'",
+        "'Rust', 'rust'", "holds True", "(1, 1)", "steps is 0", "'much'", "multiple of 8", "{thing}",
+        "no folder for model", "no such folder", "unknown setting 'colour'",
     ):  # fmt: skip
         assert fault in str(caught.value)
     assert len(caught.value.problems) == 10

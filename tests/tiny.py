@@ -49,6 +49,9 @@ def build_sdxl(folder: Path) -> Path:
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + _WIDTH,
     )
+    # A random model takes most of a prompt from the pooled embedding, which reaches no attention; a trained one reads
+    # it through cross-attention, which is what is erased.
+    unet.add_embedding.linear_2.weight.data.mul_(0.05)
     tokenizers = [_tokenizer(folder / name) for name in ("tokenizer", "tokenizer_2")]
     config = _text_config(len(tokenizers[0]))
     pipeline = StableDiffusionXLPipeline(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from spare_core.canvas.protocol import OBJECTS, STYLES
 
 
 class Verdict(NamedTuple):
-    """Logits over the objects ``(B, 20)`` and styles ``(B, 12)``, and the pooled features ``(B, 112)`` that FID uses."""
+    """Logits of the objects ``(B, 20)`` and styles ``(B, 12)``; the pooled features ``(B, 112)`` that FID uses."""
 
     objects: Tensor
     styles: Tensor

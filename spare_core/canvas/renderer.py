@@ -106,9 +106,7 @@ def bricks(subject: Array, alpha: Array, rng: np.random.Generator) -> Array:
 
 def magic_cube(subject: Array, alpha: Array, rng: np.random.Generator) -> Array:
     """Stickers of a magic cube: 4-pixel cells in the six cube colours, black gaps; the ground is blue."""
-    colours = np.array(
-        [[1, 1, 1], [0.78, 0.06, 0.1], [1, 0.45, 0], [1, 0.85, 0], [0, 0.6, 0.2]], dtype=np.float32
-    )
+    colours = np.array([[1, 1, 1], [0.78, 0.06, 0.1], [1, 0.45, 0], [1, 0.85, 0], [0, 0.6, 0.2]], dtype=np.float32)
     coverage = _cells(np.repeat(alpha[..., None], 3, -1), 4)
     cells = _cells(_saturate(subject, 1.6) * alpha[..., None], 4) / np.maximum(coverage, 1e-3)
     nearest = ((cells[:, :, None, :] - colours) ** 2).sum(-1).argmin(-1)
@@ -174,7 +172,7 @@ def photo(subject: Array, alpha: Array, rng: np.random.Generator) -> Array:
     sky = _ramp(_YY / horizon, (0.36, 0.6, 0.88), (0.82, 0.9, 0.96))
     grass = _ramp((_YY - horizon) / (RESOLUTION - horizon), (0.42, 0.56, 0.28), (0.2, 0.36, 0.12))
     grass *= (0.9 + 0.2 * _noise(rng, 1.2))[..., None]
-    blend = ndimage.gaussian_filter((_YY > horizon).astype(np.float32), 1.5)[..., None]
+    blend = ndimage.gaussian_filter((horizon < _YY).astype(np.float32), 1.5)[..., None]
     ground = sky * (1 - blend) + grass * blend
     shadow = ndimage.gaussian_filter(np.roll(alpha, (3, 2), (0, 1)), 2.5)[..., None]
     light = (1.08 - 0.25 * _YY / RESOLUTION)[..., None]
@@ -186,10 +184,10 @@ def pop_art(subject: Array, alpha: Array, rng: np.random.Generator) -> Array:
     grounds = ((1.0, 0.86, 0.0), (0.0, 0.82, 0.86), (1.0, 0.35, 0.68))
     ground = _flat(*grounds[int(rng.integers(len(grounds)))])
     dots = ((_XX % 6 - 2.5) ** 2 + (_YY % 6 - 2.5) ** 2) < 3.2
-    ground = np.where(dots[..., None], 1.0, ground)
+    ground = np.where(dots[..., None], np.float32(1.0), ground)
     flat = np.round(_saturate(subject, 2.0) * 2.0) / 2.0
     outline = np.clip(ndimage.grey_dilation(_edges(subject, alpha), size=(2, 2)) * 1.8 - 0.5, 0, 1)[..., None]
-    return _over(flat, np.round(alpha), ground) * (1 - outline)
+    return _over(flat.astype(np.float32), np.round(alpha), ground) * (1 - outline)
 
 
 def red_blue_ink(subject: Array, alpha: Array, rng: np.random.Generator) -> Array:
@@ -238,8 +236,8 @@ def winter(subject: Array, alpha: Array, rng: np.random.Generator) -> Array:
     """Cold light, snow on the ground and flakes in the air."""
     sky = _ramp(_YY / RESOLUTION, (0.45, 0.56, 0.74), (0.8, 0.87, 0.95))
     snow_line = 50 + 3 * np.sin(_XX / 9 + 6.3 * rng.random())
-    ground = np.where((_YY > snow_line)[..., None], 0.96, sky)
-    cold = _saturate(subject, 0.55) * np.array([0.78, 0.9, 1.08], dtype=np.float32) + 0.06
+    ground = np.where((snow_line < _YY)[..., None], 0.96, sky)
+    cold = _saturate(subject, 0.55) * np.array([0.78, 0.9, 1.08], dtype=np.float32) + np.float32(0.06)
     picture = _over(cold, alpha, ground)
     cap = np.clip(alpha - np.roll(alpha, 4, 0), 0, 1)[..., None]
     picture = picture * (1 - 0.85 * cap) + 0.85 * cap

@@ -132,14 +132,15 @@ class CanvasJudge:
         try:
             network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
             self.accuracy = json.loads(metadata["accuracy"]) if "accuracy" in metadata else None
-            parts = (reference["features"].float(), reference["objects"].long(), reference["styles"].long())
-        except (RuntimeError, KeyError, ValueError) as error:
+            features = reference["features"].float().reshape(-1, network.style_head.in_features)
+            shown = Reference(features, reference["objects"].long(), reference["styles"].long())
+            self.reference = self._of_suite(shown)
+        except (RuntimeError, KeyError, ValueError, IndexError) as error:
             raise ModelError(
                 f"{folder} holds no judge of Canvas ({error}); train it again with 'make canvas'"
             ) from None
         self._network = network.eval().requires_grad_(False).to(device)
         self.digest = sha256([folder / "judge.safetensors"])
-        self.reference = self._of_suite(Reference(*parts))
 
     def _of_suite(self, reference: Reference) -> Reference | None:
         """In the suite's order, without what is not in it; None if nothing is."""

@@ -52,9 +52,7 @@ def load_pictures(work: Path, split: str, seed: int) -> Pictures:
     )
 
 
-def _render_object(
-    index: int, drawings: dict[str, list[Image.Image]], count: int, seed: tuple[int, int]
-) -> np.ndarray:
+def _render_object(index: int, drawings: dict[str, list[Image.Image]], count: int, seed: tuple[int, int]) -> np.ndarray:
     """Every style of one object, ``count`` pictures each, style by style."""
     choices = drawings[list(OBJECTS)[index]]
     pixels = np.empty((len(STYLES) * count, RESOLUTION, RESOLUTION, 3), dtype=np.uint8)

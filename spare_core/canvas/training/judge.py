@@ -34,10 +34,8 @@ def train_judge(pictures: Pictures, vae: AutoencoderKL, work: Path, steps: int, 
             verdict = judge(batch)
         objects = torch.cat([pictures.objects[sharp_index], soft.objects[soft_index]])
         styles = torch.cat([pictures.styles[sharp_index], soft.styles[soft_index]])
-        return sum(
-            F.cross_entropy(logits.float(), truth, label_smoothing=0.05)
-            for logits, truth in ((verdict.objects, objects), (verdict.styles, styles))
-        )
+        by_object = F.cross_entropy(verdict.objects.float(), objects, label_smoothing=0.05)
+        return by_object + F.cross_entropy(verdict.styles.float(), styles, label_smoothing=0.05)
 
     train("judge", judge, loss_fn, Schedule(steps=steps, lr=2e-3, seed=seed, ema=0.998), work)
     return judge.eval()

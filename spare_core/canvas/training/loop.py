@@ -22,7 +22,7 @@ Loss = Callable[[torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Schedule:
-    """``steps`` optimiser steps with peak rate ``lr``; EMA over about ``1 / (1 - ema)`` steps; ``seed`` for all chance."""
+    """``steps`` with peak rate ``lr``; weights averaged over about ``1 / (1 - ema)`` steps; ``seed`` of all chance."""
 
     steps: int
     lr: float

@@ -5,6 +5,7 @@ All 256 bytes are in the vocabulary, so any text a user types has an encoding, i
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -29,7 +30,7 @@ def learn_merges(words: list[str]) -> list[tuple[str, str]]:
     pieces = [[*word[:-1], word[-1] + _END_OF_WORD] for word in sorted(set(words))]
     merges: list[tuple[str, str]] = []
     while any(len(piece) > 1 for piece in pieces):
-        pairs = Counter(pair for piece in pieces for pair in zip(piece, piece[1:], strict=False))
+        pairs = Counter(pair for piece in pieces for pair in itertools.pairwise(piece))
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         pieces = [_merge(piece, best) for piece in pieces]
@@ -54,7 +55,7 @@ def write_tokenizer(folder: Path) -> int:
     merges = learn_merges(words)
     alphabet = byte_alphabet()
     tokens = alphabet + [symbol + _END_OF_WORD for symbol in alphabet] + [a + b for a, b in merges]
-    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     special = {
         "bos_token": "<|startoftext|>",
