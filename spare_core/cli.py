@@ -140,8 +140,8 @@ def evaluate(
     digest = find_model(model).digest()
     for one in stored if not any_base else []:
         check_base(one, digest, model)
-    judge = load_judge(chosen)
     denoiser = load_denoiser(model)
+    judge = load_judge(chosen, denoiser.device)
     with Progress() as progress:
         report = run(denoiser, digest, stored, chosen, erased, kind, output, judge, progress)
     _print(report, as_json, f"{summary_table(report)}\nreport: {output}")

@@ -118,7 +118,7 @@ class _Plan:
         self.erasure = erasure
         self.random = random.Random(settings.seed)
         contexts = list(erasure.contexts or ("",))
-        self.random.shuffle(contexts)
+        random.Random(0).shuffle(contexts)  # the same split under every seed: what is held out stays held out
         self.heldout_contexts = contexts[::_HELDOUT_CONTEXTS] if len(contexts) >= _HELDOUT_CONTEXTS else contexts
         self.train_contexts = [c for c in contexts if c not in self.heldout_contexts] or contexts
 
@@ -132,13 +132,15 @@ class _Plan:
         return [_Prompt(names[i % 2], contexts[(i // 2) % len(contexts)]) for i in range(count)]
 
     def retain(self, contexts: Sequence[str], count: int, split: str) -> list[_Prompt]:
-        """The retained concepts in turn, each in shuffled contexts, and the empty prompt."""
+        """The retained concepts in turn, each in shuffled contexts and each at least once; when measuring, also the empty
+        prompt."""
         null = max(1, round(_NULL_SHARE * count)) if split == "heldout" else 0
         names = self.erasure.retained
         decks = {name: self.random.sample(list(contexts), len(contexts)) for name in names}
-        turns = range(count - null)
-        named = [_Prompt(names[i % len(names)], decks[names[i % len(names)]][(i // len(names)) % len(contexts)])
-                 for i in turns]  # fmt: skip
+        named = []
+        for i in range(max(count - null, len(names))):
+            turn, place = divmod(i, len(names))
+            named.append(_Prompt(names[place], decks[names[place]][turn % len(contexts)]))
         return named + [_Prompt(NULL, "")] * null
 
     def table(self, drawn: Sequence[_Prompt]) -> list[_Prompt]:

@@ -60,8 +60,8 @@ class EraseSettings:
     min_improvement: float = _setting(0.02, "relative fall of the residual that counts as improvement", 0.0, 1.0)
     # Examples
     examples: int = _setting(48, "latents generated on the forget side", 2, 100_000)
-    retain_examples: int = _setting(96, "latents generated on the retain side", 2, 100_000)
-    heldout: int = _setting(24, "further latents that only measure, each side", 1, 100_000)
+    retain_examples: int = _setting(96, "latents generated on the retain side, at least one a kept concept", 2, 100_000)
+    heldout: int = _setting(24, "further latents that only measure, each side, at least one a kept concept", 1, 100_000)
     example_steps: int = _setting(12, "sampler steps when the model generates its own examples", 1, 1000)
     guidance: float = _setting(4.0, "guidance scale when the model generates its own examples", 0.0, 100.0)
     resolution: int = _setting(0, "side of the generated examples in pixels; 0: the model's own", 0, 8192)

@@ -145,6 +145,18 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert default_cache() == Path.home() / ".cache" / "spare" / "grids"
 
 
+def test_a_user_without_a_home_has_no_cache_but_a_grid(
+    denoiser: UNetDenoiser, judge: CanvasJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("SPARE_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    grid, cached = base_grid(denoiser, "digest", small_suite(seeds=(188,)), judge)
+    assert (len(grid), cached) == (9, False)
+
+
 def test_pictures_that_are_not_finite_are_an_error(
     denoiser: UNetDenoiser, judge: CanvasJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:

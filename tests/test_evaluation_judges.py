@@ -195,6 +195,25 @@ def test_clip_judges_by_the_suites_own_captions(clip: Path) -> None:
     assert not torch.equal(load_judge(another).judge(PIXELS).styles.probabilities, judged.styles.probabilities)
 
 
+def test_clips_features_and_verdicts_are_those_of_the_whole_model(clip: Path) -> None:
+    """With one caption a concept there is nothing to average over."""
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+    suite = small_suite(judge={"type": "clip", "model": clip})
+    judge = load_judge(suite)
+    judge._styles = judge._embed([f"{name} style" for name in suite.styles], AutoTokenizer.from_pretrained(clip))  # type: ignore[attr-defined]
+    judged = judge.judge(PIXELS)
+    tokens = AutoTokenizer.from_pretrained(clip)(
+        [f"{name} style" for name in suite.styles], padding=True, return_tensors="pt"
+    )
+    pictures = [Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy()) for pixels in PIXELS]
+    with torch.no_grad():
+        inputs = CLIPImageProcessor.from_pretrained(clip)(images=pictures, return_tensors="pt")
+        whole = CLIPModel.from_pretrained(clip)(**tokens, **inputs)
+    assert torch.allclose(torch.nn.functional.normalize(judged.features, dim=1), whole.image_embeds, atol=1e-5)
+    assert torch.allclose(judged.styles.probabilities, whole.logits_per_image.softmax(dim=1), atol=1e-5)
+
+
 def test_a_classifier_is_no_clip(classifiers: dict[str, Path]) -> None:
     with pytest.raises(ModelError, match="lacks"):
         load_judge(small_suite(judge={"type": "clip", "model": classifiers["styles"]}))

@@ -107,17 +107,34 @@ def test_wilsons_interval_is_scipys(hits: int, count: int) -> None:
 
 
 def test_the_bootstrap_matches_resampled_pictures() -> None:
-    """Drawing hits from a binomial is the same as drawing pictures."""
+    """Drawing counts of hits and misses is the same as drawing pictures."""
     generator = torch.Generator().manual_seed(3)
     prompted = torch.arange(4).repeat_interleave(25)
     hit = torch.rand(100, generator=generator) < torch.tensor([0.9, 0.7, 0.5, 0.95])[prompted]
     figure = mean_accuracy(Column(prompted, torch.where(hit, prompted, -1), torch.rand(100)), torch.ones(100).bool())
     rng = np.random.default_rng(5)
-    resampled = [
-        np.mean([rng.choice(hit[prompted == concept].numpy(), 25).mean() for concept in range(4)]) for _ in range(4000)
-    ]
-    assert (figure.low, figure.high) == pytest.approx(np.quantile(resampled, [0.025, 0.975]), abs=0.011)
+    means = []
+    for _ in range(4000):
+        rows = rng.integers(0, 100, 100)
+        concepts, hits = prompted[rows].numpy(), hit[rows].numpy()
+        means.append(np.mean([hits[concepts == concept].mean() for concept in range(4)]))
+    assert (figure.low, figure.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.011)
     assert figure.low < figure.value < figure.high
+
+
+@pytest.mark.parametrize("named", [0, -1])
+def test_a_figure_without_exceptions_still_has_an_interval(named: int) -> None:
+    """Twenty hits of twenty do not prove a thousand."""
+    prompted = torch.zeros(20, dtype=torch.long)
+    figure = mean_accuracy(Column(prompted, torch.full((20,), named), torch.rand(20)), torch.ones(20).bool())
+    assert (figure.low, figure.high) == wilson_interval(1.0 + named, 20)
+
+
+def test_one_picture_a_concept_leaves_the_figure_uncertain() -> None:
+    prompted = torch.arange(5)
+    figure = mean_accuracy(Column(prompted, torch.tensor([0, 1, 2, 3, 0]), torch.rand(5)), torch.ones(5).bool())
+    assert figure.value == pytest.approx(0.8)
+    assert figure.high - figure.low > 0.3
 
 
 def gaussian(count: int, size: int, seed: int) -> Tensor:

@@ -164,7 +164,7 @@ def test_the_table_gives_both_sides_with_intervals_and_the_worst_neighbour() -> 
     assert lines["UA"].split()[1] == "0.000"
     assert "1.000 [0.610, 1.000]" in lines["UA"]
     assert "residual 0.123, mean drift 0.0456" in table
-    assert "worst neighbour: Rust, accuracy 1.000 -> 0.667" in table
+    assert "worst neighbour: Rust, accuracy 1.000 -> 0.667, probability 0.900 -> 0.667" in table
     assert max(map(len, table.splitlines())) <= 100
 
 

@@ -152,10 +152,12 @@ def base_grid(
     on_batch: OnBatch = lambda done, total: None,
     cache: Path | None = None,
 ) -> tuple[GridResult, bool]:
-    """:func:`draw_grid` without adapters, and whether it came from the cache: ``cache``, else $SPARE_CACHE/grids, else
-    ~/.cache/spare/grids."""
+    """:func:`draw_grid` without adapters, and whether it came from the cache: ``cache``, else :func:`default_cache`."""
+    folder = cache or default_cache()
+    if folder is None:
+        return draw_grid(denoiser, suite, judge, (), batch_size, on_batch), False
     key = _cache_key(denoiser, base_digest, suite, judge)
-    path = (cache or default_cache()) / f"{key}.safetensors"
+    path = folder / f"{key}.safetensors"
     kept = _load(path, key)
     if kept is not None:
         on_batch(len(kept), len(kept))
@@ -168,10 +170,13 @@ def base_grid(
     return drawn, False
 
 
-def default_cache() -> Path:
-    """Where grids are kept."""
+def default_cache() -> Path | None:
+    """$SPARE_CACHE/grids, else ~/.cache/spare/grids; None for a user without a home, as containers may have."""
     root = os.environ.get("SPARE_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "spare") / "grids"
+    try:
+        return (Path(root) if root else Path.home() / ".cache" / "spare") / "grids"
+    except RuntimeError:
+        return None
 
 
 def _cache_key(denoiser: Denoiser, base_digest: str, suite: Suite, judge: Judge) -> str:

@@ -134,7 +134,7 @@ def ua_ira_cra(verdicts: Verdicts, erased: Sequence[int], kind: Domain, seed: in
     own, across = verdicts.column(kind), verdicts.column(other(kind))
     check_drawn(own.prompted, erased, kind)
     gone = names_erased(verdicts, erased, kind)
-    accuracy = mean_accuracy(own, gone, seed)
+    accuracy = mean_accuracy(own, gone)
     low, high = wilson_interval(1.0 - accuracy.value, accuracy.pictures)
     return Scores(
         ua=accuracy._replace(value=1.0 - accuracy.value, low=low, high=high),
@@ -159,14 +159,21 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 def mean_accuracy(column: Column, among: Tensor, seed: int = 0) -> Figure:
     """Mean over concepts of the accuracy on those of their pictures that are ``among`` ``(N,)``.
 
-    The interval is a percentile bootstrap over pictures, resampled within each concept: of n with h hits, the hits of
-    a resample are Binomial(n, h/n).
+    The interval is a percentile bootstrap over pictures; only how many hits and misses of each concept a resample holds
+    matters, and these are multinomial. Where all are hits, or none is, resampling has nothing to vary: then it is
+    Wilson's interval of the pictures.
     """
     hits, counts = _hits(column, among)
-    accuracy = hits / counts
-    means = np.random.default_rng(seed).binomial(counts, accuracy, (RESAMPLES, len(counts))) / counts
-    low, high = np.quantile(means.mean(axis=1), _QUANTILES)
-    return Figure(float(accuracy.mean()), float(low), float(high), int(counts.sum()), len(counts))
+    accuracy, total = float((hits / counts).mean()), int(counts.sum())
+    if hits.sum() in (0, total):
+        return Figure(accuracy, *wilson_interval(accuracy, total), total, len(counts))
+    outcomes = np.concatenate([hits, counts - hits]) / total
+    drawn = np.random.default_rng(seed).multinomial(total, outcomes, RESAMPLES).reshape(RESAMPLES, 2, len(counts))
+    seen = drawn.sum(axis=1)
+    # A concept that a resample holds no picture of has no accuracy there, and does not enter its mean.
+    shares = np.divide(drawn[:, 0], seen, out=np.zeros(seen.shape), where=seen > 0)
+    low, high = np.quantile(shares.sum(axis=1) / (seen > 0).sum(axis=1), _QUANTILES)
+    return Figure(accuracy, float(low), float(high), total, len(counts))
 
 
 def _hits(column: Column, among: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -130,15 +130,14 @@ def profile_plot(profiles: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes
         edges, gap = list(profile["edges"]), list(profile["gap"])
         widths = [high - low for low, high in itertools.pairwise(edges)]
         axis.bar(edges[:-1], gap, widths, align="edge", color="#9db7d5", edgecolor="white", label="gap(t)")
-        axis.set(
-            title=concept, xlabel="timestep t (0: picture, high: noise)", ylabel="gap(t)", xlim=(edges[0], edges[-1])
-        )
+        axis.set(xlabel="timestep t (0: picture, high: noise)", ylabel="gap(t)", xlim=(edges[0], edges[-1]))
         density = [p / width for p, width in zip(profile["probabilities"], widths, strict=True)]
         chance = axis.twinx()
         chance.stairs(density, edges, color="#b3261e", linewidth=1.8, baseline=None, label="p(t), where training looks")
         chance.set(ylabel="p(t)", ylim=(0, 1.1 * max(density)))
         handles = [*axis.get_legend_handles_labels()[0], *chance.get_legend_handles_labels()[0]]
-        axis.legend(handles=handles, loc="upper right", fontsize=8)
+        axis.set_title(concept, loc="left")
+        axis.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=8)
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -163,10 +162,10 @@ def summary_table(evaluation: Mapping[str, Any]) -> str:
     if evaluation["residual"] is not None:
         lines += ["", f"residual {evaluation['residual']:.3f}, mean drift {evaluation['mean_drift']:.4f}"]
     if worst := evaluation["worst_neighbour"]:
-        lines.append(
-            f"worst neighbour: {worst['concept']}, accuracy {worst['before']['accuracy']:.3f} -> "
-            f"{worst['after']['accuracy']:.3f}"
+        fall = ", ".join(
+            f"{name} {worst['before'][name]:.3f} -> {worst['after'][name]:.3f}" for name in ("accuracy", "probability")
         )
+        lines.append(f"worst neighbour: {worst['concept']}, {fall}")
     if damage := evaluation["damage"]:
         outside = {side: damage["kept"][side]["outside"] for side in ("base", "adapted")}
         lines.append(f"kept pictures that look damaged: {outside['adapted']:.1%} (base {outside['base']:.1%})")
@@ -177,5 +176,5 @@ def _figure(side: Mapping[str, Any], name: str) -> str:
     if side[name] is None:
         return "not measured"
     low, high = side["intervals"][name]
-    digits = 1 if name == "fid" else 3
+    digits = 2 if name == "fid" else 3
     return f"{side[name]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
