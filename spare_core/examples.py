@@ -132,8 +132,7 @@ class _Plan:
         return [_Prompt(names[i % 2], contexts[(i // 2) % len(contexts)]) for i in range(count)]
 
     def retain(self, contexts: Sequence[str], count: int, split: str) -> list[_Prompt]:
-        """The retained concepts in turn, each in shuffled contexts and each at least once; when measuring, also the empty
-        prompt."""
+        """The retained concepts in turn, each at least once, in shuffled contexts; when measuring, the empty prompt."""
         null = max(1, round(_NULL_SHARE * count)) if split == "heldout" else 0
         names = self.erasure.retained
         decks = {name: self.random.sample(list(contexts), len(contexts)) for name in names}
