@@ -77,7 +77,11 @@ class Checkpoint:
         except BlockingIOError:
             raise OutputError(f"another process is working in {output}; wait for it or give another --output") from None
         if not (self.folder / "request.json").exists():
-            self.save_json("request", request)
+            try:
+                self.save_json("request", request)
+            except StorageError:
+                self.abandon_if_empty()
+                raise
 
     def abandon_if_empty(self) -> None:
         """Leave nothing behind where nothing was worth keeping."""

@@ -53,7 +53,7 @@ class EraseSettings:
     steps: int = _setting(120, "most optimiser steps", 1, 1_000_000)
     batch_size: int = _setting(8, "examples a step on each side, forget and retain", 1, 4096)
     lr: float = _setting(2e-3, "peak learning rate of AdamW; falls by a cosine", 0.0, 1.0, open_low=True)
-    forget_weight: float = _setting(1.0, "weight of the forget loss", 0.0, 1e6, open_low=True)
+    forget_weight: float = _setting(0.3, "weight of the forget loss", 0.0, 1e6, open_low=True)
     retain_weight: float = _setting(1.0, "weight of the retain loss", 0.0, 1e6)
     measure_every: int = _setting(20, "steps between measurements of the residual", 1, 1_000_000)
     patience: int = _setting(3, "measurements without improvement of the residual before stopping early", 1, 1_000_000)

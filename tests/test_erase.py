@@ -33,7 +33,7 @@ from spare_core.verify import verify_adapter
 
 SMALL = EraseSettings(
     examples=4, retain_examples=8, heldout=4, example_steps=2, saliency_batches=2, batch_size=2, steps=6,
-    measure_every=2, rank=2, bins=4, dtype="float32", device="cpu",
+    measure_every=2, forget_weight=1.0, rank=2, bins=4, dtype="float32", device="cpu",
 )  # fmt: skip
 
 
@@ -157,10 +157,21 @@ def test_real_pictures_take_the_place_of_drawn_ones(sd1_dir: Path, tmp_path: Pat
     assert outputs[0] != outputs[1]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_settings(sd1_dir: Path, tmp_path: Path) -> None:
-    """A learning rate of 1 with a huge alpha overflows within a few steps."""
-    with pytest.raises(TrainingError, match=r"step \d+: forget loss .* lr .* dtype float32, rank 2, timesteps \["):
-        erase(**request(sd1_dir, lr=1.0, alpha=4096.0, steps=400, forget_weight=1e6), output=tmp_path / "out")
+def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_settings(
+    sd1_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weight of the adapter that overflowed is found in the very next loss."""
+    step = distill.training_step
+
+    def overflowing(*args: object) -> tuple[float, float]:
+        if args[4] == 3:
+            args[3].parameters()[0].data.fill_(float("inf"))  # type: ignore[attr-defined]
+        return step(*args)
+
+    monkeypatch.setattr(distill, "training_step", overflowing)
+    with pytest.raises(TrainingError, match=r"step 3: forget loss nan.* lr .* dtype float32, rank 2, timesteps \["):
+        erase(**request(sd1_dir), output=tmp_path / "out")
+    assert not (tmp_path / "out" / MANIFEST).exists()
 
 
 def test_a_full_disk_leaves_nothing_behind(sd1_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

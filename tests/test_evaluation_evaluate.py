@@ -80,7 +80,7 @@ def test_an_evaluation_is_complete(denoiser: UNetDenoiser, judge: CanvasJudge, t
         assert written[side]["fid"] > 0
         assert set(written[side]["intervals"]) == {"ua", "ira", "cra", "cra_erased", "fid"}
     assert written["residual"] > 0
-    assert set(written["drift"]) == {"Photo", "(empty prompt)"}
+    assert set(written["drift"]) == {"Photo", "Rust", "(empty prompt)"}
     assert written["damage"]["kept"]["pictures"] == 12
     assert len(written["per_concept"]) == 6
     assert written["adapters"][0]["sha256"] == adapter.sha256
