@@ -12,7 +12,8 @@ import torch
 import transformers
 from diffusers import StableDiffusionPipeline
 
-pipeline = StableDiffusionPipeline.from_pretrained(sys.argv[1], safety_checker=None)
+# transformers 5 would otherwise keep the file's half precision for the text encoder alone.
+pipeline = StableDiffusionPipeline.from_pretrained(sys.argv[1], safety_checker=None, torch_dtype=torch.float32)
 digests = {
     f"{component}/{name.removeprefix('text_model.')}": hashlib.sha256(tensor.float().numpy().tobytes()).hexdigest()
     for component in ("unet", "vae", "text_encoder")
