@@ -1,7 +1,7 @@
 """Erase many Canvas concepts, one at a time, under one or many settings, and tabulate what the judge sees.
 
-    python benchmarks/ablation.py --variants default --seeds 5 --output out/twelve      # the README's main table
-    python benchmarks/ablation.py --variants all --seeds 1 --output out/ablation        # the README's ablation
+    python benchmarks/ablation.py --variants default --seeds 2 --output out/twelve
+    python benchmarks/ablation.py --variants all --set steps=60 --seeds 1 --objects-per-style 10 --output out/ablation
 
 Every erasure is one line of ``results.jsonl``; a run that was stopped goes on with the same command. Examples and the
 timestep profile do not depend on what is varied and are made once for each concept; ``seconds`` counts them in.
@@ -26,9 +26,9 @@ from spare_core.evaluation.judges import load_judge
 from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.suite import load_suite
 from spare_core.examples import generate_examples
-from spare_core.masks import build_masks, describe_masks
+from spare_core.masks import describe_masks
 from spare_core.measures import Meter
-from spare_core.saliency import score_layers
+from spare_core.saliency import choose_masks
 from spare_core.settings import EraseSettings
 from spare_core.timesteps import TimestepSampler, profile_timesteps
 
@@ -59,7 +59,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "timesteps gap": {"timesteps": "gap"},
     "contrast on": {"contrast": True},
     "contrast off": {"contrast": False},
-    "saliency denoise": {"saliency": "denoise"},
 }
 
 
@@ -69,20 +68,22 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of every variant, as JSON")
     parser.add_argument("--concepts", nargs="*", help="only these")
     parser.add_argument("--seeds", type=int, default=5, help="of the suite's five")
+    parser.add_argument("--objects-per-style", type=int, default=0, help="0: all")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     common = {name: json.loads(value) for name, value in (item.split("=", 1) for item in options.set)}
     names = list(VARIANTS) if options.variants == ["all"] else options.variants
-    # Variants that say what the default says already are the default's line.
     variants = {name: EraseSettings.from_mapping({**common, **VARIANTS[name]}) for name in names}
     options.output.mkdir(parents=True, exist_ok=True)
     results = options.output / "results.jsonl"
-    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    bench = Bench(options.seeds)
+    grid = [options.seeds, options.objects_per_style]
+    done = [row for row in _rows(results) if row["grid"] == grid and _is_of(row, variants)]
+    bench = Bench(options.seeds, options.objects_per_style)
     for kind, concept, surrogate in CONCEPTS:
         if options.concepts and concept not in options.concepts:
             continue
         for row in bench.run(kind, concept, surrogate, variants, done):
+            row["grid"] = grid
             done.append(row)
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -90,12 +91,26 @@ def main() -> None:
     print(table(done, variants))
 
 
-class Bench:
-    """The model, the judge and the base's pictures, loaded once."""
+def _rows(results: Path) -> list[dict[str, Any]]:
+    """What is done; a last line that a kill cut off is dropped."""
+    lines = results.read_text().split("\n")[:-1] if results.exists() else []
+    results.write_text("".join(line + "\n" for line in lines))
+    return [json.loads(line) for line in lines]
 
-    def __init__(self, seeds: int) -> None:
+
+def _is_of(row: dict[str, Any], variants: dict[str, EraseSettings]) -> bool:
+    return row["variant"] in variants and row["settings"] == variants[row["variant"]].as_dict()
+
+
+class Bench:
+    """The model, the judge and the base's pictures, loaded once.
+
+    Variants with equal settings, such as the default and each part it is made of, are run once.
+    """
+
+    def __init__(self, seeds: int, objects_per_style: int) -> None:
         self.denoiser = load_denoiser("canvas")
-        self.suite = load_suite("canvas").restricted(seeds=seeds)
+        self.suite = load_suite("canvas").restricted(seeds, objects_per_style)
         self.judge = load_judge(self.suite)
         self.reference, _ = load_reference(self.suite, self.judge)
         self.base, _ = base_grid(self.denoiser, self.denoiser.files.digest(), self.suite, self.judge)
@@ -128,9 +143,7 @@ class Bench:
                 meter = Meter(self.denoiser, examples, settings.seed)
                 shared = time.perf_counter() - started
                 started = time.perf_counter()
-            masks = build_masks(
-                score_layers(self.denoiser, examples, profile, settings), settings.mask, settings.density
-            )
+            masks = choose_masks(self.denoiser, examples, profile, settings)
             adapter = Adapter.initialise(self.denoiser, masks, settings.rank, settings.alpha, settings.seed)
             state = start(adapter, settings)
             sampler = TimestepSampler.from_profile(profile, settings)

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from spare_core.adapter import Adapter
-from spare_core.artifact import MANIFEST, read_manifest
+from spare_core.artifact import MANIFEST, check_file, read_manifest
 from spare_core.atomic import write_json, write_tensors
 from spare_core.denoiser import Conditioning
 from spare_core.distill import TrainingState
@@ -42,6 +42,9 @@ def check_output(output: Path, request: dict[str, Any]) -> dict[str, Any] | None
     if (output / MANIFEST).is_file():
         manifest = read_manifest(output)
         _compare(output, manifest.get("request"), request, "the finished adapter of another request")
+        for name, facts in manifest["files"].items():
+            check_file(output / name, facts["sha256"])
+        shutil.rmtree(output / FOLDER, ignore_errors=True)  # of a run that was killed after writing its adapter
         return manifest
     if (output / FOLDER / "request.json").is_file():
         stored = json.loads((output / FOLDER / "request.json").read_text(encoding="utf-8"))
@@ -76,7 +79,9 @@ class Checkpoint:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputError(f"another process is working in {output}; wait for it or give another --output") from None
-        if not (self.folder / "request.json").exists():
+        if (self.folder / "request.json").exists():  # another process may have come and gone since check_output
+            _compare(output, self.load_json("request"), request, "an unfinished run of another request")
+        else:
             try:
                 self.save_json("request", request)
             except StorageError:
@@ -85,12 +90,18 @@ class Checkpoint:
 
     def abandon_if_empty(self) -> None:
         """Leave nothing behind where nothing was worth keeping."""
+        if any(self.folder.glob("*.safetensors")):
+            self._lock.close()
+        else:
+            self.discard()
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
         self._lock.close()
-        if not any(self.folder.glob("*.safetensors")):
-            shutil.rmtree(self.folder, ignore_errors=True)
-            for path in self._created[1:]:
-                if path.is_dir() and not any(path.iterdir()):
-                    path.rmdir()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self._created[1:]:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
 
     def remove(self) -> None:
         """The run is finished."""

@@ -1,4 +1,4 @@
-"""The ``spare`` command. Exit codes: 0 done, 2 bad input, 3 a gate refused, 1 anything else."""
+"""The ``spare`` command. Exit codes: 0 done, 2 bad input, 3 a gate refused, 130 stopped by Ctrl-C, 1 anything else."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ def main() -> None:
     # Read when the libraries are imported: their advice on optional packages is noise here.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable matrix products on CUDA
     app()
 
 
@@ -48,7 +47,8 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+            goes_on = "; the same command goes on from the last checkpoint" if command.__name__ == "erase" else ""
+            print(f"stopped{goes_on}", file=sys.stderr)
             raise typer.Exit(130) from None
 
     return wrapped
@@ -80,7 +80,7 @@ def erase(
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps")] = None,
     low_memory: Annotated[
-        bool | None, typer.Option("--low-memory", help="gradient checkpointing, attention slicing")
+        bool | None, typer.Option("--low-memory", help="gradient checkpointing, one side at a time")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -144,7 +144,8 @@ def evaluate(
     judge = load_judge(chosen, denoiser.device)
     with Progress() as progress:
         report = run(denoiser, digest, stored, chosen, erased, kind, output, judge, progress)
-    _print(report, as_json, f"{summary_table(report)}\nreport: {output}")
+    files = "\n".join(f"{output / name}" for name in ("evaluation.json", *report["files"]))
+    _print(report, as_json, f"{summary_table(report)}\n{files}")
 
 
 @app.command()
@@ -154,8 +155,8 @@ def generate(
     prompt: Annotated[list[str], typer.Option(help="repeatable; one picture each")],
     output: Output,
     adapter: Annotated[list[Path] | None, typer.Option(help="adapter directory; repeatable, they add up")] = None,
-    seed: Annotated[int, typer.Option(help="the same seed starts every picture")] = 0,
-    steps: Annotated[int, typer.Option(help="DDIM steps", min=1)] = 20,
+    seed: Annotated[int, typer.Option(help="the same seed starts every picture", min=0, max=2**63 - 1)] = 0,
+    steps: Annotated[int, typer.Option(help="DDIM steps", min=1, max=999)] = 20,
     guidance: Annotated[float, typer.Option(help="guidance scale", min=0.0)] = 4.0,
     any_base: AnyBase = False,
     as_json: Json = False,

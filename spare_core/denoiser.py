@@ -20,6 +20,8 @@ from spare_core.settings import Device, Precision
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DECODE_BATCH = 16
+_PLAIN_ATTENTION_SIDE: Final = 32
+"""Largest side of latents whose attention is computed plainly on a CPU."""
 FP16_LOSS_SCALE: Final = 2.0**16
 """What a loss is multiplied with under float16, to keep gradients above underflow; fixed, so that runs repeat."""
 
@@ -96,7 +98,7 @@ class Denoiser(Protocol):
         """The model's prediction at x_t, float32."""
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float,
-                 resolution: int = 0, batch_size: int = 64) -> Tensor:  # fmt: skip
+                 resolution: int = 0, batch_size: int = 0) -> Tensor:  # fmt: skip
         """Scaled latents sampled with DDIM, one seed a picture, each picture independent of its batch."""
 
 
@@ -154,15 +156,18 @@ class UNetDenoiser:
         self.pipeline.scheduler = self.scheduler
         self.num_timesteps = self.scheduler.config.num_train_timesteps
         self._is_xl = files.pipeline_class == "StableDiffusionXLPipeline"
+        # Batches go through the VAE one picture at a time where they are large (diffusers' slicing).
+        if self.resolution > 256:
+            self.pipeline.vae.enable_slicing()
+        if dtype is torch.float16 and self._is_xl:
+            self.pipeline.vae.to(torch.float32)  # SDXL's overflows in float16
         for component in (*files.components, "vae"):
             getattr(self.pipeline, component).requires_grad_(False).eval()
         if low_memory:
             self.weights.enable_gradient_checkpointing()
-            self.pipeline.enable_attention_slicing()
-            self.pipeline.vae.enable_slicing()
-        elif device.type == "cpu":
+        elif device.type == "cpu" and self.weights.config.sample_size <= _PLAIN_ATTENTION_SIDE:
             # The fused attention's backward pass takes half of a training step on a CPU
-            # (benchmarks/attention_backward.py).
+            # (benchmarks/attention_backward.py); plain attention keeps its whole matrix, so only where that is small.
             from diffusers.models.attention_processor import AttnProcessor
 
             self.weights.set_attn_processor(AttnProcessor())
@@ -247,7 +252,10 @@ class UNetDenoiser:
                 vae.decode(part.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample.float()
                 for part in latents.split(_DECODE_BATCH)
             ]
-        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+        pixels = torch.cat(parts)
+        if not torch.isfinite(pixels).all():
+            raise TrainingError(f"decoding gave pixels that are not finite ({vae.dtype}); try --dtype float32")
+        return (pixels / 2 + 0.5).clamp(0, 1)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """See :class:`Denoiser`."""
@@ -269,9 +277,10 @@ class UNetDenoiser:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float,
-                 resolution: int = 0, batch_size: int = 64) -> Tensor:  # fmt: skip
+                 resolution: int = 0, batch_size: int = 0) -> Tensor:  # fmt: skip
         """See :class:`Denoiser`."""
         side = resolution or self.resolution
+        batch_size = batch_size or self._sampling_batch(side)
         conditioning = self.encode_prompts(prompts, side)
         null = self.encode_prompts([""], side)
         latents = []
@@ -303,6 +312,11 @@ class UNetDenoiser:
                 "are not finite; try --dtype float32"
             )
         return result
+
+    def _sampling_batch(self, side: int) -> int:
+        """Pictures sampled at once: 64 of up to 16 x 16 latents, 4 of Stable Diffusion's 64 x 64, 1 of SDXL's."""
+        latent_side = max(1, side // int(self.pipeline.vae_scale_factor))
+        return max(1, min(64, 64 * 16**2 // latent_side**2))
 
     def settings(self) -> dict[str, Any]:
         """What a report says of the model."""

@@ -136,11 +136,11 @@ def training_step(
             loss = torch.stack(errors)
             (scale * (weights[group] * loss).sum()).backward()
             losses[group] = loss.detach()
-    for parameter in adapter.parameters():
-        if scale != 1.0 and parameter.grad is not None:
-            parameter.grad.div_(scale)
+    gradients = [parameter.grad for parameter in adapter.parameters() if parameter.grad is not None]
+    if scale != 1.0:
+        torch._foreach_div_(gradients, scale)
     values = losses.tolist()
-    if not all(map(math.isfinite, values)):
+    if not all(map(math.isfinite, values)) or not torch.stack([g.isfinite().all() for g in gradients]).all():
         timesteps = torch.cat([batch.timesteps for batch in both])
         raise TrainingError(_not_finite(values, step, timesteps, denoiser, settings))
     return values[0], values[1]

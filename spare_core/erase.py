@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import resource
 import shutil
 import sys
@@ -26,12 +27,12 @@ from spare_core.checkpoint import Checkpoint, check_output
 from spare_core.concept import DEFAULTS, KINDS, Erasure, Kind, same_concept
 from spare_core.denoiser import UNetDenoiser, choose_device, load_denoiser
 from spare_core.distill import distill, start
-from spare_core.errors import ConceptError, OutputError
+from spare_core.errors import ConceptError, InputError, OutputError, TrainingError
 from spare_core.examples import Examples, all_prompts, generate_examples, load_images
-from spare_core.masks import build_masks, describe_masks
+from spare_core.masks import describe_masks
 from spare_core.measures import Meter
 from spare_core.model_files import find_model
-from spare_core.saliency import score_layers
+from spare_core.saliency import choose_masks
 from spare_core.settings import EraseSettings
 from spare_core.timesteps import TimestepProfile, TimestepSampler, profile_timesteps
 
@@ -118,18 +119,21 @@ def erase(
     finished = check_output(output, request)
     if finished is not None:
         return finished
+    _repeatable()
     denoiser = load_denoiser(model, settings.device, settings.dtype, settings.low_memory)
     denoiser.check_prompts(all_prompts(erasure))
     check_rank(denoiser.target_layers(), settings.rank)
     _check_space(output, denoiser, settings)
     progress("load", 1, 1)
-    _repeatable()
     checkpoint = Checkpoint(output, request)
     try:
         manifest = _Run(denoiser, erasure, settings, images, checkpoint, progress).run()
         manifest["base"] = {"digest": digest, **denoiser.settings()}
         manifest["request"] = request
         written = save_adapter(output, manifest.pop("adapter"), denoiser.lora_prefix, manifest)
+    except (InputError, TrainingError):
+        checkpoint.discard()  # these come again with every try: a checkpoint would only stand in the next one's way
+        raise
     except BaseException:
         checkpoint.abandon_if_empty()
         raise
@@ -215,8 +219,7 @@ class _Run:
         masks = self.checkpoint.load_masks()
         if masks is None:
             with self._stage("saliency"):
-                scores = score_layers(self.denoiser, examples, profile, self.settings)
-                masks = build_masks(scores, self.settings.mask, self.settings.density)
+                masks = choose_masks(self.denoiser, examples, profile, self.settings)
                 self.checkpoint.save_masks(masks)
         return masks
 
@@ -235,6 +238,9 @@ def _check_space(output: Path, denoiser: UNetDenoiser, settings: EraseSettings) 
     """Adapter, its optimiser's moments and one spare copy must fit on the disk."""
     parameters = sum(settings.rank * sum(layer.weight.shape) for layer in denoiser.target_layers().values())
     needed = 4 * parameters * 6 + 64 * 2**20
+    if settings.mask == "weight":  # a byte of mask for every weight, an index and a value for those that move
+        weights = sum(layer.weight.numel() for layer in denoiser.target_layers().values())
+        needed += int(weights * (1 + 8 * settings.density))
     existing = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -245,7 +251,9 @@ def _check_space(output: Path, denoiser: UNetDenoiser, settings: EraseSettings) 
 
 
 def _repeatable() -> None:
-    """Same seed, same machine: same bytes."""
+    """Same seed, same machine: same bytes, on a CPU. CUDA's fused attention has no deterministic backward pass and only
+    warns; the rest there is made repeatable."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
 

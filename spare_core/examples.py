@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from spare_core.concept import Erasure
@@ -72,13 +72,15 @@ def generate_examples(
 ) -> Examples:
     """Let the model draw both sides (fixed seeds); with ``images``, its forget half comes from that folder."""
     pictures = load_images(images, settings.resolution or denoiser.resolution) if images else None
+    # Room for every picture: they take the place of the half that is drawn under the concept.
+    forget_count = max(settings.examples, 0 if pictures is None else 2 * len(pictures))
     plan = _Plan(erasure, settings)
     sides: dict[str, tuple[list[_Prompt], list[_Prompt]]] = {}
-    for name, contexts, forget_count, retain_count in (
-        ("train", plan.train_contexts, settings.examples, settings.retain_examples),
+    for name, contexts, forgets, retains in (
+        ("train", plan.train_contexts, forget_count, settings.retain_examples),
         ("heldout", plan.heldout_contexts, settings.heldout, settings.heldout),
     ):
-        sides[name] = (plan.forget(contexts, forget_count), plan.retain(contexts, retain_count, name))
+        sides[name] = (plan.forget(contexts, forgets), plan.retain(contexts, retains, name))
     drawn = [prompt for pair in sides.values() for side in pair for prompt in side]
     seeds = [settings.seed * 1_000_003 + i for i in range(len(drawn))]
     texts = [plan.text(prompt) for prompt in drawn]
@@ -194,12 +196,18 @@ def load_images(folder: Path, side: int) -> Tensor:
     for file in files:
         try:
             with Image.open(file) as image:
-                pixels.append(_square(image.convert("RGB"), side))
+                pixels.append(_square(_upright(image), side))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             bad.append(f"{file.name}: {error}")
     if bad:
         raise ImagesError(f"{len(bad)} of {len(files)} images in {folder} cannot be read: {'; '.join(bad[:10])}")
     return torch.stack(pixels)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """RGB as a viewer shows it: turned as its EXIF says, transparency on white."""
+    upright = ImageOps.exif_transpose(image).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
 
 
 def _square(image: Image.Image, side: int) -> Tensor:

@@ -48,14 +48,22 @@ def generate_pictures(
             check_base(one, digest, model)
     denoiser.check_prompts(prompts)
     pixels = draw(denoiser, stored, prompts, [seed] * len(prompts), steps, guidance)
+    _clear(output)
+    report = {"model": model, "adapters": [one.sha256 for one in stored], "steps": steps, "guidance": guidance}
     pictures = []
     for i, (prompt, picture) in enumerate(zip(prompts, pixels, strict=True)):
         name = f"{i:04d}-seed{seed}.png"
         write_bytes(output / name, png(picture))
         pictures.append({"file": str(output / name), "prompt": prompt, "seed": seed})
-    report = {"model": model, "adapters": [one.sha256 for one in stored], "steps": steps, "guidance": guidance}
     write_json(output / REPORT, {**report, "pictures": pictures})
     return {**report, "pictures": pictures}
+
+
+def _clear(output: Path) -> None:
+    """Remove an earlier call's pictures, and mark the folder as ours before the first new one is there."""
+    for file in output.glob("[0-9][0-9][0-9][0-9]-seed*.png"):
+        file.unlink()
+    write_json(output / REPORT, {"pictures": []})
 
 
 def draw(

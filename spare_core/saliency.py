@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from spare_core.denoiser import FP16_LOSS_SCALE, Denoiser
 from spare_core.errors import TrainingError
 from spare_core.examples import Examples, Side
-from spare_core.masks import Score
+from spare_core.masks import Masks, Score, build_masks
 from spare_core.settings import EraseSettings
 from spare_core.timesteps import TimestepProfile, TimestepSampler
 
@@ -49,6 +49,15 @@ LOSSES: dict[str, Loss] = {"denoise": denoise_loss, "gap": gap_loss}
 
 def _predict(denoiser: Denoiser, examples: Examples, noisy: Tensor, timesteps: Tensor, rows: Tensor) -> Tensor:
     return denoiser.predict(noisy.to(denoiser.device), timesteps.to(denoiser.device), examples.table[rows])
+
+
+def choose_masks(denoiser: Denoiser, examples: Examples, profile: TimestepProfile, settings: EraseSettings) -> Masks:
+    """The masks that ``settings`` ask for; without a mask nothing is scored."""
+    if settings.mask == "none":
+        scores = {name: Score.zeros("none", layer.weight.shape) for name, layer in denoiser.target_layers().items()}
+    else:
+        scores = score_layers(denoiser, examples, profile, settings)
+    return build_masks(scores, settings.mask, settings.density)
 
 
 def score_layers(
@@ -106,6 +115,8 @@ def _accumulate(
         for layer in layers.values():
             layer.weight.requires_grad_(False)
             layer.weight.grad = None
+    if not all(bool(torch.isfinite(part).all()) for score in scores.values() for part in score.parts):
+        raise TrainingError(f"the saliency's gradients are not finite ({denoiser.dtype}); try --dtype float32")
     return scores
 
 

@@ -62,17 +62,17 @@ class EraseSettings:
     examples: int = _setting(48, "latents generated on the forget side", 2, 100_000)
     retain_examples: int = _setting(96, "latents generated on the retain side, at least one a kept concept", 2, 100_000)
     heldout: int = _setting(24, "further latents that only measure, each side, at least one a kept concept", 1, 100_000)
-    example_steps: int = _setting(12, "sampler steps when the model generates its own examples", 1, 1000)
+    example_steps: int = _setting(12, "sampler steps when the model generates its own examples", 1, 999)
     guidance: float = _setting(4.0, "guidance scale when the model generates its own examples", 0.0, 100.0)
     resolution: int = _setting(0, "side of the generated examples in pixels; 0: the model's own", 0, 8192)
     # The machine
     seed: int = _setting(0, "seed of all chance", 0, 2**31 - 1)
     dtype: Precision = _setting("auto", "precision of the forward passes; auto: bfloat16 where the device has it")
     device: Device = _setting("auto", "auto: cuda, then mps, then cpu")
-    low_memory: bool = _setting(False, "gradient checkpointing and attention slicing; slower, for large models")
+    low_memory: bool = _setting(False, "gradient checkpointing, one side at a time; slower, for large models")
 
     def __post_init__(self) -> None:
-        problems = _problems(self)
+        problems = [*_problems(self), *_resolution_problems(self.resolution)]
         if problems:
             raise SettingsError(problems)
 
@@ -121,6 +121,12 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
             [f"{path} must name every value with text, got {[k for k in values if type(k) is not str]}"]
         )
     return values
+
+
+def _resolution_problems(resolution: Any) -> list[str]:
+    if type(resolution) is int and resolution % 8:
+        return [f"resolution is {resolution}; it must be 0 or a multiple of 8"]
+    return []
 
 
 def _problems(settings: Any) -> list[str]:
