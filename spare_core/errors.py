@@ -11,7 +11,7 @@
     │   ├── AdapterError                   no adapter, a damaged one, one that matches nothing
     │   └── OutputError                    the output folder is in use or not ours
     ├── TrainingError                      a loss or a prediction that is not finite
-    └── StorageError                       the disk would not take what was written
+    └── StorageError              exit 2   the disk would not take what was written
 
 A message names the value it got, what is allowed, and what to do next.
 """
@@ -66,4 +66,6 @@ class TrainingError(SpareError):
 
 
 class StorageError(SpareError):
-    """Writing failed; what was there before is untouched."""
+    """Writing failed; what was there before is untouched. As with bad input, another place to write to helps."""
+
+    exit_code = 2

@@ -181,9 +181,10 @@ def test_a_full_disk_leaves_nothing_behind(sd1_dir: Path, tmp_path: Path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match="No space left on device"):
+    with pytest.raises(StorageError, match="No space left on device") as caught:
         erase(**request(sd1_dir), output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+    assert caught.value.exit_code == 2
 
 
 def _unreadable(tmp_path: Path) -> Path:
