@@ -72,8 +72,8 @@ def build_erasure(
 
 def _canvas_erasure(concept: str, surrogate: str, kind: Kind | None, keep: Sequence[str]) -> Erasure:
     domains: dict[Kind, tuple[str, ...]] = {"style": STYLES, "object": tuple(OBJECTS)}
-    if kind is None:
-        kind = "style" if any(same_concept(concept, name) for name in STYLES) else "object"
+    if kind is None:  # that of the nearest name: "Neon Lights" is answered with styles, not with objects
+        kind = "style" if _nearest(concept, (*STYLES, *OBJECTS)) in STYLES else "object"
     if kind not in domains:
         raise ConceptError(f"kind is {kind!r}; Canvas knows style and object")
     # Built first with the words as given, so that an empty or contradictory request is named as such.
@@ -89,8 +89,11 @@ def _canvas_name(text: str, domain: Sequence[str], kind: str) -> str:
     for name in domain:
         if same_concept(text, name):
             return name
-    near = difflib.get_close_matches(text.title(), domain, n=1, cutoff=0.0)[0]
-    raise ConceptError(f"Canvas has no {kind} {text!r}; nearest: {near!r}; all: {', '.join(domain)}")
+    raise ConceptError(f"Canvas has no {kind} {text!r}; nearest: {_nearest(text, domain)!r}; all: {', '.join(domain)}")
+
+
+def _nearest(text: str, names: Sequence[str]) -> str:
+    return difflib.get_close_matches(" ".join(text.split()).title(), names, n=1, cutoff=0.0)[0]
 
 
 def erase(

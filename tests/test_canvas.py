@@ -116,5 +116,7 @@ def test_canvas_knows_its_grid_and_nothing_else() -> None:
     assert next(erasure.prompts("Cat")) == prompt("Cat", STYLES[0])
     with pytest.raises(ConceptError, match="Canvas has no style 'Neon Line'; nearest: 'Neon Lines'"):
         build_erasure("canvas", "Neon Line", "Photo", "style")
+    with pytest.raises(ConceptError, match="no style 'neon lights'; nearest: 'Neon Lines'"):
+        build_erasure("canvas", "neon lights", "Photo")
     with pytest.raises(ConceptError, match="is the concept itself"):
         build_erasure("canvas", "Cat", " CAT ")
