@@ -199,3 +199,6 @@ def test_what_a_killed_run_left_is_no_obstacle(tmp_path: Path) -> None:
     for name in ("contact_sheet.png", ".evaluation.json.123.partial"):
         (tmp_path / name).write_text("half")
     module.check_output(tmp_path)
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(OutputError, match=r"thesis\.txt"):
+        module.check_output(tmp_path)

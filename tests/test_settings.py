@@ -21,7 +21,7 @@ BOUNDED = [name for name, field in FIELDS.items() if field.metadata["high"] is n
 
 
 def test_the_defaults_are_allowed() -> None:
-    EraseSettings()
+    assert EraseSettings.from_mapping(EraseSettings().as_dict()) == EraseSettings()
 
 
 @pytest.mark.parametrize("name", FIELDS)
