@@ -109,7 +109,7 @@ def erase(
     The same call again returns the finished result, or goes on where a killed run stopped.
 
     Raises:
-        InputError: before any work, nothing having been written.
+        InputError: before any work; or, if the model turns out not to know the concept, later. Nothing is left behind.
         TrainingError: if a loss stops being finite.
         StorageError: if the disk would not take a file.
     """

@@ -19,23 +19,11 @@ from spare_core.evaluation.judges import CanvasJudge
 from spare_core.evaluation.report import summary_table
 from spare_core.settings import EraseSettings
 from tests.adapters import load_tiny, manifest_for, random_adapter
-from tests.grids import ACCURACY, canvas_judge, small_suite
+from tests.grids import ACCURACY, small_suite
 
 SUITE = small_suite()
 SETTINGS = EraseSettings(heldout=2, example_steps=1, rank=2, dtype="float32", device="cpu")
 PROFILE = {"edges": [0, 500, 1000], "gap": [0.1, 0.3], "probabilities": [0.4, 0.6]}
-
-
-@pytest.fixture(scope="module")
-def denoiser(sd1_dir: Path) -> UNetDenoiser:
-    """A tiny model."""
-    return load_tiny(sd1_dir)
-
-
-@pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> CanvasJudge:
-    """Random, but always the same."""
-    return canvas_judge(tmp_path_factory.mktemp("judge"), SUITE)
 
 
 @pytest.fixture(autouse=True)

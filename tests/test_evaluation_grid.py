@@ -23,18 +23,6 @@ from tests.grids import canvas_judge, grid_of, small_suite
 SUITE = small_suite()
 
 
-@pytest.fixture(scope="module")
-def denoiser(sd1_dir: Path) -> UNetDenoiser:
-    """A tiny model."""
-    return load_tiny(sd1_dir)
-
-
-@pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> CanvasJudge:
-    """Random, but always the same."""
-    return canvas_judge(tmp_path_factory.mktemp("judge"), SUITE)
-
-
 def same(a: GridResult, b: GridResult, tolerance: float = 0.0) -> bool:
     """Whether two grids hold the same numbers."""
     pairs = ((getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from spare_core.concept import Erasure
-from spare_core.denoiser import UNetDenoiser, load_denoiser
+from spare_core.denoiser import UNetDenoiser
 from spare_core.errors import ImagesError
 from spare_core.examples import NULL, Examples, generate_examples, load_images
 from spare_core.settings import EraseSettings
@@ -18,11 +18,6 @@ from spare_core.settings import EraseSettings
 CONTEXTS = tuple(f"a {name}" for name in ("cat", "dog", "hat", "box", "cup", "toy", "car", "map", "pen", "jar"))
 ERASURE = Erasure("Neon", "Photo", "style", ("Rust", "Winter"), "{context} in {concept}", CONTEXTS)
 SETTINGS = EraseSettings(examples=8, retain_examples=12, heldout=6, example_steps=1, dtype="float32", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def denoiser(sd1_dir: Path) -> UNetDenoiser:
-    return load_denoiser(str(sd1_dir), "cpu", "float32")
 
 
 @pytest.fixture(scope="module")
