@@ -43,15 +43,19 @@ def hooks(denoiser: UNetDenoiser) -> int:
 
 @pytest.mark.parametrize("kind", ["module", "channel", "none"])
 def test_stock_diffusers_predicts_what_was_trained(each: UNetDenoiser, tmp_path: Path, kind: MaskKind) -> None:
-    """And unloading the LoRA leaves every weight bit-identical."""
+    """And unloading the LoRA leaves every weight bit-identical.
+
+    That is a claim about weights: diffusers lays them out anew, and what a CPU's kernels add up in another order rounds
+    otherwise, so predictions are compared within the tolerance.
+    """
     adapter, stored = store(tmp_path / "adapter", each, kind)
     trained, read_back = predict(each, adapter), predict(each, stored.adapter)
     predictions = stock.predict_with_lora(each.files.path, tmp_path / "adapter")
     assert (predictions.loaded - predictions.base).abs().max() > 0.01
     assert torch.allclose(predictions.loaded, trained, rtol=0, atol=TOLERANCE)
     assert torch.allclose(read_back, trained, rtol=0, atol=TOLERANCE)
-    assert torch.equal(predictions.unloaded, predictions.base)
     assert predictions.restored
+    assert torch.allclose(predictions.unloaded, predictions.base, rtol=0, atol=TOLERANCE)
 
 
 def test_a_process_that_never_imports_spare_predicts_the_same(denoiser: UNetDenoiser, tmp_path: Path) -> None:
@@ -66,30 +70,32 @@ def test_a_process_that_never_imports_spare_predicts_the_same(denoiser: UNetDeno
 
 
 @pytest.mark.parametrize("kind", ["module", "channel", "weight", "none"])
-def test_switched_off_the_base_is_bit_identical(each: UNetDenoiser, kind: MaskKind) -> None:
-    """Predictions and weights; no hook stays."""
+def test_switched_off_the_base_is_what_it_was(each: UNetDenoiser, kind: MaskKind) -> None:
+    """Every weight is as it was and no hook stays, so predictions are those of before."""
     weights = {name: tensor.clone() for name, tensor in each.weights.state_dict().items()}
     before, count = predict(each), hooks(each)
     adapter = random_adapter(each, kind)
-    assert not torch.equal(predict(each, adapter), before)
-    assert torch.equal(predict(each), before)
+    assert (predict(each, adapter) - before).abs().max() > 100 * TOLERANCE
+    assert torch.allclose(predict(each), before, rtol=0, atol=TOLERANCE)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in each.weights.state_dict().items())
     assert hooks(each) == count
 
 
 def test_an_error_inside_takes_the_adapter_off(denoiser: UNetDenoiser) -> None:
     """The base is free again whatever happened."""
-    before = predict(denoiser)
+    before, count = predict(denoiser), hooks(denoiser)
     with pytest.raises(ZeroDivisionError), random_adapter(denoiser, "channel").attached(denoiser):
         _ = 1 / 0
-    assert torch.equal(predict(denoiser), before)
+    assert hooks(denoiser) == count
+    assert torch.allclose(predict(denoiser), before, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ["module", "channel", "weight", "none"])
 def test_a_fresh_adapter_changes_nothing(denoiser: UNetDenoiser, kind: MaskKind) -> None:
     """Training starts at the base model."""
     adapter = Adapter.initialise(denoiser, random_masks(denoiser, kind), 4, 4.0, 0)
-    assert torch.equal(predict(denoiser, adapter), predict(denoiser))
+    assert not any(delta.any() for delta in deltas(adapter).values())
+    assert torch.allclose(predict(denoiser, adapter), predict(denoiser), rtol=0, atol=TOLERANCE)
 
 
 def test_two_adapters_add_up(each: UNetDenoiser) -> None:

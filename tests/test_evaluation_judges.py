@@ -60,7 +60,7 @@ def test_a_suite_in_another_order_gets_the_same_verdicts_under_its_own_rows(tmp_
     everything, part = (canvas_judge(tmp_path, one) for one in (whole, suite))
     all_seen, seen = everything.judge(PIXELS), part.judge(PIXELS)
     rust = STYLES.index("Rust")
-    assert torch.equal(seen.styles.probabilities[:, 0], all_seen.styles.probabilities[:, rust])
+    assert torch.allclose(seen.styles.probabilities[:, 0], all_seen.styles.probabilities[:, rust], rtol=0, atol=1e-6)
     for row in range(5):
         named = all_seen.styles.predicted[row]
         assert seen.styles.predicted[row] == {rust: 0, STYLES.index("Neon Lines"): 1}.get(int(named), OTHER)
