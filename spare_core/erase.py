@@ -29,6 +29,7 @@ from spare_core.denoiser import UNetDenoiser, choose_device, load_denoiser
 from spare_core.distill import distill, start
 from spare_core.errors import ConceptError, InputError, OutputError, TrainingError
 from spare_core.examples import Examples, all_prompts, generate_examples, load_images
+from spare_core.locations import local_path
 from spare_core.masks import describe_masks
 from spare_core.measures import Meter
 from spare_core.model_files import find_model
@@ -101,21 +102,28 @@ def erase(
     erasure: Erasure,
     settings: EraseSettings,
     output: Path,
-    images: Path | None = None,
+    images: str | Path | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Erase a concept; returns the manifest that was written to ``output/spare.json``.
 
-    The same call again returns the finished result, or goes on where a killed run stopped.
+    The same call again returns the finished result, or goes on where a killed run stopped. ``model`` and ``images``
+    may lie in S3.
 
     Raises:
         InputError: before any work; or, if the model turns out not to know the concept, later. Nothing is left behind.
+        StoreError: if model or images cannot be fetched from S3.
         TrainingError: if a loss stops being finite.
         StorageError: if the disk would not take a file.
     """
-    files = find_model(model)
+
+    def fetching(done: int, total: int) -> None:
+        progress("fetch (MiB)", done >> 20, total >> 20)
+
+    files = find_model(model, fetching)
     choose_device(settings.device)
-    pictures = _images_digest(images) if images else None
+    folder = local_path(images, on_progress=fetching) if images else None
+    pictures = _images_digest(folder) if folder else None
     progress("load", 0, 1)
     digest = files.digest()
     request = {**erasure.as_dict(), **settings.as_dict(), "base": digest, "images": pictures}
@@ -130,7 +138,7 @@ def erase(
     progress("load", 1, 1)
     checkpoint = Checkpoint(output, request)
     try:
-        manifest = _Run(denoiser, erasure, settings, images, checkpoint, progress).run()
+        manifest = _Run(denoiser, erasure, settings, folder, checkpoint, progress).run()
         manifest["base"] = {"digest": digest, **denoiser.settings()}
         manifest["request"] = request
         written = save_adapter(output, manifest.pop("adapter"), denoiser.lora_prefix, manifest)

@@ -11,7 +11,22 @@
     │   ├── AdapterError                   no adapter, a damaged one, one that matches nothing
     │   └── OutputError                    the output folder is in use or not ours
     ├── TrainingError                      a loss or a prediction that is not finite
-    └── StorageError              exit 2   the disk would not take what was written
+    ├── StorageError              exit 2   the disk would not take what was written
+    ├── StoreError                exit 1   the object storage did not do what was asked
+    │   ├── StoreUnavailable               it cannot be reached, or stays busy after all retries
+    │   ├── ObjectMissing         exit 2   no such bucket, object or folder
+    │   ├── ObjectDenied          exit 2   the credentials do not allow it, or there are none
+    │   ├── ObjectExists                   a conditional create came second
+    │   └── ObjectChanged                  an object became another one while it was read, or is damaged
+    ├── RegistryError             exit 1   the model registry did not do what was asked
+    │   ├── RegistryUnavailable            MLflow cannot be reached, or stays busy after all retries
+    │   ├── RegistryInputError    exit 2   no such model, version or alias; a name that is none of ours
+    │   ├── PromotionConflict              another promotion of the same model came first
+    │   └── LogDamaged                     the promotion log's chain of hashes is broken
+    ├── ClusterError              exit 1   the Kubeflow Pipelines API did not do what was asked
+    │   ├── ClusterUnavailable             it cannot be reached, or is busy
+    │   └── ClusterRefused        exit 2   it does not know us, does not allow it, or cannot take what we sent
+    └── GateRefused               exit 3   the figures do not meet the policy
 
 A message names the value it got, what is allowed, and what to do next.
 """
@@ -69,3 +84,77 @@ class StorageError(SpareError):
     """Writing failed; what was there before is untouched. As with bad input, another place to write to helps."""
 
     exit_code = 2
+
+
+class StoreError(SpareError):
+    """The object storage did not do what was asked."""
+
+
+class StoreUnavailable(StoreError):
+    """The object storage cannot be reached, or stays busy after all retries."""
+
+
+class ObjectMissing(StoreError):
+    """There is no such bucket, object or folder."""
+
+    exit_code = 2
+
+
+class ObjectDenied(StoreError):
+    """The credentials do not allow it, or there are none."""
+
+    exit_code = 2
+
+
+class ObjectExists(StoreError):
+    """An object of that name is there already: this conditional create came second."""
+
+
+class ObjectChanged(StoreError):
+    """An object became another one while it was read, or its bytes are not those its checksum names."""
+
+
+class RegistryError(SpareError):
+    """The model registry did not do what was asked."""
+
+
+class RegistryUnavailable(RegistryError):
+    """MLflow cannot be reached, or stays busy after all retries."""
+
+
+class RegistryInputError(RegistryError):
+    """There is no such registered model, version or alias, or it is not one of ours."""
+
+    exit_code = 2
+
+
+class PromotionConflict(RegistryError):
+    """Another promotion of the same model came first."""
+
+
+class LogDamaged(RegistryError):
+    """The promotion log's chain of hashes is broken: an entry was changed, removed or put in between."""
+
+
+class ClusterError(SpareError):
+    """The Kubeflow Pipelines API did not do what was asked."""
+
+
+class ClusterUnavailable(ClusterError):
+    """The Kubeflow Pipelines API cannot be reached, or is busy."""
+
+
+class ClusterRefused(ClusterError):
+    """The Kubeflow Pipelines API does not know us, does not allow it, or cannot take what we sent."""
+
+    exit_code = 2
+
+
+class GateRefused(SpareError):
+    """The figures do not meet the policy; ``reasons`` says each way in which they do not."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, reasons: Sequence[str]) -> None:
+        self.reasons = tuple(reasons)
+        super().__init__(message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from spare_core.canvas import PIPELINE
 from spare_core.errors import ModelError
+from spare_core.locations import is_s3, local_path
 
 ARCHITECTURES: Final = {
     "StableDiffusionPipeline": ("unet", "text_encoder"),
@@ -25,7 +26,7 @@ ARCHITECTURES: Final = {
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _WANTED: Final = ["model_index.json", "*/*.json", "*/*.txt", "unet/*.safetensors", "text_encoder*/*.safetensors",
                   "vae/*.safetensors"]  # fmt: skip
-"""What is fetched from a hub: not the whole checkpoints that lie beside the components."""
+"""What is fetched from a hub or from S3: no pickles, not the whole checkpoints that lie beside the components."""
 _PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
@@ -71,16 +72,23 @@ def plain_name(name: str) -> str:
     return name.removeprefix("text_model.")
 
 
-def find_model(source: str) -> ModelFiles:
-    """The checked files of ``source``: "canvas", a local diffusers directory, or a hub id.
+def find_model(source: str, on_progress: Callable[[int, int], None] = lambda done, total: None) -> ModelFiles:
+    """The checked files of ``source``: "canvas", a local diffusers directory, ``s3://bucket/prefix``, or a hub id.
+
+    ``on_progress`` is called with the bytes fetched from S3 and the bytes there are.
 
     Raises:
         ModelError: if there is no such model, it is no supported diffusers pipeline, or its weights are pickles.
+        StoreError: if it cannot be fetched from S3.
     """
     if source == "canvas":
         return _check(source, PIPELINE)
-    if source.startswith("s3://"):
-        raise ModelError(f"model {source!r}: s3:// is not readable yet; download it and give the local directory")
+    if is_s3(source):
+        path = local_path(source, _WANTED, on_progress)
+        try:
+            return _check(source, path)
+        except ModelError as error:
+            raise ModelError(f"model {source!r}: {error}") from None
     path = Path(source)
     try:
         exists = path.exists()
@@ -91,7 +99,8 @@ def find_model(source: str) -> ModelFiles:
     if _HUB_ID.fullmatch(source) and not source.startswith((".", "/")):
         return _check(source, _download(source))
     raise ModelError(
-        f"there is no model {source!r}; give 'canvas', a local diffusers directory, or a hub id 'org/name'"
+        f"there is no model {source!r}; give 'canvas', a local diffusers directory, s3://bucket/prefix, or a hub id "
+        "'org/name'"
     )
 
 

@@ -9,14 +9,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DIFFUSERS_VERBOSITY"] = "error"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from spare_core.denoiser import UNetDenoiser
     from spare_core.evaluation.judges import CanvasJudge
+    from tests.faulty_proxy import FaultyProxy
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +60,44 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> CanvasJudge:
     from tests.grids import canvas_judge, small_suite
 
     return canvas_judge(tmp_path_factory.mktemp("judge"), small_suite())
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real S3 server."""
+    from tests.mlflow_servers import moto_server
+
+    with moto_server(tmp_path_factory.mktemp("s3")) as environment:
+        yield environment["MLFLOW_S3_ENDPOINT_URL"]
+
+
+@pytest.fixture(scope="session")
+def s3(s3_endpoint: str) -> Any:
+    """A plain boto3 client of that server, for what others do there."""
+    import boto3
+
+    return boto3.session.Session("tests", "tests", region_name="us-east-1").client("s3", endpoint_url=s3_endpoint)
+
+
+@pytest.fixture
+def bucket(s3: Any, s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new bucket's name; clients of this process find it, and the cache is the test's own."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"ACCESS_KEY_ID": "tests", "SECRET_ACCESS_KEY": "tests", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    monkeypatch.setenv("SPARE_CACHE", str(tmp_path / "cache"))
+    name = f"test-{uuid.uuid4().hex}"
+    s3.create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def proxy(bucket: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """A proxy between the clients of this process and the server of ``bucket``; without faults yet."""
+    from tests.faulty_proxy import faulty_proxy
+
+    with faulty_proxy(s3_endpoint) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", running.uri)
+        yield running

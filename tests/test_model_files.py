@@ -184,10 +184,6 @@ def test_a_model_that_is_nowhere(source: str) -> None:
     refused(source, "there is no model|no model_index.json")
 
 
-def test_object_storage_says_what_to_do() -> None:
-    refused("s3://bucket/model", "s3:// .*local directory")
-
-
 def test_a_hub_id_offline_is_told_quickly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

@@ -1,0 +1,152 @@
+"""The interface of a store."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from spare_core.errors import InputError
+from spare_core.store.addresses import check_key
+
+WORKERS: Final = 10
+"""Requests at once."""
+PART: Final = 8 * 2**20
+"""Bytes sent or asked for in one request; also what a killed download may lose of each part it was reading."""
+OnProgress = Callable[[int, int], None]
+"""Called with the bytes done and the bytes there are, never backwards; from one thread at a time."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """The default: tell nobody."""
+
+
+class Entry(NamedTuple):
+    """One object of a listing: its key, its size in bytes, and the tag that changes when its content does."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class Store(ABC):
+    """Immutable objects by key under one address.
+
+    Keys are POSIX relative paths, see :func:`spare_core.store.addresses.check_key`; each method raises SettingsError
+    for one that is not. A prefix is a folder: "a/b" and "a/b/" both mean what lies under "a/b/", and "" everything.
+
+    Every method may raise :class:`StoreUnavailable` (after a bounded number of retries) and :class:`ObjectDenied`.
+    """
+
+    uri: str
+    """"s3://bucket/prefix" or an absolute local folder."""
+
+    def uri_of(self, key: str) -> str:
+        """The address of one object, for people and for messages."""
+        return f"{self.uri.rstrip('/')}/{key}"
+
+    @abstractmethod
+    def check(self) -> None:
+        """Nothing, if the store can be reached and listed; answers or fails in under ten seconds.
+
+        Raises:
+            ObjectMissing: if there is no such bucket or folder.
+        """
+
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """An object's bytes.
+
+        Raises:
+            ObjectMissing: if there is none.
+            ObjectChanged: if it keeps changing while it is read, or its bytes are not those its checksum names.
+        """
+
+    @abstractmethod
+    def create(self, key: str, content: bytes) -> None:
+        """Create an object if there is none of that name: of any number of callers at once, one succeeds.
+
+        Where an answer was lost and the request sent again, equal bytes in the store count as ours; so callers who may
+        race with equal bytes put a nonce in.
+
+        Raises:
+            ObjectExists: if there is one already.
+        """
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether there is an object of that name."""
+
+    @abstractmethod
+    def entries(self, prefix: str) -> list[Entry]:
+        """All objects of a folder, by key."""
+
+    @abstractmethod
+    def upload(self, folder: Path, prefix: str, on_progress: OnProgress = no_progress) -> None:
+        """Send every file of a local folder; overwrites nothing, and skips what is there with equal content.
+
+        Each file is visible under its name only when it is whole. Run again after it was killed, it goes on.
+
+        Raises:
+            ObjectExists: if an object with other content has the name of one of the files.
+            InputError: if the folder is missing or empty, or holds what is no file.
+        """
+
+    @abstractmethod
+    def download(self, prefix: str, folder: Path, on_progress: OnProgress = no_progress) -> None:
+        """Fetch a folder's objects; each file is visible under its name only when it is whole and verified.
+
+        Run again after it was killed, it goes on where it stopped, in the middle of a file too.
+
+        Raises:
+            ObjectMissing: if there is nothing under ``prefix``.
+            ObjectChanged: if objects keep changing while they are read, or fail their checksum.
+            StorageError: if the disk would not take a file.
+        """
+
+    @abstractmethod
+    def _put(self, key: str, content: bytes | Path, digest: str) -> None:
+        """Create ``key`` unless it is there; ``digest`` is the content's sha256."""
+
+    def list(self, prefix: str) -> list[str]:
+        """The sorted keys of all objects of a folder."""
+        return [entry.key for entry in self.entries(prefix)]
+
+    def put_content(self, content: bytes | Path, prefix: str, suffix: str = "") -> str:
+        """Store bytes or a file under the key "prefix/<sha256><suffix>", which is returned.
+
+        Nothing is sent when it is there already: the same content has the same key.
+        """
+        digest = sha256(content)
+        key = "/".join(part for part in (prefix.removesuffix("/"), digest + suffix) if part)
+        self._put(key, content, digest)
+        return key
+
+
+def sha256(content: bytes | Path) -> str:
+    """The digest of bytes or of a file, in hexadecimal."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """The files of a folder by their POSIX relative name; symbolic links to files are followed.
+
+    Raises:
+        InputError: if the folder is missing or empty, or holds what is no file.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder to upload")
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            files[check_key(path.relative_to(folder).as_posix())] = path
+        elif not path.is_dir():
+            raise InputError(f"{path} is neither a file nor a folder (a broken link?); remove it, then upload again")
+    if not files:
+        raise InputError(f"{folder} holds no files to upload")
+    return files
