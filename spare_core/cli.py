@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from spare_core.errors import SpareError
+from spare_core.registry_cli import app as registry
+from spare_core.reporting import Json, print_result, reporting
 
 app = typer.Typer(
     name="spare",
@@ -21,9 +18,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(registry)
 
-Model = Annotated[str, typer.Argument(help="'canvas', a local diffusers directory, or a hub id")]
-Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON document on stdout")]
+Model = Annotated[str, typer.Argument(help="'canvas', a local diffusers directory, s3://bucket/prefix, or a hub id")]
 AnyBase = Annotated[bool, typer.Option("--any-base", help="accept an adapter that was trained for another base model")]
 Output = Annotated[Path, typer.Option("--output", help="folder to write to")]
 
@@ -36,30 +33,8 @@ def main() -> None:
     app()
 
 
-def _reporting(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn this library's errors into a line on stderr and an exit code."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except SpareError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            goes_on = "; the same command goes on from the last checkpoint" if command.__name__ == "erase" else ""
-            print(f"stopped{goes_on}", file=sys.stderr)
-            raise typer.Exit(130) from None
-
-    return wrapped
-
-
-def _print(value: dict[str, Any], as_json: bool, text: str) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
-
-
 @app.command()
-@_reporting
+@reporting
 def erase(
     model: Model,
     concept: Annotated[str, typer.Option("--erase", help="the concept to erase, as people write it")],
@@ -67,7 +42,7 @@ def erase(
     output: Output,
     kind: Annotated[str | None, typer.Option(help="style, object or person; Canvas finds it itself")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="a concept to hold fixed; repeatable")] = None,
-    images: Annotated[Path | None, typer.Option(help="folder of pictures of the concept")] = None,
+    images: Annotated[str | None, typer.Option(help="folder of pictures of the concept; local or s3://")] = None,
     template: Annotated[str | None, typer.Option(help="prompt with {concept} and {context}")] = None,
     context: Annotated[list[str] | None, typer.Option(help="what fills {context}; repeatable")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; options given here win")] = None,
@@ -106,11 +81,11 @@ def erase(
         f"{manifest['mask']['moving']:,} of {manifest['mask']['weights']:,} target weights may move "
         f"({manifest['mask']['density']:.1%}, mask {manifest['mask']['kind']})\nadapter: {output}"
     )
-    _print(manifest, as_json, text)
+    print_result(manifest, as_json, text)
 
 
 @app.command()
-@_reporting
+@reporting
 def evaluate(
     model: Model,
     erased: Annotated[list[str], typer.Option(help="an erased concept; repeatable")],
@@ -145,11 +120,11 @@ def evaluate(
     with Progress() as progress:
         report = run(denoiser, digest, stored, chosen, erased, kind, output, judge, progress)
     files = "\n".join(f"{output / name}" for name in ("evaluation.json", *report["files"]))
-    _print(report, as_json, f"{summary_table(report)}\n{files}")
+    print_result(report, as_json, f"{summary_table(report)}\n{files}")
 
 
 @app.command()
-@_reporting
+@reporting
 def generate(
     model: Model,
     prompt: Annotated[list[str], typer.Option(help="repeatable; one picture each")],
@@ -165,11 +140,11 @@ def generate(
     from spare_core.generate import generate_pictures
 
     report = generate_pictures(model, prompt, output, adapter or [], seed, steps, guidance, any_base)
-    _print(report, as_json, "\n".join(f"{row['file']}: {row['prompt']}" for row in report["pictures"]))
+    print_result(report, as_json, "\n".join(f"{row['file']}: {row['prompt']}" for row in report["pictures"]))
 
 
 @app.command()
-@_reporting
+@reporting
 def export(
     adapter: Annotated[Path, typer.Argument(help="adapter directory")],
     format: Annotated[str, typer.Option(help="diffusers, kohya, sparse or merged")],
@@ -184,11 +159,11 @@ def export(
     from spare_core.export import export_adapter
 
     report = export_adapter(load_adapter(adapter), format, output, model, rank, any_base)
-    _print(report, as_json, "\n".join(f"{name}: {value}" for name, value in report.items()))
+    print_result(report, as_json, "\n".join(f"{name}: {value}" for name, value in report.items()))
 
 
 @app.command()
-@_reporting
+@reporting
 def verify(
     adapter: Annotated[Path, typer.Argument(help="adapter directory")],
     model: Annotated[str | None, typer.Option(help="also check against this base model")] = None,
@@ -199,7 +174,7 @@ def verify(
     from spare_core.verify import verify_adapter
 
     report = verify_adapter(adapter, model, any_base)
-    _print(report, as_json, "\n".join(f"{name}: {value}" for name, value in report.items()))
+    print_result(report, as_json, "\n".join(f"{name}: {value}" for name, value in report.items()))
 
 
 if __name__ == "__main__":

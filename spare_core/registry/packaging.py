@@ -1,0 +1,139 @@
+"""An adapter as MLflow's native ``diffusers`` flavour stores it, with a base model that any machine finds.
+
+What of the base goes along depends on where it is:
+
+- a hub id: nothing; the flavour's own way, pinned to the hub's latest commit;
+- ``s3://``: nothing; it is fetched when the adapter is loaded, and must have the digest the adapter was trained for;
+- Canvas, or a local directory: the pipeline's files, in the folder ``base``. Nobody else could find them; who minds the
+  room puts the base on S3 or a hub.
+
+``adapter_weights`` is a whole adapter directory of ours (weights and ``spare.json``).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from spare_core.artifact import LORA, MANIFEST, StoredAdapter
+from spare_core.errors import ModelError, RegistryInputError
+from spare_core.locations import is_s3
+from spare_core.model_files import _HUB_ID, ModelFiles, find_model, weight_files
+from spare_core.registry.client import asking
+from spare_core.registry.spare_adapter_loader import BUNDLED
+
+WEIGHTS: Final = "adapter_weights"
+_LOADER: Final = Path(__file__).with_name("spare_adapter_loader.py")
+_STEPS: Final = 20
+_GUIDANCE: Final = 4.0
+_TEXTS: Final = (".json", ".txt", ".model")
+
+
+def package(folder: Path, stored: StoredAdapter, model: Any) -> None:
+    """Write ``folder``, a new MLflow model directory, from an adapter; ``model`` is its ``mlflow.models.Model``.
+
+    Raises:
+        RegistryInputError: for a weight mask, which no plain LoRA can hold.
+        ModelError: if the base is a local directory that is not here, or is another than the adapter was trained for.
+    """
+    from mlflow import diffusers
+
+    check_lora(stored)
+    source = str(stored.manifest["base"]["source"])
+    on_s3 = is_s3(source)
+    bundled = not on_s3 and (Path(source).exists() or not _HUB_ID.fullmatch(source))
+    reference = BUNDLED if bundled else source
+    own_loader = bundled or on_s3
+    base = _bundle(stored, source) if bundled else {}
+    adapter = folder.with_name(f"{folder.name}-adapter")
+    adapter.mkdir()
+    for name in (LORA, MANIFEST):
+        shutil.copyfile(stored.folder / name, adapter / name)
+    with asking("package the adapter"):
+        diffusers.save_model(
+            str(adapter), str(folder), reference, mlflow_model=model, signature=_signature(),
+            code_paths=[str(_LOADER)] if own_loader else None,
+            metadata={"spare": {"base_digest": stored.base_digest, "adapter_sha256": stored.sha256}},
+        )  # fmt: skip
+    # Without a configuration, MLflow ignores what a user gives as model_config: the flavour forgets to declare it.
+    pyfunc = model.flavors["python_function"]
+    pyfunc["config"] = {"base_model": reference, "device": None, "torch_dtype": "auto"}
+    if own_loader:
+        pyfunc["loader_module"] = _LOADER.stem
+    model.save(str(folder / "MLmodel"))
+    for name, file in base.items():
+        place = folder / BUNDLED / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(file, Path):
+            place.symlink_to(file.resolve())
+        else:
+            place.write_text(file, encoding="utf-8")
+
+
+def check_lora(stored: StoredAdapter) -> None:
+    """Refuse an adapter that is no plain LoRA.
+
+    Raises:
+        RegistryInputError: saying which masks are.
+    """
+    if LORA not in stored.manifest["files"]:
+        raise RegistryInputError(
+            f"{stored.folder} has a weight mask: it is a sparse delta, no LoRA, and MLflow's diffusers flavour cannot "
+            "hold it; erase with --mask channel or --mask module"
+        )
+
+
+def _signature() -> Any:
+    """Prompts in, PNG files out; steps and guidance are those of our figures, height and width the model's own."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string)]),  # a named column would refuse a plain list of prompts
+        outputs=Schema([ColSpec(DataType.binary, "image")]),
+        params=ParamSchema([
+            ParamSpec("num_inference_steps", DataType.integer, _STEPS),
+            ParamSpec("guidance_scale", DataType.double, _GUIDANCE),
+            ParamSpec("height", DataType.integer, None),
+            ParamSpec("width", DataType.integer, None),
+            ParamSpec("negative_prompt", DataType.string, ""),
+        ]),
+    )  # fmt: skip
+
+
+def _bundle(stored: StoredAdapter, source: str) -> dict[str, Path | str]:
+    """The base's files by their name in the bundle; what is written anew, as text."""
+    files = find_model(source)
+    if files.digest() != stored.base_digest:
+        raise ModelError(
+            f"{source!r} is not the base model that {stored.folder} was trained for ({stored.base_digest[:12]}…); "
+            "put that one in its place, or erase again"
+        )
+    index = json.loads((files.path / "model_index.json").read_text(encoding="utf-8"))
+    bundle: dict[str, Path | str] = {}
+    for component, names in index.items():
+        if not isinstance(names, list) or names[0] is None:
+            continue
+        if (files.path / component).is_dir():
+            bundle |= {f"{component}/{name}": file for name, file in _component(files, component)}
+        else:
+            index[component] = [None, None]  # a safety checker, say, that was never downloaded
+    return {**bundle, "model_index.json": json.dumps(index, indent=2)}
+
+
+def _component(files: ModelFiles, component: str) -> Iterator[tuple[str, Path]]:
+    """Configuration, vocabulary and safetensors of a component; names lose the variant: the flavour reads none."""
+    folder = files.path / component
+    weights = weight_files(folder, files.variant) or weight_files(folder, None)
+    if not weights and any(file.suffix in (".bin", ".pt", ".pth", ".ckpt") for file in folder.iterdir()):
+        raise ModelError(f"{folder} holds its weights as a pickle only; save it as safetensors first")
+    if files.variant and len(weights) > 1:
+        raise ModelError(f"{folder} holds shards of the variant {files.variant!r}; save the model without variant")
+    for file in weights:
+        yield file.name.replace(f".{files.variant}.", "."), file
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.suffix in _TEXTS:
+            yield file.name, file

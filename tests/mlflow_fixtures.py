@@ -1,0 +1,51 @@
+"""MLflow servers, one of each kind a session: sqlite with artifacts on S3, sqlite behind basic-auth, PostgreSQL.
+
+A test module takes them with ``pytest_plugins = ("tests.mlflow_fixtures",)``; each is started when first asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mlflow_servers import PASSWORD, Server, moto_server, postgres, serving
+
+
+@pytest.fixture(scope="session")
+def mlflow_s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """sqlite, artifacts on S3 (moto, over HTTP), no authentication."""
+    folder = tmp_path_factory.mktemp("mlflow-s3")
+    with moto_server(folder) as s3, serving(folder, "sqlite:///runs.db", "s3://artifacts/mlflow", s3) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mlflow_auth_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """sqlite behind basic-auth, artifacts in a folder."""
+    folder = tmp_path_factory.mktemp("mlflow-auth")
+    config = folder / "auth.ini"
+    config.write_text(
+        "[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///auth.db\nadmin_username = keeper\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        "auth_cache_ttl_seconds = 600\n"  # checking a password takes half a second by design
+    )
+    environment = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(config),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "only-for-tests",
+    }
+    with serving(folder, "sqlite:///runs.db", str(folder / "art"), environment, ["--app-name", "basic-auth"]) as server:
+        yield Server(server.uri, {"MLFLOW_TRACKING_USERNAME": "keeper", "MLFLOW_TRACKING_PASSWORD": PASSWORD})
+
+
+@pytest.fixture(scope="session")
+def mlflow_postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """PostgreSQL, artifacts in a folder; skipped where Debian's package ``postgresql`` is not installed."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not programs:
+        pytest.skip("no PostgreSQL here: apt-get install postgresql")
+    folder = tmp_path_factory.mktemp("mlflow-postgres")
+    with postgres(programs[-1].parent) as database, serving(folder, database, str(folder / "artifacts")) as server:
+        yield server
