@@ -18,7 +18,7 @@ import pytest
 
 if TYPE_CHECKING:
     from spare_core.denoiser import UNetDenoiser
-    from spare_core.evaluation.judges import CanvasJudge
+    from spare_core.evaluation.canvas_judge import CanvasJudge
     from tests.faulty_proxy import FaultyProxy
 
 

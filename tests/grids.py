@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spare_core.canvas.judge import Judge as Network
+from spare_core.evaluation.canvas_judge import CanvasJudge
 from spare_core.evaluation.grid import GridResult
-from spare_core.evaluation.judges import CanvasJudge
 from spare_core.evaluation.metrics import Column, Verdicts
 from spare_core.evaluation.suite import Suite
 

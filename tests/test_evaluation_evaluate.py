@@ -14,8 +14,8 @@ from spare_core.concept import Erasure
 from spare_core.denoiser import UNetDenoiser
 from spare_core.errors import AdapterError, ConceptError, InputError, OutputError, SettingsError
 from spare_core.evaluation import evaluate as module
+from spare_core.evaluation.canvas_judge import CanvasJudge
 from spare_core.evaluation.evaluate import evaluate
-from spare_core.evaluation.judges import CanvasJudge
 from spare_core.evaluation.report import summary_table
 from spare_core.settings import EraseSettings
 from tests.adapters import load_tiny, manifest_for, random_adapter

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from spare_core.denoiser import UNetDenoiser
 from spare_core.errors import TrainingError
 from spare_core.evaluation import grid as grid_module
+from spare_core.evaluation.canvas_judge import CanvasJudge
 from spare_core.evaluation.damage import compare, measure_texture, near_duplicates
 from spare_core.evaluation.grid import GridResult, base_grid, batch_size_for, default_cache, draw_grid
-from spare_core.evaluation.judges import CanvasJudge
 from tests.adapters import load_tiny, random_adapter
 from tests.grids import canvas_judge, grid_of, small_suite
 

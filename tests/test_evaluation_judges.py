@@ -13,7 +13,8 @@ from torch import Tensor
 
 from spare_core.canvas.protocol import OBJECTS, STYLES
 from spare_core.errors import ImagesError, ModelError, SettingsError
-from spare_core.evaluation.judges import OTHER, Judgement, load_judge, verdict
+from spare_core.evaluation.judgement import OTHER, Judgement, verdict
+from spare_core.evaluation.judges import load_judge
 from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.suite import Suite, load_suite
 from tests.grids import ACCURACY, FEATURES, canvas_judge, small_suite, write_judge

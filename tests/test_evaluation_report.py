@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from spare_core.evaluation.findings import Question, by_harm, findings
-from spare_core.evaluation.judges import Reference
+from spare_core.evaluation.judgement import Reference
 from spare_core.evaluation.report import SheetRow, contact_sheet, profile_plot, sheet_rows, summary_table
 from spare_core.evaluation.suite import load_suite
 from tests.grids import OBJECTS, STYLES, grid_of, judged, small_suite

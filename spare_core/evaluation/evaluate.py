@@ -19,7 +19,7 @@ from spare_core.denoiser import UNetDenoiser
 from spare_core.errors import OutputError, SettingsError
 from spare_core.evaluation.findings import Question, by_harm, findings
 from spare_core.evaluation.grid import GridResult, base_grid, draw_grid
-from spare_core.evaluation.judges import Judge
+from spare_core.evaluation.judgement import Judge
 from spare_core.evaluation.metrics import check_drawn
 from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.report import contact_sheet, profile_plot, sheet_rows

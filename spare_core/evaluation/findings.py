@@ -11,7 +11,7 @@ from torch import Tensor
 from spare_core.concept import same_concept
 from spare_core.evaluation.damage import compare
 from spare_core.evaluation.grid import GridResult
-from spare_core.evaluation.judges import Reference
+from spare_core.evaluation.judgement import Reference
 from spare_core.evaluation.metrics import (
     ConceptScore,
     Distance,

@@ -23,7 +23,7 @@ from spare_core.atomic import write_tensors
 from spare_core.denoiser import Denoiser
 from spare_core.errors import StorageError, TrainingError
 from spare_core.evaluation.damage import Pictures, Texture, measure_texture
-from spare_core.evaluation.judges import Judge, Judgement
+from spare_core.evaluation.judgement import Judge, Judgement
 from spare_core.evaluation.metrics import Column, Verdicts
 from spare_core.evaluation.suite import Cells, Suite
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spare_core.concept import normalise
 from spare_core.errors import ImagesError
-from spare_core.evaluation.judges import Judge, Reference
+from spare_core.evaluation.judgement import Judge, Reference
 from spare_core.evaluation.suite import Suite
 
 _SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")

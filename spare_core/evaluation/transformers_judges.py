@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from spare_core.errors import ModelError
-from spare_core.evaluation.judges import Judgement, Reference, matching, sha256, verdict
+from spare_core.evaluation.judgement import Judgement, Reference, matching, sha256, verdict
 from spare_core.evaluation.suite import Suite
 
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
