@@ -19,7 +19,6 @@ from typing import Any
 from spare_core.adapter import Adapter
 from spare_core.denoiser import load_denoiser
 from spare_core.distill import distill, start
-from spare_core.erase import build_erasure
 from spare_core.evaluation.findings import Question, findings
 from spare_core.evaluation.grid import base_grid, draw_grid
 from spare_core.evaluation.judges import load_judge
@@ -28,6 +27,7 @@ from spare_core.evaluation.suite import load_suite
 from spare_core.examples import generate_examples
 from spare_core.masks import describe_masks
 from spare_core.measures import Meter
+from spare_core.request import build_erasure
 from spare_core.saliency import choose_masks
 from spare_core.settings import EraseSettings
 from spare_core.timesteps import TimestepSampler, profile_timesteps

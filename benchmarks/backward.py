@@ -16,10 +16,11 @@ import time
 from spare_core.adapter import Adapter
 from spare_core.denoiser import load_denoiser
 from spare_core.distill import training_step
-from spare_core.erase import build_erasure, peak_memory
 from spare_core.examples import generate_examples
 from spare_core.masks import Score, build_masks
+from spare_core.request import build_erasure
 from spare_core.settings import EraseSettings
+from spare_core.stages import peak_memory
 from spare_core.timesteps import TimestepSampler, bin_edges
 
 STEPS = 6

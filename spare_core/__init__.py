@@ -12,7 +12,7 @@ _HOMES = {
     "EraseSettings": "spare_core.settings",
     "Erasure": "spare_core.concept",
     "SpareError": "spare_core.errors",
-    "build_erasure": "spare_core.erase",
+    "build_erasure": "spare_core.request",
     "erase": "spare_core.erase",
     "load_adapter": "spare_core.artifact",
     "load_denoiser": "spare_core.denoiser",

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from spare_core.adapter import Adapter, DeltaUpdate, LowRankUpdate
-from spare_core.atomic import write_json, write_tensors
+from spare_core.atomic import read_tensors, write_json, write_tensors
 from spare_core.errors import AdapterError, ModelError
 from spare_core.masks import LayerMask
 
@@ -95,9 +94,9 @@ def load_adapter(folder: Path) -> StoredAdapter:
     for name, facts in manifest["files"].items():
         check_file(folder / name, facts["sha256"])
     if LORA in manifest["files"]:
-        adapter = _from_lora(read_tensors(folder / LORA), folder)
+        adapter = _from_lora(_tensors(folder / LORA), folder)
     else:
-        adapter = _from_sparse(read_tensors(folder / SPARSE), folder)
+        adapter = _from_sparse(_tensors(folder / SPARSE), folder)
     if not adapter.updates:
         raise AdapterError(f"{folder} holds no update of any layer; it would silently do nothing")
     return StoredAdapter(folder, manifest, adapter)
@@ -159,16 +158,10 @@ def check_base(stored: StoredAdapter, digest: str, source: str) -> None:
         )
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file.
-
-    Raises:
-        AdapterError: if it is not one.
-    """
+def _tensors(path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(path, "pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        return read_tensors(path)[0]
+    except OSError as error:
         raise AdapterError(f"{path} is not a readable safetensors file: {error}") from None
 
 

@@ -60,9 +60,9 @@ def erase(
     as_json: Json = False,
 ) -> None:
     """Erase one concept: writes an adapter directory. Killed, it goes on with the same command."""
-    from spare_core.erase import build_erasure
     from spare_core.erase import erase as run
     from spare_core.progress import Progress
+    from spare_core.request import build_erasure
     from spare_core.settings import EraseSettings, read_yaml_mapping
 
     options = {

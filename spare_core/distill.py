@@ -11,9 +11,12 @@ The loop takes its starting adapter and its forget side as given. All chance of 
 
 from __future__ import annotations
 
+import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,14 +24,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spare_core.adapter import Adapter
+from spare_core.atomic import read_tensors, write_tensors
 from spare_core.denoiser import FP16_LOSS_SCALE, Denoiser
-from spare_core.errors import TrainingError
+from spare_core.errors import StageError, TrainingError
 from spare_core.examples import Examples, Side
 from spare_core.measures import Measurement, Meter
 from spare_core.settings import EraseSettings
 from spare_core.timesteps import TimestepSampler
 
 _WARMUP = 0.05
+_FACTS = ("step", "history", "losses", "stopped_early", "seconds")
 
 
 @dataclass
@@ -41,6 +46,40 @@ class TrainingState:
     history: list[dict[str, float]] = field(default_factory=list)
     losses: list[list[float]] = field(default_factory=list)
     stopped_early: bool = False
+    seconds: float = 0.0
+    """Spent on the steps so far, by all processes that worked on this run."""
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file: the adapter's parameters, the optimiser's moments, and the rest as metadata."""
+        tensors: dict[str, Tensor] = {}
+        for i, parameter in enumerate(self.adapter.parameters()):
+            moments = self.optimizer.state[parameter]
+            tensors[f"{i}/value"] = parameter
+            tensors[f"{i}/first"], tensors[f"{i}/second"] = moments["exp_avg"], moments["exp_avg_sq"]
+        facts = {name: getattr(self, name) for name in _FACTS}
+        write_tensors(path, tensors, {"facts": json.dumps(facts)})
+
+    @torch.no_grad()
+    def restore(self, path: Path) -> None:
+        """Bring this state, fresh from :func:`start`, to where the saved one stood.
+
+        Raises:
+            StageError: if the file is damaged or is not of this adapter.
+        """
+        try:
+            tensors, metadata = read_tensors(path)
+            facts = json.loads(metadata["facts"])
+            for i, parameter in enumerate(self.adapter.parameters()):
+                parameter.copy_(tensors[f"{i}/value"])
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(facts["step"])),
+                    "exp_avg": tensors[f"{i}/first"].to(parameter.device),
+                    "exp_avg_sq": tensors[f"{i}/second"].to(parameter.device),
+                }
+            for name in _FACTS:
+                setattr(self, name, facts[name])
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise StageError(f"{path} holds no state of this run: {error!r}; delete it to start anew") from None
 
 
 @dataclass(frozen=True)
@@ -72,15 +111,16 @@ def distill(
     state: TrainingState,
     settings: EraseSettings,
     on_measure: Callable[[TrainingState], None] = lambda state: None,
-    on_step: Callable[[int], None] = lambda step: None,
+    on_step: Callable[[TrainingState], None] = lambda state: None,
 ) -> Measurement:
     """Train ``state.adapter`` in place until ``settings.steps`` or a plateau of the measured residual.
 
-    ``on_measure`` is called after every measurement, when ``state`` may be saved.
+    ``on_measure`` is called after every measurement, when ``state`` may be saved; ``on_step`` after every step.
 
     Raises:
         TrainingError: at the first loss that is not finite, with the step and the settings that led to it.
     """
+    spent, started = state.seconds, time.perf_counter()
     while state.step < settings.steps and not state.stopped_early:
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(state.step, settings)
@@ -90,7 +130,8 @@ def distill(
         state.adapter.project()
         state.losses.append([forget, retain])
         state.step += 1
-        on_step(state.step)
+        state.seconds = round(spent + time.perf_counter() - started, 3)
+        on_step(state)
         if state.step % settings.measure_every == 0 and state.step < settings.steps:
             measured = meter.measure(state.adapter)
             state.history.append({"step": state.step, "residual": measured.residual, "mean_drift": measured.mean_drift})

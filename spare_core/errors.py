@@ -9,7 +9,8 @@
     │   ├── ModelError                     no model, no diffusers model, not safetensors, not the adapter's base
     │   ├── ImagesError                    a folder of images that cannot be read
     │   ├── AdapterError                   no adapter, a damaged one, one that matches nothing
-    │   └── OutputError                    the output folder is in use or not ours
+    │   ├── OutputError                    the output folder is in use or not ours
+    │   └── StageError                     what an earlier stage left is missing, damaged or another request's
     ├── TrainingError                      a loss or a prediction that is not finite
     ├── StorageError              exit 2   the disk would not take what was written
     ├── StoreError                exit 1   the object storage did not do what was asked
@@ -74,6 +75,10 @@ class AdapterError(InputError):
 
 class OutputError(InputError):
     """The output folder holds something else."""
+
+
+class StageError(InputError):
+    """What an earlier stage should have left is missing, damaged, or belongs to another request."""
 
 
 class TrainingError(SpareError):

@@ -6,6 +6,7 @@ side's own pictures.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from spare_core.atomic import read_tensors, write_tensors
 from spare_core.concept import Erasure
 from spare_core.denoiser import Conditioning, Denoiser
-from spare_core.errors import ImagesError
+from spare_core.errors import ImagesError, StageError
 from spare_core.settings import EraseSettings
 
 NULL: Final = ""
@@ -27,6 +29,7 @@ _NULL_SHARE: Final = 0.125
 """Share of the retain side that holds the empty prompt: guidance needs it as it was."""
 _HELDOUT_CONTEXTS: Final = 5
 """Every fifth context is never trained on, only measured."""
+_SIDES: Final = ("forget", "retain", "forget_heldout", "retain_heldout")
 _SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -60,6 +63,32 @@ class Examples:
     retain: Side
     forget_heldout: Side
     retain_heldout: Side
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file: the prompt table, the four sides, and the texts as metadata."""
+        tensors = {f"table/added/{key}": value for key, value in self.table.added.items()}
+        tensors["table/prompt_embeds"] = self.table.prompt_embeds
+        for side in _SIDES:
+            tensors |= {f"{side}/{key}": value for key, value in getattr(self, side)._asdict().items()}
+        texts = {"prompts": self.prompts, "names": self.names, "null_row": self.null_row}
+        write_tensors(path, tensors, {"texts": json.dumps(texts)})
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> Examples:
+        """What :meth:`save` wrote, its prompt table on ``device``.
+
+        Raises:
+            StageError: if the file is missing or damaged.
+        """
+        try:
+            tensors, metadata = read_tensors(path)
+            texts = json.loads(metadata["texts"])
+            added = {key.removeprefix("table/added/"): value for key, value in tensors.items() if "/added/" in key}
+            sides = {side: Side(*(tensors[f"{side}/{key}"] for key in Side._fields)) for side in _SIDES}
+            table = Conditioning(tensors["table/prompt_embeds"], added).to(device)
+            return cls(tuple(texts["prompts"]), tuple(texts["names"]), table, texts["null_row"], **sides)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StageError(f"{path} does not hold the examples of a prepare stage: {error!r}; run it again") from None
 
 
 class _Prompt(NamedTuple):

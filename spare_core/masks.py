@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from spare_core.errors import SettingsError
+from spare_core.atomic import read_tensors, write_tensors
+from spare_core.errors import SettingsError, StageError
 from spare_core.settings import MaskKind
 
 
@@ -213,3 +215,29 @@ def describe_masks(masks: Masks) -> dict[str, int | float]:
         "moving": moving,
         "density": moving / size,
     }
+
+
+def save_masks(masks: Masks, path: Path) -> None:
+    """Write a safetensors file: rows, columns and, for weight masks, entries of each layer."""
+    tensors: dict[str, Tensor] = {}
+    for name, mask in masks.items():
+        tensors |= {f"{name}/rows": mask.rows, f"{name}/columns": mask.columns}
+        if mask.entries is not None:
+            tensors[f"{name}/entries"] = mask.entries
+    write_tensors(path, tensors)
+
+
+def load_masks(path: Path) -> Masks:
+    """What :func:`save_masks` wrote.
+
+    Raises:
+        StageError: if the file is missing or damaged.
+    """
+    try:
+        tensors, _ = read_tensors(path)
+        return {
+            name: LayerMask(tensors[f"{name}/rows"], tensors[f"{name}/columns"], tensors.get(f"{name}/entries"))
+            for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors)
+        }
+    except (OSError, KeyError) as error:
+        raise StageError(f"{path} holds no masks: {error!r}; run the saliency stage again") from None

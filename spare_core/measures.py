@@ -18,6 +18,10 @@ from spare_core.errors import InputError, TrainingError
 from spare_core.examples import NULL, Examples, Side
 
 NULL_NAME = "(empty prompt)"
+NO_DIFFERENCE = (
+    "the model predicts the same noise for the concept and its surrogate: it does not know one of them, so there is "
+    "nothing to erase; check the spelling or choose another surrogate"
+)
 _REPEATS = 2
 """Noise draws for each held-out latent."""
 
@@ -58,10 +62,7 @@ class Meter:
         self._forget = self._probe(examples.forget_heldout, seed * 1_000_003 + 31)
         self._retain = self._probe(examples.retain_heldout, seed * 1_000_003 + 37)
         if not float(self._forget.unit.mean()) > 0:
-            raise InputError(
-                "the model predicts the same noise for the concept and its surrogate: it does not know one of them, "
-                "so there is nothing to erase; check the spelling or choose another surrogate"
-            )
+            raise InputError(NO_DIFFERENCE)
 
     @torch.no_grad()
     def _probe(self, side: Side, seed: int) -> _Probe:

@@ -16,12 +16,13 @@ from spare_core.canvas.protocol import OBJECTS, STYLES, TEMPLATE, prompt
 from spare_core.canvas.renderer import STYLE_FUNCTIONS, render
 from spare_core.canvas.training.tokenizer import learn_merges, write_tokenizer
 from spare_core.denoiser import load_denoiser
-from spare_core.erase import build_erasure, erase
+from spare_core.erase import erase
 from spare_core.errors import ConceptError
 from spare_core.evaluation.grid import draw_grid
 from spare_core.evaluation.judges import load_judge
 from spare_core.evaluation.metrics import mean_accuracy
 from spare_core.evaluation.suite import load_suite
+from spare_core.request import build_erasure
 from spare_core.settings import EraseSettings
 
 

@@ -207,7 +207,8 @@ def test_measurements_come_when_asked_and_the_last_is_returned() -> None:
     settings = dataclasses.replace(SETTINGS, steps=10, measure_every=4)
     state = training(
         moving(denoiser), settings, denoiser,
-        on_measure=lambda state: measured.append(state.history[-1]["step"]), on_step=steps.append,
+        on_measure=lambda state: measured.append(state.history[-1]["step"]),
+        on_step=lambda state: steps.append(state.step),
     )  # fmt: skip
     assert steps == list(range(1, 11))
     assert measured == [row["step"] for row in state.history] == [4, 8]

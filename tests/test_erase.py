@@ -17,7 +17,7 @@ from PIL import Image
 
 from spare_core import distill
 from spare_core.artifact import LORA, MANIFEST, SPARSE
-from spare_core.erase import build_erasure, erase
+from spare_core.erase import erase
 from spare_core.errors import (
     ConceptError,
     ImagesError,
@@ -28,6 +28,7 @@ from spare_core.errors import (
     StorageError,
     TrainingError,
 )
+from spare_core.request import build_erasure
 from spare_core.settings import EraseSettings
 from spare_core.verify import verify_adapter
 
@@ -87,7 +88,7 @@ def test_a_killed_process_resumes_with_the_same_command(sd1_dir: Path, tmp_path:
     ]  # fmt: skip
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen([*command, str(killed)], stderr=subprocess.DEVNULL)
-    state = killed / ".checkpoint" / "state.safetensors"
+    state = killed / ".checkpoint" / "distill" / "state.safetensors"
     while not state.exists() and process.poll() is None:
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)

@@ -12,10 +12,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from spare_core.cli import app
-from spare_core.erase import build_erasure, erase
+from spare_core.erase import erase
 from spare_core.errors import InputError, ModelError, ObjectMissing, SettingsError
 from spare_core.locations import local_path
 from spare_core.model_files import find_model
+from spare_core.request import build_erasure
 from spare_core.settings import EraseSettings
 from spare_core.store import open_store
 from tests.faulty_proxy import FaultyProxy

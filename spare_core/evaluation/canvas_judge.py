@@ -8,9 +8,9 @@ from typing import Final
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from spare_core.atomic import read_tensors
 from spare_core.canvas import WEIGHTS
 from spare_core.canvas.protocol import OBJECTS, RESOLUTION, STYLES
 from spare_core.errors import ModelError
@@ -68,7 +68,6 @@ class CanvasJudge:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with safe_open(path, "pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        return read_tensors(path)
+    except OSError as error:
         raise ModelError(f"Canvas's judge {path} cannot be read ({error}); 'make canvas' trains it") from None

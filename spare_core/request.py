@@ -1,0 +1,131 @@
+"""What is asked for, checked: an erasure with its settings, on a base model and pictures that are known by digest.
+
+Every stage works on one request; what it writes says which (:mod:`spare_core.stage_files`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spare_core.canvas.erasures import canvas_erasure
+from spare_core.concept import DEFAULTS, KINDS, Erasure, Kind, same_concept
+from spare_core.errors import ConceptError
+from spare_core.examples import load_images
+from spare_core.locations import local_path
+from spare_core.model_files import find_model
+from spare_core.settings import EraseSettings
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """``model`` and ``images`` say where base model and pictures lie; ``base`` and ``images_digest`` what they are."""
+
+    model: str
+    base: str
+    erasure: Erasure
+    settings: EraseSettings
+    images: str | None = None
+    images_digest: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the result, as ``spare.json`` records it; not where things lie."""
+        return {
+            **self.erasure.as_dict(),
+            **self.settings.as_dict(),
+            "base": self.base,
+            "images": self.images_digest,
+        }
+
+    @property
+    def sha256(self) -> str:
+        """Of the identity."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "model": self.model,
+            "base": self.base,
+            "erasure": self.erasure.as_dict(),
+            "settings": self.settings.as_dict(),
+            "images": self.images,
+            "images_digest": self.images_digest,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Request:
+        """The inverse of :meth:`as_dict`."""
+        erasure, settings = Erasure.from_dict(values["erasure"]), EraseSettings.from_mapping(values["settings"])
+        return dataclasses.replace(cls(**values), erasure=erasure, settings=settings)
+
+    def local_images(self) -> Path | None:
+        """The folder of pictures, fetched if it lies in S3."""
+        return local_path(self.images) if self.images else None
+
+
+def build_erasure(
+    model: str,
+    concept: str,
+    surrogate: str,
+    kind: Kind | None = None,
+    keep: Sequence[str] = (),
+    template: str | None = None,
+    contexts: Sequence[str] | None = None,
+) -> Erasure:
+    """An erasure with the defaults of its model: Canvas knows its grid, every other model gets its kind's defaults.
+
+    Raises:
+        ConceptError: see :class:`Erasure`; on Canvas also for a name outside its grid.
+    """
+    if model == "canvas" and template is None and contexts is None:
+        return canvas_erasure(concept, surrogate, kind, keep)
+    if kind not in DEFAULTS:
+        raise ConceptError(f"say what {concept!r} is, --kind {', '.join(KINDS)}; got {kind!r}")
+    defaults = DEFAULTS[kind]
+    used = template or defaults.template
+    if contexts is None:
+        contexts = defaults.contexts if "{context}" in used else ()
+    if not keep:
+        keep = [name for name in defaults.keep if not same_concept(name, concept)]
+    return Erasure(concept, surrogate, kind, tuple(keep), used, tuple(contexts))
+
+
+def build_request(
+    model: str,
+    erasure: Erasure,
+    settings: EraseSettings,
+    images: str | Path | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Request:
+    """Find base model and pictures and name them by digest; both are fetched if they lie in S3.
+
+    Raises:
+        InputError: for what is not there or cannot be used, before any work.
+        StoreError: if model or images cannot be fetched.
+    """
+
+    def fetching(done: int, total: int) -> None:
+        progress("fetch (MiB)", done >> 20, total >> 20)
+
+    files = find_model(model, fetching)
+    digest = images_digest(local_path(images, on_progress=fetching)) if images else None
+    return Request(model, files.digest(), erasure, settings, None if images is None else str(images), digest)
+
+
+def images_digest(folder: Path) -> str:
+    """sha256 over the names and bytes of a folder's images; all are decoded, so that a bad one is refused now."""
+    load_images(folder, 8)
+    hasher = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.is_file():
+            hasher.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return hasher.hexdigest()

@@ -1,0 +1,212 @@
+"""The stages of an erasure. Each reads its inputs from folders and writes its result to a folder of its own.
+
+::
+
+    prepare ──> timesteps ──> saliency ──> distill
+    examples    profile       masks        adapter directory
+
+``spare erase`` runs them in one process (:mod:`spare_core.erase`), a pipeline each in its own.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spare_core.adapter import Adapter, check_rank
+from spare_core.artifact import save_adapter
+from spare_core.denoiser import UNetDenoiser, load_denoiser
+from spare_core.distill import TrainingState, start
+from spare_core.distill import distill as train
+from spare_core.errors import InputError, ModelError
+from spare_core.examples import Examples, all_prompts, generate_examples
+from spare_core.masks import describe_masks, load_masks, save_masks
+from spare_core.measures import NO_DIFFERENCE, Meter
+from spare_core.request import Progress, Request
+from spare_core.saliency import choose_masks
+from spare_core.stage_files import EXAMPLES, MASKS, PROFILE, STATE, read_stage, write_stage
+from spare_core.timesteps import TimestepProfile, TimestepSampler, profile_timesteps
+
+ERASING = ("prepare", "timesteps", "saliency", "distill")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every stage needs: the request, its base model in memory, and whom to tell of progress."""
+
+    request: Request
+    denoiser: UNetDenoiser
+    progress: Progress = lambda stage, done, total: None
+
+    @contextmanager
+    def stage(self, name: str, output: Path, facts: dict[str, Any]) -> Iterator[None]:
+        """Time the body, and mark ``output`` as finished with ``facts`` after it."""
+        self.progress(name, 0, 1)
+        started = time.perf_counter()
+        yield
+        spent = {
+            "seconds": round(time.perf_counter() - started, 3),
+            "peak_memory_bytes": peak_memory(self.denoiser.device),
+        }
+        write_stage(output, name, self.request, {**spent, **facts})
+        self.progress(name, 1, 1)
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Most memory this process has used so far, in bytes: of the host, and of a CUDA device."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        peak["cuda"] = torch.cuda.max_memory_allocated(device)
+    return peak
+
+
+def open_work(request: Request, progress: Progress = lambda stage, done, total: None) -> Work:
+    """Load the base model of a request, and check against it what only a model can say.
+
+    Raises:
+        ModelError: if it cannot be loaded, or is no longer the one that was asked for.
+        ConceptError: if a prompt is too long for it.
+        SettingsError: if the rank is more than its smallest layer has.
+    """
+    _repeatable()
+    settings = request.settings
+    progress("load", 0, 1)
+    denoiser = load_denoiser(request.model, settings.device, settings.dtype, settings.low_memory)
+    digest = denoiser.files.digest()
+    if digest != request.base:
+        raise ModelError(
+            f"{request.model!r} is the base model {digest[:12]}… now, but {request.base[:12]}… was asked for; "
+            "it was changed or replaced meanwhile"
+        )
+    denoiser.check_prompts(all_prompts(request.erasure))
+    check_rank(denoiser.target_layers(), settings.rank)
+    progress("load", 1, 1)
+    return Work(request, denoiser, progress)
+
+
+def prepare(work: Work, output: Path) -> None:
+    """Draw latents and encode prompts of both sides, to train on and held out."""
+    facts: dict[str, Any] = {}
+    with work.stage("prepare", output, facts):
+        request = work.request
+        examples = generate_examples(work.denoiser, request.erasure, request.settings, request.local_images())
+        examples.save(output / EXAMPLES)
+        facts["prompts"] = len(examples.prompts)
+        for side in ("forget", "retain", "forget_heldout", "retain_heldout"):
+            facts[side] = len(getattr(examples, side).latents)
+
+
+def timesteps(work: Work, examples: Path, output: Path) -> None:
+    """Profile when in the denoising concept and surrogate differ.
+
+    Raises:
+        InputError: if they never do.
+    """
+    facts: dict[str, Any] = {}
+    with work.stage("timesteps", output, facts):
+        profile = profile_timesteps(work.denoiser, _examples(work, examples), work.request.settings)
+        if not float(profile.gap.sum()) > 0:
+            raise InputError(NO_DIFFERENCE)
+        profile.save(output / PROFILE)
+        facts["probabilities"] = TimestepSampler.from_profile(profile, work.request.settings).probabilities.tolist()
+
+
+def saliency(work: Work, examples: Path, profile: Path, output: Path) -> None:
+    """Score the weights and choose those that may move."""
+    facts: dict[str, Any] = {}
+    with work.stage("saliency", output, facts):
+        masks = choose_masks(work.denoiser, _examples(work, examples), _profile(work, profile), work.request.settings)
+        save_masks(masks, output / MASKS)
+        facts["mask"] = {"kind": work.request.settings.mask, **describe_masks(masks)}
+
+
+def distill(
+    work: Work,
+    examples: Path,
+    profile: Path,
+    masks: Path,
+    output: Path,
+    state_folder: Path | None = None,
+    on_step: Callable[[TrainingState], None] = lambda state: None,
+) -> dict[str, Any]:
+    """Train the adapter and write its directory; returns its ``spare.json``.
+
+    With ``state_folder``, the state of the training is kept there at each measurement, and gone on from if it is there.
+    """
+    request, settings, denoiser = work.request, work.request.settings, work.denoiser
+    inputs = {"prepare": examples, "timesteps": profile, "saliency": masks}
+    before = {name: read_stage(folder, name, request) for name, folder in inputs.items()}
+    started = time.perf_counter()
+    work.progress("distill", 0, settings.steps)
+    loaded, chosen = _examples(work, examples), load_masks(masks / MASKS)
+    sampler = TimestepSampler.from_profile(_profile(work, profile), settings)
+    meter = Meter(denoiser, loaded, settings.seed)
+    state = start(Adapter.initialise(denoiser, chosen, settings.rank, settings.alpha, settings.seed), settings)
+    kept = None if state_folder is None else state_folder / STATE
+    if kept is not None and kept.exists():
+        state.restore(kept)
+    earlier = state.seconds
+
+    def stepped(state: TrainingState) -> None:
+        work.progress("distill", state.step, settings.steps)
+        on_step(state)
+
+    def measured_at(state: TrainingState) -> None:
+        if kept is not None:
+            state.save(kept)
+
+    measured = train(denoiser, loaded, sampler, meter, state, settings, on_measure=measured_at, on_step=stepped)
+    seconds = {name: facts["seconds"] for name, facts in before.items()}
+    seconds["distill"] = round(earlier + time.perf_counter() - started, 3)
+    memory = _most(*(facts["peak_memory_bytes"] for facts in before.values()), peak_memory(denoiser.device))
+    manifest = {
+        **request.erasure.as_dict(),
+        "settings": settings.as_dict(),
+        "seeds": {"run": settings.seed},
+        "mask": before["saliency"]["mask"],
+        "timestep_profile": {**_profile(work, profile).as_dict(), "probabilities": sampler.probabilities.tolist()},
+        "training": {
+            "steps": state.step,
+            "stopped_early": state.stopped_early,
+            "history": state.history,
+            "last_losses": dict(zip(("forget", "retain"), state.losses[-1], strict=True)),
+        },
+        **measured.as_dict(),
+        "seconds": seconds,
+        "peak_memory_bytes": memory,
+        "base": {"digest": request.base, **denoiser.settings()},
+        "request": request.identity(),
+    }
+    return save_adapter(output, state.adapter, denoiser.lora_prefix, manifest)
+
+
+def _examples(work: Work, folder: Path) -> Examples:
+    read_stage(folder, "prepare", work.request)
+    return Examples.load(folder / EXAMPLES, work.denoiser.device)
+
+
+def _profile(work: Work, folder: Path) -> TimestepProfile:
+    read_stage(folder, "timesteps", work.request)
+    return TimestepProfile.load(folder / PROFILE)
+
+
+def _most(*peaks: dict[str, int]) -> dict[str, int]:
+    return {name: max(peak.get(name, 0) for peak in peaks) for name in dict.fromkeys(n for peak in peaks for n in peak)}
+
+
+def _repeatable() -> None:
+    """Same seed, same machine: same bytes, on a CPU. CUDA's fused attention has no deterministic backward pass and only
+    warns; the rest there is made repeatable."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
