@@ -3,12 +3,13 @@
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 OUT ?= out/demo
+PROFILE ?= gpu
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format canvas clean distclean
+.PHONY: help demo pipelines test lint format canvas clean distclean
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +18,10 @@ demo: $(STAMP) ## erase Neon Lines from the built-in model and measure it (resul
 	$(BIN)/spare erase canvas --erase "Neon Lines" --surrogate "Pencil Drawing" --kind style --output "$(OUT)/adapter"
 	$(BIN)/spare evaluate canvas --adapter "$(OUT)/adapter" --suite canvas --erased "Neon Lines" --kind style \
 		--seeds 1 --output "$(OUT)/evaluation"
+
+pipelines: $(STAMP) ## compile the pipelines, for your registry with IMAGE=registry/spare:tag, without GPUs with PROFILE=cpu
+	SPARE_IMAGE="$(IMAGE)" $(BIN)/python -W ignore -m pipelines.spare --profile $(PROFILE)
+	$(BIN)/python -W ignore -m components.readme
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.definition import SPARE, read_definition
 from pipelines.parameters import parse
 from spare_core.errors import SettingsError
 from tests.pipelines_stand_in import compile_stand_in
@@ -121,3 +122,9 @@ def test_a_file_that_is_no_compiled_pipeline_is_named_with_the_way_to_compile_on
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert problems([], tmp_path / "none.yaml")[0].startswith(f"{tmp_path / 'none.yaml'} is no compiled pipeline (No s")
     assert problems([], tmp_path)[0].startswith(f"{tmp_path} is no compiled pipeline (Is a directory)")
+
+
+def test_every_parameter_of_our_own_pipeline_says_what_it_means() -> None:
+    takes = read_definition(SPARE).parameters
+    assert takes
+    assert [name for name, spec in takes.items() if not spec.description] == []

@@ -17,6 +17,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from pipelines.cli import submit as command
+from pipelines.definition import SPARE, read_definition
 from pipelines.submit import submit, wait
 from spare_core.errors import ClusterRefused, ClusterUnavailable, SettingsError
 from tests.mlflow_servers import free_port
@@ -87,6 +88,21 @@ def test_a_pipeline_that_asks_nothing_of_the_platform_is_sent_alone(service: Run
     submit(alone, {"erase": "x"}, service.url, run_name="NAME")
     assert service.created() == theirs
     assert theirs["pipeline_spec"]["pipelineInfo"]["name"] == "stand-in"
+
+
+def test_our_own_pipeline_is_sent_as_the_kfp_command_sends_it(service: RunService) -> None:
+    values = {1: "0.5", 2: "1", 3: "Neon Lines", 4: "true", 5: "[]", 6: "{}"}
+    needed = [
+        f"{name}={values[spec.parameter_type]}"
+        for name, spec in read_definition(SPARE).parameters.items()
+        if not spec.HasField("default_value") and not spec.is_optional
+    ]
+    done = kfp_create(service, SPARE, *needed)
+    assert done.returncode == 0, done.stderr
+    theirs = service.created()
+    assert spare(service, "--run-name", "NAME", *needed).exit_code == 0
+    assert service.created() == theirs
+    assert theirs["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "spare"
 
 
 @pytest.mark.parametrize("text", ["1984", "true", "null", "3e3", "Infinity"])

@@ -17,6 +17,7 @@ from spare_core.evaluation.metrics import (
     Distance,
     Figure,
     concept_scores,
+    confusion,
     fid,
     names_erased,
     ua_ira_cra,
@@ -52,7 +53,8 @@ class Question:
 def findings(
     before: GridResult, after: GridResult | None, question: Question, reference: Reference | None
 ) -> dict[str, Any]:
-    """``counts``, ``base``, ``adapted``, ``per_concept``, ``worst_neighbour`` and ``damage`` of a report."""
+    """``counts``, ``base``, ``adapted``, ``per_concept``, ``confusion``, ``worst_neighbour`` and ``damage`` of a
+    report."""
     kind, gone = question.kind, names_erased(before.verdicts, question.erased, question.kind)
     real = None if reference is None else _kept_features(reference, question)
     scores = _scores(before, question, gone, real)
@@ -63,6 +65,7 @@ def findings(
         "base": _figures(scores),
         "adapted": None if after is None else _figures(_scores(after, question, gone, real)),
         "per_concept": concepts,
+        "confusion": _confusion(before, after, question),
         "worst_neighbour": None if after is None else next(iter(by_harm(concepts, kind)), None),
         "damage": None if after is None else compare(before.pictures, after.pictures, gone),
     }
@@ -108,6 +111,13 @@ def per_concept(before: GridResult, after: GridResult | None, question: Question
             "after": _accuracy(second[i]) if second else None,
         })  # fmt: skip
     return rows
+
+
+def _confusion(before: GridResult, after: GridResult | None, question: Question) -> dict[str, Any]:
+    """In the domain of the erased concepts: what was prompted (rows) against what the judge named (columns)."""
+    names = question.suite.names(question.kind)
+    counts = [grid and confusion(grid.verdicts.column(question.kind), len(names)) for grid in (before, after)]
+    return {"labels": [*names, "(none of these)"], "base": counts[0], "adapted": counts[1]}
 
 
 def _among(name: str, names: Sequence[str]) -> bool:

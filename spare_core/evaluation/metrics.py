@@ -61,6 +61,15 @@ class Verdicts(NamedTuple):
         return self.styles if kind == "style" else self.objects
 
 
+def confusion(column: Column, concepts: int) -> list[list[int]]:
+    """Counts ``(concepts + 1, concepts + 1)``: row, what was prompted; column, what the judge named; last, none of the
+    suite's."""
+    size = concepts + 1
+    named = torch.where(column.predicted < 0, concepts, column.predicted)
+    counts = torch.bincount(column.prompted * size + named, minlength=size * size)
+    return counts.reshape(size, size).tolist()
+
+
 class Figure(NamedTuple):
     """A figure, its 95 % interval, and its denominators."""
 

@@ -1,6 +1,7 @@
-"""The one way to the MLflow server: where it is, whether it answers, and what its errors mean here.
+"""The one way to MLflow: where it is, whether it answers, and what its errors mean here.
 
-``MLFLOW_TRACKING_URI`` says where; credentials come from MLflow's own variables and are never repeated in a message.
+``MLFLOW_TRACKING_URI`` says where: a server, or an sqlite file with a folder of artifacts beside it. Credentials come
+from MLflow's own variables and are never repeated in a message.
 MLflow retries what fails for a moment by itself (``MLFLOW_HTTP_REQUEST_MAX_RETRIES``).
 """
 
@@ -11,6 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from spare_core.errors import RegistryError, RegistryInputError, RegistryUnavailable
@@ -18,6 +20,7 @@ from spare_core.errors import RegistryError, RegistryInputError, RegistryUnavail
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+SQLITE: Final = "sqlite:////"
 _CHECK_SECONDS: Final = 4.0
 """Limit of each of connecting and answering when the server is only asked whether it is there."""
 _GIVE_UP_SECONDS: Final = 9.0
@@ -29,19 +32,41 @@ _DENIED: Final = (401, 403)
 
 
 def tracking_uri() -> str:
-    """The server's address.
+    """The address of MLflow: of a server, or ``sqlite:///`` and the absolute path of a file.
 
     Raises:
-        RegistryInputError: if none is set, or it is no server: MLflow would silently write to a local folder instead.
+        RegistryInputError: if none is set, or it is neither: MLflow would silently write to a local folder instead.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if not uri:
         raise RegistryInputError("MLFLOW_TRACKING_URI is not set; set it to your MLflow server, e.g. http://host:5000")
+    if uri.startswith(SQLITE):
+        return uri
     if not uri.startswith(("http://", "https://")):
         raise RegistryInputError(
-            f"MLFLOW_TRACKING_URI is {scrubbed(uri)!r}; it must be the http:// or https:// address of an MLflow server"
+            f"MLFLOW_TRACKING_URI is {scrubbed(uri)!r}; it must be the http:// or https:// address of an MLflow "
+            f"server, or {SQLITE}path/of/a/file.db"
         )
     return uri.rstrip("/")
+
+
+def embedded_uri(folder: Path) -> str:
+    """The address of an MLflow without a server, all of it in ``folder``, which is made.
+
+    Raises:
+        RegistryInputError: for a path that cannot be part of such an address.
+    """
+    path = folder.absolute()
+    if any(mark in str(path) for mark in "?#%"):
+        raise RegistryInputError(f"MLflow's sqlite cannot lie in {path}: '?', '#' and '%' mean something else in a URI")
+    path.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{path / 'mlflow.db'}"
+
+
+def artifact_root() -> str | None:
+    """Where a new experiment keeps its artifacts; None: where its server says."""
+    uri = tracking_uri()
+    return Path(uri.removeprefix("sqlite:///")).with_name("artifacts").as_uri() if uri.startswith(SQLITE) else None
 
 
 def connect() -> MlflowClient:
@@ -60,6 +85,10 @@ def check_server() -> None:
         RegistryError: if it refuses the credentials, or answers something else than MLflow does.
     """
     uri = tracking_uri()
+    if uri.startswith(SQLITE):
+        with asking("answer"):
+            connect().search_experiments(max_results=1)
+        return
     outcome: list[BaseException | None] = []
     # A thread, because looking a host's name up knows no time limit.
     thread = threading.Thread(target=lambda: outcome.append(_probe(uri)), daemon=True)

@@ -72,11 +72,13 @@ class RegisteredVersion:
         return self.tags.get(GATE) == "passed" and self.tags.get(GATE_ADAPTER) == self.adapter_sha256
 
 
-def register(run: StageRun, adapter_folder: Path, evaluation_folder: Path | None = None) -> RegisteredVersion:
+def register(
+    run: StageRun, adapter_folder: Path, evaluation_folder: Path | None = None, name: str = ""
+) -> RegisteredVersion:
     """Register an adapter with its evidence, or return the version that this request registered it as before.
 
-    Adapter, report, contact sheet and plots also become artifacts of ``run``. The alias ``candidate`` points to the
-    version afterwards.
+    ``name`` of the registered model follows from base and concept unless it is given. Adapter, report, contact sheet
+    and plots also become artifacts of ``run``. The alias ``candidate`` points to the version afterwards.
 
     Raises:
         AdapterError: if it is no adapter, or was changed since it was written.
@@ -90,7 +92,7 @@ def register(run: StageRun, adapter_folder: Path, evaluation_folder: Path | None
     concept, base = stored.manifest.get("concept"), stored.manifest["base"].get("source")
     if not (isinstance(concept, str) and isinstance(base, str)):
         raise RegistryInputError(f"{adapter_folder} does not say its concept and where its base model is; erase again")
-    name = model_name(base, stored.base_digest, concept)
+    name = check_name(name) if name else model_name(base, stored.base_digest, concept)
     registration = sha256_of(run.request_id, stored.sha256)
     _registered_model(run.client, name, concept)
     found = _registered(run.client, name, registration)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from spare_core.errors import RegistryError, RegistryInputError
-from spare_core.registry.client import asking, connect, scrubbed
+from spare_core.registry.client import artifact_root, asking, connect, scrubbed
 from spare_core.registry.naming import concept_slug
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ _CHILD_OF: Final = "spare.child_of"
 """The same, on each child."""
 _STAGE_KEY: Final = "spare.stage_key"
 """sha256 of request id, stage and KFP run id, on the child."""
+_RUN_KEY: Final = "spare.kfp_run_key"
+"""sha256 of the KFP run id, on the child."""
 _STAGE: Final = re.compile(r"[a-z][a-z0-9_-]{0,49}")
 _KEY_PART: Final = re.compile(r"(?=.*[^. ])[\w.\- :]{1,100}")
 _KEY_CHARACTERS: Final = 250
@@ -105,6 +107,11 @@ class StageRun:
             else:
                 self.client.log_artifact(self.run_id, str(path), folder or None)
 
+    def text(self, content: str, name: str) -> None:
+        """Upload ``content`` as the artifact ``name``."""
+        with asking(f"store {name}"):
+            self.client.log_text(self.run_id, content, name)
+
 
 def metric_key(name: str) -> str:
     """A name that MLflow takes for a metric or parameter: parts of the path ``name`` that it would refuse, as slugs."""
@@ -130,7 +137,8 @@ def stage_run(request_id: str, stage: str, kfp_run_id: str) -> Iterator[StageRun
     key = sha256_of(request_id, stage, kfp_run_id)
     tags = {
         REQUEST: request_id, _CHILD_OF: sha256_of(request_id), _STAGE_KEY: key, PARENT: parent.info.run_id,
-        "spare.stage": stage, "spare.kfp_run_id": kfp_run_id, "mlflow.runName": stage, "spare.attempt": "0",
+        "spare.stage": stage, "spare.kfp_run_id": kfp_run_id, _RUN_KEY: sha256_of(kfp_run_id),
+        "mlflow.runName": stage, "spare.attempt": "0",
     }  # fmt: skip
     child, *doubles = _find_or_create(client, experiment, _STAGE_KEY, key, tags)
     _delete(client, doubles)
@@ -164,6 +172,27 @@ def end_request(request_id: str, status: Outcome, tags: Mapping[str, str] | None
     return str(parent.info.run_id)
 
 
+def end_pipeline_run(kfp_run_id: str, status: Outcome, tags: Mapping[str, str]) -> tuple[str, dict[str, str]] | None:
+    """Close the request that a KFP run worked on; its id, and what went wrong in each stage that did not finish.
+
+    None if no stage of that run ever reached MLflow.
+    """
+    client = connect()
+    experiment = _experiment(client)
+    children = _find(client, experiment, _RUN_KEY, sha256_of(kfp_run_id))
+    if not children:
+        return None
+    wrong = {
+        run.data.tags["spare.stage"]: run.data.tags.get("spare.error", "it was killed, or its machine was lost")
+        for run in children
+        if run.info.status != "FINISHED"
+    }
+    request_id = children[0].data.tags[REQUEST]
+    told = {f"spare.error.{stage}": error for stage, error in wrong.items()}
+    end_request(request_id, status, {**tags, **told})
+    return request_id, wrong
+
+
 def _check_ids(request_id: str, stage: str, kfp_run_id: str) -> None:
     if not _STAGE.fullmatch(stage):
         raise RegistryInputError(f"stage is {stage!r}; it must be a short lower-case word such as 'distill'")
@@ -184,7 +213,7 @@ def _experiment(client: MlflowClient) -> str:
         found = client.get_experiment_by_name(EXPERIMENT)
         if found is None:
             try:
-                return str(client.create_experiment(EXPERIMENT))
+                return str(client.create_experiment(EXPERIMENT, artifact_root()))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise

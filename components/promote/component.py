@@ -1,0 +1,25 @@
+"""The component that moves the champion."""
+
+from kfp import dsl
+
+from pipelines.platform import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def promote(order: str, name: str, version: int) -> dict:
+    """Make a version that the gate let pass champion; the one until now becomes previous.
+
+    The move is written to the promotion log, in the store that SPARE_STORE names, before and after it is made. A move
+    that was interrupted is finished by the next one.
+
+    Args:
+        order: what was asked for, as the validate task returns it
+        name: of the registered model
+        version: its number
+
+    Returns:
+        Versions that champion and previous point to.
+    """
+    from spare_core import workflow
+
+    return workflow.promote(order, name, version)

@@ -1,0 +1,96 @@
+"""What the pipelines ask of a cluster: the one place to change for yours.
+
+Names below are those of ``k8s/``. After a change: ``make pipelines``, or ``make pipelines IMAGE=registry/spare:tag``.
+"""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from kfp import kubernetes
+
+IMAGE: Final = os.environ.get("SPARE_IMAGE") or "spare:0.1.0"
+"""What every task runs in: SPARE with its dependencies, nothing is installed when a task starts. Built from the
+Dockerfile and pushed to your own registry."""
+PULL_POLICY: Final = "IfNotPresent"
+QUEUE: Final = "spare"
+"""Kueue's LocalQueue, which GPU tasks wait in; a label that clusters without Kueue ignore."""
+CONFIG: Final = "spare"
+"""ConfigMap whose keys are these environment variables."""
+CONFIG_VARIABLES: Final = (
+    "MLFLOW_TRACKING_URI", "SPARE_STORE", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION",
+    "HF_HOME", "SPARE_CACHE", "SPARE_CHECKPOINTS",
+)  # fmt: skip
+"""The last three name folders below CACHE_PATH. They are not set here, because a task's own variables would hold where
+the same pipeline runs locally, too."""
+SECRETS: Final = {
+    "spare-s3": {"access_key_id": "AWS_ACCESS_KEY_ID", "secret_access_key": "AWS_SECRET_ACCESS_KEY"},
+    "spare-mlflow": {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"},
+    "spare-hub": {"token": "HF_TOKEN"},
+}
+"""Secret -> its keys and the environment variables they become; a secret that is not there is no error."""
+CACHE_CLAIM: Final = "spare-model-cache"
+"""PersistentVolumeClaim, ReadWriteMany, for base models and for checkpoints that outlive a pod."""
+CACHE_PATH: Final = "/var/cache/spare"
+MINUTE: Final = 60
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a task that runs the model asks for."""
+
+    cpu: str
+    memory: str
+    shared_memory: str
+    accelerator: str = ""
+    count: int = 0
+    node_selector: dict[str, str] = field(default_factory=dict)
+
+
+PROFILES: Final = {
+    "gpu": Profile("4", "32Gi", "8Gi", "nvidia.com/gpu", 1, {"nvidia.com/gpu.present": "true"}),
+    "cpu": Profile("4", "16Gi", "2Gi"),
+}
+_LIGHT: Final = Profile("1", "4Gi", "")
+
+
+def runs_the_model(task: Any, profile: Profile, minutes: int) -> Any:
+    """A task on a GPU node, if the profile has one, which may be repeated when its node is lost."""
+    _everywhere(task, profile, minutes)
+    kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit=profile.shared_memory)
+    if profile.count:
+        task.set_accelerator_type(profile.accelerator).set_accelerator_limit(profile.count)
+        kubernetes.add_toleration(task, key=profile.accelerator, operator="Exists", effect="NoSchedule")
+        kubernetes.add_pod_label(task, "kueue.x-k8s.io/queue-name", QUEUE)
+    for label, value in profile.node_selector.items():
+        kubernetes.add_node_selector(task, label, value)
+    task.set_retry(num_retries=2, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="600s")
+    task.set_caching_options(True)
+    return task
+
+
+def talks_to_services(task: Any, minutes: int = 15) -> Any:
+    """A small task with effects outside: never taken from a cache; to repeat it changes nothing."""
+    _everywhere(task, _LIGHT, minutes)
+    task.set_retry(num_retries=3, backoff_duration="20s", backoff_factor=2.0, backoff_max_duration="300s")
+    task.set_caching_options(False)
+    return task
+
+
+def runs_once(task: Any, minutes: int = 30) -> Any:
+    """A small task whose failure another try would not mend."""
+    _everywhere(task, _LIGHT, minutes)
+    task.set_caching_options(False)
+    return task
+
+
+def _everywhere(task: Any, profile: Profile, minutes: int) -> None:
+    task.set_cpu_request(profile.cpu).set_cpu_limit(profile.cpu)
+    task.set_memory_request(profile.memory).set_memory_limit(profile.memory)
+    kubernetes.set_image_pull_policy(task, PULL_POLICY)
+    kubernetes.set_timeout(task, minutes * MINUTE)
+    kubernetes.use_field_path_as_env(task, "SPARE_RUN_ID", "metadata.labels['pipeline/runid']")
+    kubernetes.use_config_map_as_env(task, CONFIG, {name: name for name in CONFIG_VARIABLES}, optional=True)
+    for secret, variables in SECRETS.items():
+        kubernetes.use_secret_as_env(task, secret, variables, optional=True)
+    kubernetes.mount_pvc(task, CACHE_CLAIM, CACHE_PATH)

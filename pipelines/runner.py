@@ -1,0 +1,52 @@
+"""A compiled pipeline under KFP's local runner, in a process of its own: ``python -m pipelines.runner``, JSON on stdin.
+
+KFP's runner keeps its state in globals, replaces ``print`` while it works and does not end its tasks when it is
+interrupted. Here all that lies in one process group, which ends when the one who started it does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from kfp import components, local
+
+
+def main() -> None:
+    """Run; exit 0 if every task succeeded."""
+    asked = json.loads(sys.stdin.read())
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    warnings.simplefilter("ignore")  # what KFP says of settings that only a cluster minds
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+    root = Path(asked["root"])
+    local.init(
+        local.SubprocessRunner(use_venv=False), str(root / "runs"), str(root / "workspace"), enable_caching=True,
+        cache_root=str(root / "cache"),
+    )  # fmt: skip
+    try:
+        pipeline: Any = components.load_component_from_file(asked["pipeline"])
+        pipeline(**asked["arguments"])
+    except RuntimeError as error:  # KFP's word for a task that failed
+        print(error, flush=True)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _end_with(parent: int) -> None:
+    """End this group of processes as soon as the parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""What each task of the pipeline does: folders and texts in, folders and texts out, told to MLflow as it goes.
+
+A component calls one of these functions and nothing else. ``order`` is the JSON text that :func:`validate` returns.
+Which pipeline run it is comes from the environment: as a parameter it would be another input in every run, and nothing
+that an earlier run computed could be taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from spare_core.atomic import write_bytes
+from spare_core.errors import GateRefused, InputError, RegistryInputError
+from spare_core.events import told
+from spare_core.order import Order, check_order, request_id_of
+from spare_core.registry.client import check_server, connect
+from spare_core.registry.naming import check_name
+from spare_core.registry.tracking import StageRun, end_pipeline_run, stage_run
+from spare_core.store import open_store
+
+STORE: Final = "SPARE_STORE"
+"""Environment variable: where the promotion log lies."""
+CHECKPOINTS: Final = "SPARE_CHECKPOINTS"
+"""Environment variable: a folder that outlives a task, where an interrupted distillation leaves what it can go on from;
+without it, it starts again."""
+
+
+RUN_ID: Final = "SPARE_RUN_ID"
+"""Environment variable: the id of the pipeline run, which MLflow's runs are found by."""
+
+
+class Checked(NamedTuple):
+    """An order and the policy its result is judged by, as JSON texts."""
+
+    order: str
+    policy: str
+
+
+class Registered(NamedTuple):
+    """Name and number of a registered model's version."""
+
+    name: str
+    version: int
+
+
+def validate(parameters: Mapping[str, Any]) -> Checked:
+    """Check all parameters of a run, before a GPU is asked for.
+
+    Raises:
+        SettingsError: with everything that is wrong.
+        RegistryError: if MLflow cannot be reached.
+    """
+    with told("validate") as results:
+        check_server()
+        problems = []
+        if isinstance(parameters["name"], str) and parameters["name"]:
+            try:
+                check_name(parameters["name"])
+            except RegistryInputError as error:
+                problems.append(str(error))
+        if parameters["promote"] is True:
+            problems += _store_problems()
+        with stage_run(request_id_of(parameters), "validate", pipeline_run_id()) as run:
+            run.params({name: value for name, value in parameters.items() if value not in ("", [], {})})
+            order, policy = check_order(parameters, problems)
+            run.tags({"spare.base.digest": order.request.base, "spare.concept": order.request.erasure.concept})
+        results["request_id"] = order.request_id
+        return Checked(order.to_json(), json.dumps(dataclasses.asdict(policy), sort_keys=True))
+
+
+def prepare(order: str, examples: Path) -> dict[str, Any]:
+    """Draw the training examples; see :func:`spare_core.stages.prepare`."""
+    with _task("prepare", order) as (asked, run, _):
+        from spare_core import stages
+
+        stages.prepare(_open(asked), examples)
+        return _log_facts(run, examples, asked, "prepare")
+
+
+def timesteps(order: str, examples: Path, profile: Path, page: Path) -> dict[str, Any]:
+    """Profile when the concept is decided; ``page`` becomes an HTML page with the plot."""
+    with _task("timesteps", order) as (asked, run, _):
+        from spare_core import stages
+        from spare_core.evaluation.html import profile_page
+        from spare_core.stage_files import PROFILE
+
+        stages.timesteps(_open(asked), examples, profile)
+        facts = _log_facts(run, profile, asked, "timesteps")
+        plotted = {**json.loads((profile / PROFILE).read_text(encoding="utf-8")), **facts}
+        _write_page(run, page, profile_page(asked.request.erasure.concept, plotted), "timesteps.html")
+        return facts
+
+
+def saliency(order: str, examples: Path, profile: Path, masks: Path) -> dict[str, Any]:
+    """Choose the weights that may move; see :func:`spare_core.stages.saliency`."""
+    with _task("saliency", order) as (asked, run, _):
+        from spare_core import stages
+
+        stages.saliency(_open(asked), examples, profile, masks)
+        return _log_facts(run, masks, asked, "saliency")
+
+
+def distill(order: str, examples: Path, profile: Path, masks: Path, adapter: Path) -> dict[str, Any]:
+    """Train the adapter; losses go to MLflow step by step. Returns its ``spare.json``."""
+    with _task("distill", order) as (asked, run, _):
+        from spare_core import stages
+        from spare_core.artifact import MANIFEST
+
+        run.params(asked.request.settings.as_dict())
+        measured: list[Any] = []
+
+        def on_step(state: Any) -> None:
+            forget, retain = state.losses[-1]
+            run.metrics({"loss/forget": forget, "loss/retain": retain}, state.step)
+            for row in state.history[len(measured) :]:
+                run.metrics({"residual": row["residual"], "mean_drift": row["mean_drift"]}, int(row["step"]))
+                measured.append(row)
+
+        with _checkpoint(asked) as kept:
+            manifest = stages.distill(_open(asked), examples, profile, masks, adapter, kept, on_step)
+        last = manifest["training"]["steps"]
+        run.metrics({name: manifest[name] for name in ("residual", "mean_drift")}, last)
+        _log_costs(run, manifest["seconds"]["distill"], manifest["peak_memory_bytes"])
+        run.artifact(adapter / MANIFEST)
+        return manifest
+
+
+def evaluate(order: str, adapter: Path, evaluation: Path, page: Path) -> dict[str, Any]:
+    """Measure what was forgotten, what was kept, and the damage; ``page`` becomes an HTML page with pictures."""
+    with _task("evaluate", order) as (asked, run, _):
+        from spare_core.artifact import check_base, load_adapter
+        from spare_core.evaluation.evaluate import evaluate as measure
+        from spare_core.evaluation.html import evaluation_page
+        from spare_core.evaluation.judges import load_judge
+        from spare_core.evaluation.report import summary_table
+        from spare_core.progress import Progress
+
+        request, suite = asked.request, asked.chosen_suite()
+        stored = load_adapter(adapter)
+        check_base(stored, request.base, request.model)
+        work = _open(asked)
+        judge = load_judge(suite, work.denoiser.device)
+        report = measure(
+            work.denoiser, request.base, [stored], suite, [request.erasure.concept], asked.domain, evaluation, judge,
+            Progress(),
+        )  # fmt: skip
+        print(summary_table(report), flush=True)
+        run.metrics(figures(report))
+        for name in ("evaluation.json", *report["files"]):
+            run.artifact(evaluation / name)
+        _write_page(run, page, evaluation_page(evaluation), "evaluation.html")
+        return report
+
+
+def figures(report: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of an evaluation by name, those that were measured."""
+    named = {
+        f"{name}/{side}": report[side][name] for name in ("ua", "ira", "cra", "fid") for side in ("base", "adapted")
+    }
+    named |= {name: report[name] for name in ("residual", "mean_drift")}
+    return {name: float(value) for name, value in named.items() if value is not None}
+
+
+def register(order: str, name: str, adapter: Path, evaluation: Path) -> Registered:
+    """Register the adapter with its evidence as a version of the concept's model; again, it is the same version."""
+    with _task("register", order) as (_, run, results):
+        from spare_core.registry import models
+
+        version = models.register(run, adapter, evaluation, name)
+        results |= {
+            "name": version.name, "version": version.version, "created": version.created,
+            "adapter": str(adapter), "evaluation": str(evaluation),
+        }  # fmt: skip
+        return Registered(version.name, version.version)
+
+
+def gate(order: str, policy: str, name: str, version: int, evaluation: Path) -> dict[str, Any]:
+    """Judge the figures by the policy; the verdict is recorded on the version. Returns it.
+
+    Raises:
+        GateRefused: if a rule is not met.
+    """
+    with _task("gate", order) as (_, _, results):
+        from spare_core.gate import Policy, judge_figures
+        from spare_core.registry import models
+
+        report = json.loads((evaluation / "evaluation.json").read_text(encoding="utf-8"))
+        registered = models.get_version(connect(), name, version)
+        verdict = judge_figures(report, Policy(**json.loads(policy)))
+        models.record_verdict(registered, verdict)
+        for reason in verdict.reasons:
+            print(f"{'met    ' if reason.passed else 'NOT MET'} {reason.rule}: {reason.text}", flush=True)
+        results["passed"] = verdict.passed
+        if not verdict.passed:
+            raise GateRefused(
+                f"the gate refuses version {version} of {name}: {'; '.join(verdict.refusals)}", verdict.refusals
+            )
+        return verdict.as_dict()
+
+
+def promote(order: str, name: str, version: int) -> dict[str, Any]:
+    """Make the version champion; the one until now becomes ``previous``. Returns how the aliases stand."""
+    with _task("promote", order) as (asked, _, results):
+        from spare_core.registry import promotions
+
+        move = promotions.promote(name, version, open_store(os.environ[STORE]), f"pipeline run {pipeline_run_id()}")
+        for note in move.notes:
+            print(note, flush=True)
+        aliases = {"champion": move.aliases.champion, "previous": move.aliases.previous}
+        results |= {"name": name, "aliases": aliases, "moved": move.moved, "concept": asked.request.erasure.concept}
+        return aliases
+
+
+def finish(state: str, message: str) -> dict[str, Any]:
+    """Record how a pipeline run ended, whatever became of it. ``state`` and ``message`` are KFP's."""
+    with told("finish") as results:
+        status = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED", "CANCELED": "KILLED"}.get(state, "FAILED")
+        tags = {"spare.outcome": state} | ({"spare.outcome.message": message} if message else {})
+        ended = end_pipeline_run(pipeline_run_id(), status, tags)  # type: ignore[arg-type]
+        request_id, wrong = ended if ended else (None, {})
+        results |= {"state": state, "request_id": request_id, "wrong": wrong}
+        return dict(results)
+
+
+def pipeline_run_id() -> str:
+    """The id of the pipeline run that this process is a task of.
+
+    Raises:
+        InputError: if it is no task of one.
+    """
+    given = os.environ.get(RUN_ID, "")
+    if not given:
+        raise InputError(
+            f"{RUN_ID} is not set; `spare run` sets it, and on a cluster what pipelines/platform.py asks for"
+        )
+    return given
+
+
+class _Task(NamedTuple):
+    """What a task works on: its order, its run in MLflow, and the results that are told at its end."""
+
+    asked: Order
+    run: StageRun
+    results: dict[str, Any]
+
+
+@contextmanager
+def _task(name: str, order: str) -> Iterator[_Task]:
+    with told(name) as results:
+        asked = Order.from_json(order)
+        with stage_run(asked.request_id, name, pipeline_run_id()) as run:
+            yield _Task(asked, run, results)
+
+
+def _open(asked: Order) -> Any:
+    from spare_core.progress import Progress
+    from spare_core.stages import open_work
+
+    return open_work(asked.request, Progress())
+
+
+@contextmanager
+def _checkpoint(asked: Order) -> Iterator[Path | None]:
+    """A folder for the training's state, locked and removed at the end; None where no folder outlives a task."""
+    root = os.environ.get(CHECKPOINTS)
+    if not root:
+        yield None
+        return
+    from spare_core.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint(Path(root) / asked.request.sha256, asked.request.identity())
+    try:
+        yield checkpoint.folder
+    except InputError:
+        checkpoint.discard()
+        raise
+    except BaseException:
+        checkpoint.abandon_if_empty()
+        raise
+    checkpoint.discard()
+
+
+def _log_facts(run: StageRun, folder: Path, asked: Order, stage: str) -> dict[str, Any]:
+    from spare_core.stage_files import STAGE, read_stage
+
+    facts = read_stage(folder, stage, asked.request)
+    _log_costs(run, facts["seconds"], facts["peak_memory_bytes"])
+    run.artifact(folder / STAGE)
+    return facts
+
+
+def _log_costs(run: StageRun, seconds: float, memory: Mapping[str, int]) -> None:
+    run.metrics({"seconds": seconds, **{f"peak_memory_bytes/{place}": size for place, size in memory.items()}})
+
+
+def _write_page(run: StageRun, path: Path, content: str, name: str) -> None:
+    """For the KFP UI at ``path``, for MLflow under a name of its own."""
+    write_bytes(path, content.encode())
+    run.text(content, name)
+
+
+def _store_problems() -> list[str]:
+    if os.environ.get(STORE):
+        return []
+    return [f"promote is true, but {STORE} is not set; set it to where the promotion log lies, s3://bucket/prefix"]

@@ -1,0 +1,123 @@
+"""Components are thin and documented, and the committed pipeline is what its source compiles to."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.readme import ROOT, component, names, readme
+from pipelines.definition import SPARE, read_definition
+from pipelines.platform import PROFILES, SECRETS
+
+STAGES = ["validate", "prepare", "timesteps", "saliency", "distill", "evaluate", "register", "gate", "promote"]
+
+
+def compiled(output: Path, *options: str, image: str = "") -> list[dict[str, Any]]:
+    """The documents that the pipeline's source compiles to."""
+    command = [sys.executable, "-W", "ignore", "-m", "pipelines.spare", "--output", str(output), *options]
+    subprocess.run(command, check=True, cwd=ROOT.parent, env={**os.environ, "SPARE_IMAGE": image}, timeout=60)
+    return list(yaml.safe_load_all(output.read_text()))
+
+
+def executors(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """The containers of the pipeline, by the name of their component."""
+    found = documents[0]["deploymentSpec"]["executors"]
+    return {name.removeprefix("exec-"): executor["container"] for name, executor in found.items()}
+
+
+def platform(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is asked of Kubernetes, by the name of the component."""
+    found = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return {name.removeprefix("exec-"): asked for name, asked in found.items()}
+
+
+def test_every_stage_is_a_component() -> None:
+    assert names() == sorted([*STAGES, "finish"])
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_readme_is_what_its_component_says(name: str) -> None:
+    """Stale? python -m components.readme"""
+    assert (ROOT / name / "README.md").read_text() == readme(name)
+    rows = [line for line in readme(name).splitlines() if line.startswith("| `")]
+    assert all(len(line.split("|")[3].strip()) > 5 for line in rows), "an input or output is not described"
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_component_is_thin(name: str) -> None:
+    """Nothing heavy at module level, nothing decided, one call of the core."""
+    tree = ast.parse((ROOT / name / "component.py").read_text())
+    imported = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert imported <= {"typing", "kfp", "pipelines.platform"}
+    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    inside = list(ast.walk(function))
+    assert not any(isinstance(node, ast.If | ast.IfExp | ast.Try | ast.While) for node in inside)
+    used = {ast.unparse(node) for node in inside if isinstance(node, ast.Attribute)}
+    assert {one for one in used if one.startswith("workflow.") and "(" not in one} <= {
+        f"workflow.{name}", "workflow.figures",
+    }  # fmt: skip
+    assert component(name).component_spec.implementation.container.command[0] == "sh"
+
+
+def test_the_committed_pipeline_is_what_its_source_compiles_to(tmp_path: Path) -> None:
+    """Stale? make pipelines"""
+    assert compiled(tmp_path / "spare.yaml") == list(yaml.safe_load_all(SPARE.read_text()))
+
+
+def test_nothing_is_installed_when_a_task_starts(tmp_path: Path) -> None:
+    for container in executors(list(yaml.safe_load_all(SPARE.read_text()))).values():
+        assert "pip install" not in " ".join(container["command"])
+
+
+def test_the_image_is_named_once(tmp_path: Path) -> None:
+    containers = executors(compiled(tmp_path / "own.yaml", image="registry.example.org/spare:7")).values()
+    assert {container["image"] for container in containers} == {"registry.example.org/spare:7"}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_each_profile_compiles_and_asks_for_what_it_says(tmp_path: Path, profile: str) -> None:
+    documents = compiled(tmp_path / "spare.yaml", "--profile", profile)
+    containers, asked = executors(documents), platform(documents)
+    for name in ("prepare", "timesteps", "saliency", "distill", "evaluate"):
+        accelerator = containers[name]["resources"].get("accelerator")
+        assert (accelerator is not None) == (profile == "gpu")
+        (shared,) = asked[name]["emptyDirMounts"]
+        assert (shared["mountPath"], shared["medium"]) == ("/dev/shm", "Memory")
+        queue = asked[name].get("podMetadata", {}).get("labels", {})
+        assert queue == ({"kueue.x-k8s.io/queue-name": "spare"} if profile == "gpu" else {})
+    for name in ("validate", "register", "gate", "promote", "finish"):
+        assert "accelerator" not in containers[name]["resources"], "checked, registered and judged without a GPU"
+    for each in asked.values():
+        assert int(each["activeDeadlineSeconds"]) > 0
+        assert {secret["secretName"] for secret in each["secretAsEnv"]} == {*SECRETS}
+
+
+def tasks() -> dict[str, dict[str, Any]]:
+    """Every task of the committed pipeline."""
+    (document, _) = yaml.safe_load_all(SPARE.read_text())
+    dags = [document["root"], *document["components"].values()]
+    return {name: task for dag in dags for name, task in dag.get("dag", {}).get("tasks", {}).items()}
+
+
+def test_what_acts_outside_is_never_cached_and_what_computes_is() -> None:
+    cached = {name for name, task in tasks().items() if task.get("cachingOptions", {}).get("enableCache")}
+    assert cached & {*STAGES, "finish"} == {"prepare", "timesteps", "saliency", "distill", "evaluate"}
+
+
+def test_what_may_be_repeated_is_with_patience_and_what_is_decided_is_not() -> None:
+    repeated = {name for name, task in tasks().items() if task.get("retryPolicy", {}).get("maxRetryCount")}
+    assert repeated == {"prepare", "timesteps", "saliency", "distill", "evaluate", "register", "promote"}
+    assert all(tasks()[name]["retryPolicy"]["backoffDuration"] != "0s" for name in repeated)
+
+
+def test_a_command_line_knows_the_pipelines_parameters() -> None:
+    takes = read_definition(SPARE).parameters
+    needed = {name for name, spec in takes.items() if not spec.is_optional and not spec.HasField("default_value")}
+    assert needed == {"model", "erase", "surrogate"}
