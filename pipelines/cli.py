@@ -1,23 +1,119 @@
-"""``spare submit``: hand a compiled pipeline to a KFP cluster."""
+"""``spare run``, ``spare demo`` and ``spare submit``: a compiled pipeline here, or on a KFP cluster."""
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spare_core.errors import SpareError
 from spare_core.reporting import Json, print_result, reporting
+
+if TYPE_CHECKING:
+    from pipelines.local import LocalRun
+
+Arguments = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="the pipeline's parameters")]
+PipelineFile = Annotated[Path | None, typer.Option("--file", "-f", help="compiled pipeline; default: SPARE's own")]
+Output = Annotated[Path, typer.Option("--output", help="folder for results, registry and what can be taken again")]
+DEMO = ("model=canvas", "erase=Neon Lines", "surrogate=Pencil Drawing", "seeds=1")
+
+
+@reporting
+def demo(output: Output = Path("spare-demo"), as_json: Json = False) -> None:
+    """Run the whole pipeline on the built-in model: Neon Lines becomes Pencil Drawing, measured on 240 pictures."""
+    _run(None, DEMO, output, as_json)
+
+
+@reporting
+def run(
+    arguments: Arguments = None, file: PipelineFile = None, output: Output = Path("spare-run"), as_json: Json = False
+) -> None:
+    """Run a compiled pipeline here, through KFP's local runner. Asked the same again, it takes what is done."""
+    _run(file, arguments or (), output, as_json)
+
+
+def _run(file: Path | None, arguments: Sequence[str], output: Path, as_json: bool) -> None:
+    try:
+        from pipelines import local
+    except ImportError as error:
+        raise SpareError(f"{error}; pip install 'spare-unlearning[pipelines,server]' to run pipelines") from None
+    from pipelines.definition import SPARE
+    from pipelines.parameters import parse
+
+    definition = file or SPARE
+    values = parse(arguments, definition, checked_later=definition == SPARE)
+    started = time.monotonic()
+
+    def on_stage(stage: str, what: str) -> None:
+        print(f"[{time.monotonic() - started:6.1f} s] {stage:9} {what}", file=sys.stderr, flush=True)
+
+    done = local.run(definition, values, output, on_stage)
+    print_result(_report(done), as_json, _summary(done))
+
+
+def _report(done: LocalRun) -> dict[str, Any]:
+    services = {
+        name: value for name, value in done.environment.items() if name in ("MLFLOW_TRACKING_URI", "SPARE_STORE")
+    }
+    return {
+        "run_id": done.run_id, "log": str(done.log), "services": services, "seconds": done.seconds,
+        "results": done.results,
+    }  # fmt: skip
+
+
+def _summary(done: LocalRun) -> str:
+    """Where everything is, and how to look further."""
+    registered, promoted = done.results.get("register"), done.results.get("promote")
+    lines = []
+    if registered:
+        evaluation = Path(registered["evaluation"])
+        lines += [summary_of(evaluation), ""]
+        alias = "champion" if promoted else "candidate"
+        lines += [
+            f"registered  version {registered['version']} of {registered['name']}, {alias}",
+            f"adapter     {registered['adapter']}",
+            f"evaluation  {evaluation / 'evaluation.json'}",
+            f"pictures    {evaluation / 'contact_sheet.png'}",
+        ]
+    tracking = done.environment["MLFLOW_TRACKING_URI"]
+    lines += [f"registry    {tracking}", f"log         {done.log.absolute()}"]
+    if registered:
+        lines += ["", "Look further:", *further(tracking, registered["name"], alias)]
+    return "\n".join(lines)
+
+
+def summary_of(evaluation: Path) -> str:
+    """The figures of an evaluation directory."""
+    from spare_core.evaluation.report import summary_table
+
+    return summary_table(json.loads((evaluation / "evaluation.json").read_text(encoding="utf-8")))
+
+
+def further(tracking: str, name: str, alias: str) -> list[str]:
+    """Commands for a shell: MLflow's pages, if it has no server, and a picture drawn with the adapter."""
+    python = shlex.quote(sys.executable)
+    draw = (
+        f"import mlflow; model = mlflow.pyfunc.load_model('models:/{name}@{alias}'); "
+        "open('picture.png', 'wb').write(model.predict(['A Cat image in Neon Lines style.'])[0])"
+    )
+    ui = f"  {python} -m mlflow ui --backend-store-uri {shlex.quote(tracking)}"
+    return [
+        *([ui] if tracking.startswith("sqlite:") else [f"  {tracking}"]),
+        f"  MLFLOW_TRACKING_URI={shlex.quote(tracking)} {python} -c {shlex.quote(draw)}",
+    ]
 
 
 @reporting
 def submit(
     endpoint: Annotated[str, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="URL of the KFP API server")],
-    arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="key=value", help="the pipeline's parameters")
-    ] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="compiled pipeline; default: SPARE's own")] = None,
+    arguments: Arguments = None,
+    file: PipelineFile = None,
     experiment: Annotated[str, typer.Option(help="created if there is none of that name")] = "spare",
     run_name: Annotated[str | None, typer.Option(help="default: the pipeline's name and the time")] = None,
     namespace: Annotated[str | None, typer.Option(help="on a cluster of several users: yours")] = None,

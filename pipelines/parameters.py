@@ -20,12 +20,15 @@ _EXACT = 2**53
 """KFP carries every number as a double: above this, whole numbers are no longer exact."""
 
 
-def parse(arguments: Sequence[str], definition: Path) -> dict[str, Any]:
+def parse(arguments: Sequence[str], definition: Path, checked_later: bool = False) -> dict[str, Any]:
     """The values of a pipeline's parameters, from ``key=value`` texts; what is not given keeps its default.
 
     A text parameter takes everything after the first '=' as it is. Numbers are decimal, truth values ``true`` or
     ``false``; lists and mappings are JSON or YAML ("[a, b]", "{steps: 20}"), in which no, on and 1:30 are texts and
     1e-3 is a number, as in JSON. Values are data: nothing is evaluated.
+
+    With ``checked_later``, what is no list or mapping stays the text it is: the pipeline's first task then names it
+    together with all else that is wrong.
 
     Raises:
         SettingsError: with every problem of all arguments, or if ``definition`` is no compiled pipeline.
@@ -40,6 +43,9 @@ def parse(arguments: Sequence[str], definition: Path) -> dict[str, Any]:
         try:
             values[name] = _typed(text, takes[name])
         except ValueError as error:
+            if checked_later and takes[name].parameter_type in (_TYPES.LIST, _TYPES.STRUCT):
+                values[name] = text
+                continue
             problems.append(f"{name} is {text!r}; it must be {error}{_meaning(takes[name])}")
     for name, spec in takes.items():
         if name not in given and not spec.is_optional and not spec.HasField("default_value"):

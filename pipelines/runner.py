@@ -15,9 +15,11 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
-from kfp import components, local
+from kfp import local
+from kfp.local.pipeline_orchestrator import run_local_pipeline
+
+from pipelines.definition import read_definition
 
 
 def main() -> None:
@@ -32,8 +34,9 @@ def main() -> None:
         cache_root=str(root / "cache"),
     )  # fmt: skip
     try:
-        pipeline: Any = components.load_component_from_file(asked["pipeline"])
-        pipeline(**asked["arguments"])
+        # Not by calling the loaded pipeline: that refuses the first value of a wrong type, and the pipeline's own first
+        # task names all of them.
+        run_local_pipeline(read_definition(Path(asked["pipeline"])).pipeline, asked["arguments"])
     except RuntimeError as error:  # KFP's word for a task that failed
         print(error, flush=True)
         raise SystemExit(1) from None

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pipelines.cli import demo, run, submit
 from spare_core.registry_cli import app as registry
 from spare_core.reporting import Json, print_result, reporting
 
@@ -18,6 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+for command in (demo, run, submit):
+    app.command()(command)
 app.add_typer(registry)
 
 Model = Annotated[str, typer.Argument(help="'canvas', a local diffusers directory, s3://bucket/prefix, or a hub id")]

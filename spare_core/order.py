@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from spare_core.artifact import versions
-from spare_core.concept import Erasure
-from spare_core.errors import InputError, SettingsError, SpareError
+from spare_core.concept import KINDS, Erasure
+from spare_core.errors import ConceptError, InputError, SettingsError, SpareError
 from spare_core.evaluation.suite import Domain, Suite, load_suite
 from spare_core.gate import DEFAULT_POLICY, Policy
 from spare_core.locations import local_path
@@ -28,6 +28,8 @@ DEFAULT: Final = "default"
 """The name of the policy that comes with SPARE."""
 _TEXTS: Final = ("model", "erase", "surrogate", "kind", "images", "template", "suite", "policy", "name", "request_id")
 _LISTS: Final = ("keep", "contexts")
+_AFTERWARDS: Final = ("request_id", "promote", "policy", "name")
+"""Decide what becomes of a result, not what it is."""
 _ID_CHARACTERS: Final = 200
 _T = TypeVar("_T")
 
@@ -92,7 +94,7 @@ def request_id_of(parameters: Mapping[str, Any]) -> str:
     given = parameters.get("request_id")
     if isinstance(given, str) and given.strip():
         return given.strip()
-    told = {name: value for name, value in parameters.items() if name not in ("request_id", "promote", "policy")}
+    told = {name: value for name, value in parameters.items() if name not in _AFTERWARDS}
     content = json.dumps(told, sort_keys=True, default=str, ensure_ascii=False)
     return f"{str(parameters.get('erase', ''))[:80]} {hashlib.sha256(content.encode()).hexdigest()[:10]}".strip()
 
@@ -108,11 +110,11 @@ def check_order(parameters: Mapping[str, Any], problems_before: Sequence[str] = 
     given = {name: value for name, value in parameters.items() if name not in wrong}
     found = _Collected([*problems_before, *(text for _, text in problems)])
     settings = found.attempt(lambda: EraseSettings.from_mapping(_whole(parameters["settings"])), wrong, "settings")
-    needed = ("model", "erase", "surrogate", "kind", "template", *_LISTS)
-    erasure = found.attempt(lambda: _erasure(given), wrong, *needed)
+    named = {"keep": [], "contexts": [], "template": "", "kind": "", **given}  # what is wrong there is told already
+    erasure = found.attempt(lambda: _erasure(named), wrong, "model", "erase", "surrogate")
     base = found.attempt(lambda: find_model(given["model"]).digest(), wrong, "model")
     images = found.attempt(lambda: _images(given["images"]), wrong, "images")
-    suite = found.attempt(lambda: _checked_suite(given, erasure), wrong, "suite", "seeds", "model")
+    suite = found.attempt(lambda: _checked_suite({"seeds": 0, **given}, erasure), wrong, "suite", "model")
     policy = found.attempt(lambda: _policy(given["policy"]), wrong, "policy")
     if found.problems:
         raise SettingsError(found.problems)
@@ -185,10 +187,21 @@ def _whole(value: Any) -> Any:
 
 
 def _erasure(given: Mapping[str, Any]) -> Erasure:
-    return build_erasure(
-        given["model"], given["erase"], given["surrogate"], given["kind"] or None, given["keep"],
-        given["template"] or None, given["contexts"] or None,
-    )  # fmt: skip
+    concept, surrogate, keep = given["erase"], given["surrogate"], given["keep"]
+    try:
+        return build_erasure(
+            given["model"], concept, surrogate, given["kind"] or None, keep, given["template"] or None,
+            given["contexts"] or None,
+        )  # fmt: skip
+    except ConceptError as error:
+        if given["kind"] in KINDS:
+            raise
+        try:  # without a kind no more than the words can be checked
+            Erasure(concept, surrogate, "object", tuple(keep), "{concept}", ())
+        except ConceptError as words:
+            told = dict.fromkeys([*str(words).split("; "), str(error)])
+            raise ConceptError("; ".join(told if given["model"] != "canvas" else [str(error)])) from None
+        raise
 
 
 def _images(images: str) -> str | None:

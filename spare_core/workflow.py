@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from spare_core.atomic import write_bytes
+from spare_core.atomic import write_bytes, write_json
 from spare_core.errors import GateRefused, InputError, RegistryInputError
 from spare_core.events import told
 from spare_core.order import Order, check_order, request_id_of
@@ -293,6 +293,16 @@ def _log_facts(run: StageRun, folder: Path, asked: Order, stage: str) -> dict[st
     _log_costs(run, facts["seconds"], facts["peak_memory_bytes"])
     run.artifact(folder / STAGE)
     return facts
+
+
+def metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values among ``facts``, for an artifact's metadata."""
+    return {name: value for name, value in facts.items() if isinstance(value, str | int | float)}
+
+
+def write_metrics(path: str, values: Mapping[str, Any]) -> None:
+    """A file for an artifact that is all metadata: without one, KFP's local cache takes it for lost."""
+    write_json(Path(path), values)
 
 
 def _log_costs(run: StageRun, seconds: float, memory: Mapping[str, int]) -> None:

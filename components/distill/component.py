@@ -33,8 +33,9 @@ def distill(
 
     folders = (Path(folder.path) for folder in (examples, profile, masks, adapter))
     manifest = workflow.distill(order, *folders)
-    adapter.metadata.update({name: manifest[name] for name in ("schema", "concept", "surrogate", "base", "files")})
+    adapter.metadata.update(workflow.metadata(manifest))
     for figure in ("residual", "mean_drift"):
         metrics.log_metric(figure, manifest[figure])
     metrics.log_metric("steps", manifest["training"]["steps"])
     metrics.log_metric("seconds", manifest["seconds"]["distill"])
+    workflow.write_metrics(metrics.path, metrics.metadata)

@@ -35,3 +35,5 @@ def evaluate(
         metrics.log_metric(name.replace("/", " "), value)
     for matrix, side in ((confusion_before, "base"), (confusion_after, "adapted")):
         matrix.log_confusion_matrix(found["confusion"]["labels"], found["confusion"][side])
+        workflow.write_metrics(matrix.path, matrix.metadata)
+    workflow.write_metrics(metrics.path, metrics.metadata)

@@ -29,3 +29,4 @@ def gate(
     found = workflow.gate(order, policy, name, version, Path(evaluation.path))
     for reason in found["reasons"]:
         verdict.log_metric(reason["text"].partition(":")[0], reason["measured"])
+    workflow.write_metrics(verdict.path, verdict.metadata)

@@ -20,4 +20,4 @@ def prepare(order: str, examples: dsl.Output[dsl.Dataset]):
 
     from spare_core import workflow
 
-    examples.metadata.update(workflow.prepare(order, Path(examples.path)))
+    examples.metadata.update(workflow.metadata(workflow.prepare(order, Path(examples.path))))

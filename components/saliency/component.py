@@ -27,6 +27,7 @@ def saliency(
     from spare_core import workflow
 
     facts = workflow.saliency(order, Path(examples.path), Path(profile.path), Path(masks.path))
-    masks.metadata.update(facts)
+    masks.metadata.update(workflow.metadata(facts))
     for figure in ("layers", "layers_touched", "weights", "moving", "density"):
         metrics.log_metric(figure, facts["mask"][figure])
+    workflow.write_metrics(metrics.path, metrics.metadata)

@@ -24,4 +24,4 @@ def timesteps(
     from spare_core import workflow
 
     facts = workflow.timesteps(order, Path(examples.path), Path(profile.path), Path(plot.path))
-    profile.metadata.update(facts)
+    profile.metadata.update(workflow.metadata(facts))

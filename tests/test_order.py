@@ -1,0 +1,134 @@
+"""A run's parameters are checked as a whole, and an order says no more than what decides the result."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spare_core.errors import InputError, SettingsError
+from spare_core.gate import Policy
+from spare_core.order import Order, check_order, request_id_of
+
+GIVEN: dict[str, Any] = {
+    "model": "canvas", "erase": "neon lines", "surrogate": "Photo", "kind": "", "keep": [], "images": "",
+    "template": "", "contexts": [], "settings": {}, "suite": "", "seeds": 0, "policy": "default", "name": "",
+    "promote": True, "request_id": "",
+}  # fmt: skip
+
+
+def problems(**changes: Any) -> tuple[str, ...]:
+    """What is said of parameters."""
+    with pytest.raises(SettingsError) as caught:
+        check_order({**GIVEN, **changes})
+    return caught.value.problems
+
+
+def test_defaults_of_the_model_are_filled_in() -> None:
+    order, policy = check_order(GIVEN)
+    assert order.request.erasure.concept == "Neon Lines"
+    assert "Rust" in order.request.erasure.keep
+    assert (order.suite, order.domain) == ("canvas", "style")
+    assert policy == Policy.from_file()
+
+
+def test_numbers_that_kfp_made_doubles_are_whole_again() -> None:
+    order, _ = check_order(
+        {**GIVEN, "settings": {"steps": 30.0, "rank": 4.0, "lr": 0.001, "density": 1.0}, "seeds": 2.0}
+    )
+    assert (order.request.settings.steps, order.request.settings.rank, order.seeds) == (30, 4, 2)
+    assert (order.request.settings.lr, order.request.settings.density) == (0.001, 1.0)
+
+
+def test_an_order_survives_json_and_repeats() -> None:
+    order, _ = check_order(GIVEN)
+    assert Order.from_json(order.to_json()) == order
+    assert check_order(GIVEN)[0].to_json() == order.to_json()
+
+
+@pytest.mark.parametrize("changes", [{"policy": ""}, {"promote": False}, {"name": "spare.canvas.own"}])
+def test_what_becomes_of_a_result_is_no_part_of_the_order(changes: dict[str, Any]) -> None:
+    """So a run that is asked the same under another policy takes what is there."""
+    assert check_order({**GIVEN, **changes})[0].to_json() == check_order(GIVEN)[0].to_json()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"erase": "Rust"}, {"settings": {"seed": 1}}, {"seeds": 1}, {"keep": ["Rust"]}, {"suite": "own.yaml"}]
+)
+def test_what_decides_the_result_is(changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("extends: canvas\nsteps: 3\n")
+    assert check_order({**GIVEN, **changes})[0].to_json() != check_order(GIVEN)[0].to_json()
+
+
+def test_a_suite_that_changed_since_is_refused(tmp_path: Path) -> None:
+    suite = tmp_path / "own.yaml"
+    suite.write_text("extends: canvas\nsteps: 3\n")
+    order, _ = check_order({**GIVEN, "suite": str(suite)})
+    assert order.chosen_suite().steps == 3
+    suite.write_text("extends: canvas\nsteps: 4\n")
+    with pytest.raises(SettingsError, match="was changed since the run began"):
+        order.chosen_suite()
+
+
+def test_everything_wrong_is_told_at_once() -> None:
+    found = problems(
+        model="nowhere", keep=["NEON LINES", "Rust"], contexts="a cat", seeds=-1, policy="none.yaml", promote="yes",
+        settings={"stpes": 3.0, "seed": -1.0, "rank": "four"}, images="none", suite="none.yaml", kind="colour",
+    )  # fmt: skip
+    told = "\n".join(found)
+    for part in (
+        "contexts is 'a cat'; it must be a list of texts", "seeds is -1", "promote is 'yes'; it must be true or false",
+        "unknown setting 'stpes'", "seed is -1", "rank is 'four'", "is both to be erased and to be kept",
+        "got 'colour'", "there is no model 'nowhere'", "none is not a folder", "there is no suite 'none.yaml'",
+        "none.yaml",
+    ):  # fmt: skip
+        assert part in told
+    assert all("\n" not in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"erase": " "}, "erase is empty"),
+        ({"erase": 7}, "erase is 7; it must be text"),
+        ({"erase": "Neon Light"}, "nearest: 'Neon Lines'"),
+        ({"keep": ["Rust", 3]}, r"keep is \['Rust', 3\]; it must be a list of texts"),
+        ({"settings": "steps"}, "settings is 'steps'; it must be a mapping"),
+        ({"seeds": 1.5}, "seeds is 1.5; it must be a whole number"),
+        ({"seeds": 9}, "first_seeds is 9"),
+        ({"suite": "unlearncanvas"}, "suite 'unlearncanvas' has no judge"),
+        ({"request_id": "a\nb"}, "request_id must be one printable line"),
+    ],
+)
+def test_each_wrong_value_is_named(changes: dict[str, Any], message: str) -> None:
+    assert any(re.search(message, problem) for problem in problems(**changes))
+
+
+def test_a_model_of_ones_own_needs_a_kind_and_a_suite(sd1_dir: Path) -> None:
+    told = "; ".join(problems(model=str(sd1_dir), keep=["Neon Lines"]))
+    assert "say what 'neon lines' is" in told
+    assert "is both to be erased and to be kept" in told
+    assert "suite is empty; only Canvas brings its own" in told
+
+
+def test_the_same_parameters_are_the_same_request() -> None:
+    assert request_id_of(GIVEN) == request_id_of({**GIVEN, "policy": "mine.yaml", "promote": False})
+    assert request_id_of(GIVEN) != request_id_of({**GIVEN, "surrogate": "Rust"})
+    assert request_id_of({**GIVEN, "request_id": " T-7 "}) == "T-7"
+    assert request_id_of({**GIVEN, "erase": ["a", "list"]})
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"schema": "spare.order/1"}'])
+def test_a_text_that_is_no_order_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="no order of a pipeline's first task"):
+        Order.from_json(text)
+
+
+def test_an_order_of_another_schema_is_refused() -> None:
+    values = json.loads(check_order(GIVEN)[0].to_json())
+    with pytest.raises(InputError, match=r"schema 'spare\.order/9'"):
+        Order.from_json(json.dumps({**values, "schema": "spare.order/9"}))
