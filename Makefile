@@ -14,10 +14,8 @@ STAMP := $(VENV)/.installed
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(STAMP) ## erase Neon Lines from the built-in model and measure it (results in OUT, out/demo)
-	$(BIN)/spare erase canvas --erase "Neon Lines" --surrogate "Pencil Drawing" --kind style --output "$(OUT)/adapter"
-	$(BIN)/spare evaluate canvas --adapter "$(OUT)/adapter" --suite canvas --erased "Neon Lines" --kind style \
-		--seeds 1 --output "$(OUT)/evaluation"
+demo: $(STAMP) ## the whole pipeline on the built-in model: erase, measure, register, promote (results in OUT, out/demo)
+	$(BIN)/spare demo --output "$(OUT)"
 
 pipelines: $(STAMP) ## compile the pipelines, for your registry with IMAGE=registry/spare:tag, without GPUs with PROFILE=cpu
 	SPARE_IMAGE="$(IMAGE)" $(BIN)/python -W ignore -m pipelines.spare --profile $(PROFILE)

@@ -16,6 +16,7 @@ from spare_core.evaluation.metrics import (
     Column,
     Verdicts,
     concept_scores,
+    confusion,
     fid,
     frechet_distance,
     mean_accuracy,
@@ -212,3 +213,9 @@ def test_an_interval_never_leaves_the_unit_range() -> None:
         for share in (0.0, 0.5, 1.0):
             low, high = wilson_interval(share, count)
             assert 0.0 <= low <= share <= high <= 1.0
+
+
+def test_a_confusion_counts_what_was_named_where_each_concept_was_prompted() -> None:
+    prompted, predicted = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 1, 1, -1, 1])
+    column = Column(prompted, predicted, torch.ones(5))
+    assert confusion(column, 2) == [[1, 1, 0], [0, 2, 1], [0, 0, 0]]
