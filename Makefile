@@ -21,8 +21,9 @@ pipelines: $(STAMP) ## compile the pipelines, for your registry with IMAGE=regis
 	SPARE_IMAGE="$(IMAGE)" $(BIN)/python -W ignore -m pipelines.spare --profile $(PROFILE)
 	$(BIN)/python -W ignore -m components.readme
 
+# Two processes of one thread each: torch's own threads in two processes would slow each other down.
 test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP) ## style, formatting and types: ruff and mypy
 	$(BIN)/ruff check .

@@ -6,13 +6,16 @@ import functools
 import json
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from spare_core.errors import SpareError
 
 Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON document on stdout")]
+
+_TAKES: Final = "; the same command takes what is done"
+_GOES_ON: Final = {"erase": "; the same command goes on from the last checkpoint", "run": _TAKES, "demo": _TAKES}
 
 
 def reporting(command: Callable[..., None]) -> Callable[..., None]:
@@ -26,8 +29,7 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            goes_on = "; the same command goes on from the last checkpoint" if command.__name__ == "erase" else ""
-            print(f"stopped{goes_on}", file=sys.stderr)
+            print(f"stopped{_GOES_ON.get(command.__name__, '')}", file=sys.stderr)
             raise typer.Exit(130) from None
 
     return wrapped
