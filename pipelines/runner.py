@@ -20,6 +20,7 @@ from kfp import local
 from kfp.local.pipeline_orchestrator import run_local_pipeline
 
 from pipelines.definition import read_definition
+from pipelines.warm import fork_tasks
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     warnings.simplefilter("ignore")  # what KFP says of settings that only a cluster minds
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+    fork_tasks()
     root = Path(asked["root"])
     local.init(
         local.SubprocessRunner(use_venv=False), str(root / "runs"), str(root / "workspace"), enable_caching=True,

@@ -1,0 +1,90 @@
+"""Tasks of KFP's local runner as forks of a process that has imported everything already.
+
+KFP starts a new Python for each task, and each imports torch, diffusers and MLflow anew: on Canvas, as long again as
+the work itself (benchmarks/pipeline_overhead.py). A fork runs the very program that KFP would have started,
+``kfp.dsl.executor_main`` with the component's source, in a process of its own, with its own output and exit code.
+
+Only where forking is sound: on Linux, from the one thread that runs the pipeline, and with nothing but imports done, so
+that neither a thread pool of torch nor CUDA is up.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import gc
+import importlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from pathlib import Path
+
+from kfp.local import subprocess_task_handler
+
+_LIBRARIES = ("spare_core.workflow", "spare_core.stages", "spare_core.evaluation.html", "mlflow", "peft")
+_plain_print = builtins.print
+_start_python = subprocess_task_handler.run_local_subprocess
+
+
+def fork_tasks() -> None:
+    """Import what tasks need, and let KFP's subprocess runner fork them from here on."""
+    if sys.platform != "linux":
+        return
+    for name in _LIBRARIES:
+        importlib.import_module(name)
+    from diffusers import StableDiffusionPipeline  # noqa: F401 diffusers imports a class when it is first asked for
+
+    gc.collect()
+    gc.freeze()
+    subprocess_task_handler.run_local_subprocess = _run
+
+
+def _run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
+    """What KFP's function of this place does: run a task, print its output, return its exit code."""
+    shell, _, _, source, *arguments = full_command if len(full_command) > 4 else ["", "", "", ""]
+    if shell != "sh" or "def " not in source or threading.current_thread() is not threading.main_thread():
+        return int(_start_python(full_command, env_vars))
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    task = os.fork()
+    if task == 0:
+        os.close(reading)
+        os._exit(_task(writing, source, arguments, env_vars or {}))
+    os.close(writing)
+    with os.fdopen(reading, errors="replace") as output:
+        for line in output:
+            print(line, end="")
+    return os.waitstatus_to_exitcode(os.waitpid(task, 0)[1])
+
+
+def _task(writing: int, source: str, arguments: list[str], env_vars: dict[str, str]) -> int:
+    """The forked process: no exception leaves it."""
+    from kfp.dsl.executor_main import executor_main
+
+    builtins.print = _plain_print  # KFP indents what the parent prints
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    logging.getLogger().handlers.clear()
+    os.dup2(writing, 1)
+    os.dup2(writing, 2)
+    os.environ.update(env_vars | {"_KFP_RUNTIME": "true"})
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            module = Path(folder) / "ephemeral_component.py"
+            module.write_text(source, encoding="utf-8")
+            sys.argv = ["executor_main", "--component_module_path", str(module), *arguments]
+            executor_main()
+        return 0
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
