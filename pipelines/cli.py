@@ -82,7 +82,7 @@ def _summary(done: LocalRun) -> str:
             f"pictures    {evaluation / 'contact_sheet.png'}",
         ]
     tracking = done.environment["MLFLOW_TRACKING_URI"]
-    lines += [f"registry    {tracking}", f"log         {done.log.absolute()}"]
+    lines += [f"registry    {tracking}", f"log         {done.log}"]
     if registered:
         lines += ["", "Look further:", *further(tracking, registered["name"], alias)]
     return "\n".join(lines)

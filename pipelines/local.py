@@ -104,7 +104,7 @@ def run(definition: Path, arguments: dict[str, Any], output: Path, on_stage: OnS
         local_file = root / f"{compiled.name}.json"
         write_json(local_file, json_format.MessageToDict(compiled.pipeline))
         run_id = uuid.uuid4().hex
-        log = output / "logs" / f"{run_id}.log"
+        log = output.absolute() / "logs" / f"{run_id}.log"
         log.parent.mkdir(exist_ok=True)
         this = LocalRun(run_id, log, environment(output) | {RUN_ID: run_id})
         asked = {"root": str(root), "pipeline": str(local_file), "arguments": arguments}

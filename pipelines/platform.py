@@ -1,6 +1,7 @@
 """What the pipelines ask of a cluster: the one place to change for yours.
 
-Names below are those of ``k8s/``. After a change: ``make pipelines``, or ``make pipelines IMAGE=registry/spare:tag``.
+The service account is a run's, not a task's: ``spare submit --service-account``. After a change: ``make pipelines``, or
+``make pipelines IMAGE=registry/spare:tag``.
 """
 
 import os

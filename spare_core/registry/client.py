@@ -39,7 +39,10 @@ def tracking_uri() -> str:
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if not uri:
-        raise RegistryInputError("MLFLOW_TRACKING_URI is not set; set it to your MLflow server, e.g. http://host:5000")
+        raise RegistryInputError(
+            "MLFLOW_TRACKING_URI is not set; set it to your MLflow server, e.g. http://host:5000, or to the sqlite: "
+            "address that `spare run` prints"
+        )
     if uri.startswith(SQLITE):
         return uri
     if not uri.startswith(("http://", "https://")):
