@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -274,7 +274,8 @@ def _checkpoint(asked: Order) -> Iterator[Path | None]:
         return
     from spare_core.checkpoint import Checkpoint
 
-    checkpoint = Checkpoint(Path(root) / asked.request.sha256, asked.request.identity())
+    folder = Path(root) / asked.request.sha256
+    checkpoint = Checkpoint(folder, asked.request.identity())
     try:
         yield checkpoint.folder
     except InputError:
@@ -284,6 +285,8 @@ def _checkpoint(asked: Order) -> Iterator[Path | None]:
         checkpoint.abandon_if_empty()
         raise
     checkpoint.discard()
+    with suppress(OSError):  # also one that an interrupted attempt made
+        folder.rmdir()
 
 
 def _log_facts(run: StageRun, folder: Path, asked: Order, stage: str) -> dict[str, Any]:
