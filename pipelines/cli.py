@@ -84,7 +84,8 @@ def _summary(done: LocalRun) -> str:
     tracking = done.environment["MLFLOW_TRACKING_URI"]
     lines += [f"registry    {tracking}", f"log         {done.log}"]
     if registered:
-        lines += ["", "Look further:", *further(tracking, registered["name"], alias)]
+        uri, prompt = f"models:/{registered['name']}@{alias}", done.results["validate"]["prompt"]
+        lines += ["", "Look further:", *further(tracking, uri, prompt)]
     return "\n".join(lines)
 
 
@@ -95,12 +96,12 @@ def summary_of(evaluation: Path) -> str:
     return summary_table(json.loads((evaluation / "evaluation.json").read_text(encoding="utf-8")))
 
 
-def further(tracking: str, name: str, alias: str) -> list[str]:
+def further(tracking: str, uri: str, prompt: str) -> list[str]:
     """Commands for a shell: MLflow's pages, if it has no server, and a picture drawn with the adapter."""
     python = shlex.quote(sys.executable)
     draw = (
-        f"import mlflow; model = mlflow.pyfunc.load_model('models:/{name}@{alias}'); "
-        "open('picture.png', 'wb').write(model.predict(['A Cat image in Neon Lines style.'])[0])"
+        f"import mlflow; model = mlflow.pyfunc.load_model({uri!r}); "
+        f"open('picture.png', 'wb').write(model.predict([{prompt!r}])[0])"
     )
     ui = f"  {python} -m mlflow ui --backend-store-uri {shlex.quote(tracking)}"
     return [

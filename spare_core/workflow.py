@@ -70,7 +70,8 @@ def validate(parameters: Mapping[str, Any]) -> Checked:
             run.params({name: value for name, value in parameters.items() if value not in ("", [], {})})
             order, policy = check_order(parameters, problems)
             run.tags({"spare.base.digest": order.request.base, "spare.concept": order.request.erasure.concept})
-        results["request_id"] = order.request_id
+        erasure = order.request.erasure
+        results |= {"request_id": order.request_id, "prompt": next(erasure.prompts(erasure.concept))}
         return Checked(order.to_json(), json.dumps(dataclasses.asdict(policy), sort_keys=True))
 
 

@@ -58,6 +58,8 @@ class Workplace:
         return subprocess.Popen(
             [*command, f"policy={policy}.yaml", *more], cwd=self.folder, env={**self.environment, **environment},
             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            # Tests that a shell runs in the background ignore Ctrl-C, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def run(self, *more: str, policy: str = "lenient", **environment: str) -> subprocess.CompletedProcess[str]:
