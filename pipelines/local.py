@@ -35,6 +35,8 @@ _REUSED: Final = re.compile(r"Task (\S+) cache hit")
 """KFP's runner tells it in its log only."""
 _PROGRESS: Final = re.compile(r"\[ *[\d.]+ s\] (.+ \d+/\d+)")
 _GRACE_SECONDS: Final = 5.0
+_PYTHON: Final = (sys.executable, "-P")
+"""Nothing is imported from the folder where the user stands, which may well hold pipelines of their own."""
 
 OnStage = Callable[[str, str], None]
 """Called with a stage's name and what there is to say of it: "started", "done in 3.2 s", "taken from an earlier
@@ -142,7 +144,7 @@ def _locked(output: Path) -> Iterator[None]:
 def _execute(this: LocalRun, asked: dict[str, Any], on_stage: OnStage) -> bool:
     """Whether every task succeeded. No process of the run outlives this call."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.runner"],
+        [*_PYTHON, "-m", "pipelines.runner"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         env={**os.environ, **this.environment, "PYTHONUNBUFFERED": "1"}, start_new_session=True,
     )  # fmt: skip
@@ -185,13 +187,9 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _record_interruption(this: LocalRun) -> None:
     """What the exit handler would have done: it was ended with the rest."""
     code = "from spare_core.workflow import finish; finish('CANCELLED', 'stopped by the user')"
-    subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **this.environment},
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
+    told = {**os.environ, **this.environment}
+    with contextlib.suppress(subprocess.TimeoutExpired):  # of an MLflow that does not answer; the run ends all the same
+        subprocess.run([*_PYTHON, "-c", code], env=told, capture_output=True, check=False, timeout=30)
 
 
 def _failure(this: LocalRun) -> RunFailed:

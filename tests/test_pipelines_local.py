@@ -45,6 +45,8 @@ class Workplace:
         suite = {"extends": "canvas", "styles": ["Neon Lines", "Photo", "Rust"], "objects": ["Cat", "Dog"], "steps": 2}
         for name, content in (("suite", suite), ("lenient", LENIENT), ("strict", {**LENIENT, "min_ua": 1.0})):
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+        (folder / "pipelines").mkdir(exist_ok=True)  # as whoever works with KFP may have
+        (folder / "pipelines" / "__init__.py").write_text("raise ImportError('the user\\'s own')")
         unset = ("MLFLOW_TRACKING_URI", "SPARE_STORE", "SPARE_CHECKPOINTS")
         self.environment = {name: value for name, value in os.environ.items() if name not in unset}
         self.arguments = [
@@ -54,7 +56,17 @@ class Workplace:
 
     def start(self, *more: str, policy: str = "lenient", **environment: str) -> subprocess.Popen[str]:
         """``spare run`` at work."""
-        command = [sys.executable, "-m", "spare_core.cli", "run", "--output", "results", "--json", *self.arguments]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "spare_core.cli",
+            "run",
+            "--output",
+            "results",
+            "--json",
+            *self.arguments,
+        ]
         return subprocess.Popen(
             [*command, f"policy={policy}.yaml", *more], cwd=self.folder, env={**self.environment, **environment},
             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -273,7 +285,7 @@ def test_two_runs_do_not_work_in_one_folder(place: Workplace) -> None:
     ],
 )
 def test_what_cannot_be_started_is_refused_at_once(place: Workplace, arguments: list[str], message: str) -> None:
-    command = [sys.executable, "-m", "spare_core.cli", "run", "--output", "other", *arguments]
+    command = [sys.executable, "-P", "-m", "spare_core.cli", "run", "--output", "other", *arguments]
     done = subprocess.run(command, cwd=place.folder, env=place.environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert message in done.stderr
