@@ -54,7 +54,7 @@ def _run(file: Path | None, arguments: Sequence[str], output: Path, as_json: boo
         print(f"[{time.monotonic() - started:6.1f} s] {stage:9} {what}", file=sys.stderr, flush=True)
 
     done = local.run(definition, values, output, on_stage)
-    print_result(_report(done), as_json, _summary(done))
+    print_result(_report(done), as_json, "" if as_json else _summary(done))
 
 
 def _report(done: LocalRun) -> dict[str, Any]:

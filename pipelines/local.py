@@ -26,10 +26,10 @@ from google.protobuf import json_format
 
 from pipelines.definition import read_definition
 from spare_core.atomic import write_json
+from spare_core.environment import CHECKPOINTS, RUN_ID, STORE
 from spare_core.errors import OutputError, SpareError
 from spare_core.events import read_event
 from spare_core.registry.client import embedded_uri
-from spare_core.workflow import CHECKPOINTS, RUN_ID, STORE
 
 _REUSED: Final = re.compile(r"Task (\S+) cache hit")
 """KFP's runner tells it in its log only."""

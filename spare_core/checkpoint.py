@@ -11,11 +11,12 @@ import fcntl
 import json
 import shutil
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 from spare_core.artifact import MANIFEST, check_file, read_manifest
 from spare_core.atomic import write_json
-from spare_core.errors import OutputError, StorageError
+from spare_core.errors import InputError, OutputError, StorageError, TrainingError
 
 FOLDER: Final = ".checkpoint"
 REQUEST: Final = "request.json"
@@ -82,6 +83,20 @@ class Checkpoint:
             except StorageError:
                 self.abandon_if_empty()
                 raise
+
+    def __enter__(self) -> Path:
+        """The folder to work in. What is left of it afterwards depends on how the work ended."""
+        return self.folder
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.remove()
+        elif isinstance(error, InputError | TrainingError):
+            self.discard()  # these come again with every try: a checkpoint would only stand in the next one's way
+        else:
+            self.abandon_if_empty()
 
     def abandon_if_empty(self) -> None:
         """Leave nothing behind where nothing was worth keeping."""

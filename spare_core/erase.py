@@ -14,7 +14,7 @@ from spare_core import stages
 from spare_core.checkpoint import Checkpoint, check_output
 from spare_core.concept import Erasure
 from spare_core.denoiser import UNetDenoiser, choose_device
-from spare_core.errors import InputError, OutputError, TrainingError
+from spare_core.errors import OutputError
 from spare_core.request import Progress, build_request
 from spare_core.settings import EraseSettings
 from spare_core.stage_files import is_finished
@@ -46,17 +46,8 @@ def erase(
         return finished
     work = stages.open_work(request, progress)
     _check_space(output, work.denoiser, settings)
-    checkpoint = Checkpoint(output, request.identity())
-    try:
-        written = _run(work, checkpoint.folder, output)
-    except (InputError, TrainingError):
-        checkpoint.discard()  # these come again with every try: a checkpoint would only stand in the next one's way
-        raise
-    except BaseException:
-        checkpoint.abandon_if_empty()
-        raise
-    checkpoint.remove()
-    return written
+    with Checkpoint(output, request.identity()) as folder:
+        return _run(work, folder, output)
 
 
 def _run(work: stages.Work, folder: Path, output: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Order:
     @property
     def domain(self) -> Domain:
         """Where the suite has the concept: people are objects to it."""
-        return "style" if self.request.erasure.kind == "style" else "object"
+        return _domain(self.request.erasure)
 
     def chosen_suite(self) -> Suite:
         """The suite, as far as it is drawn.
@@ -105,34 +105,34 @@ def check_order(parameters: Mapping[str, Any], problems_before: Sequence[str] = 
     Raises:
         SettingsError: with everything that is wrong with any of them, after ``problems_before``.
     """
-    problems = [*_shape_problems(parameters)]
-    wrong = {name for name, _ in problems}
-    given = {name: value for name, value in parameters.items() if name not in wrong}
-    found = _Collected([*problems_before, *(text for _, text in problems)])
-    settings = found.attempt(lambda: EraseSettings.from_mapping(_whole(parameters["settings"])), wrong, "settings")
+    shape = dict(_shape_problems(parameters))
+    given = {name: value for name, value in parameters.items() if name not in shape}
+    found = _Collected([*problems_before, *shape.values()], {*shape})
+    settings = found.attempt(lambda: EraseSettings.from_mapping(_whole(parameters["settings"])), "settings")
     named = {"keep": [], "contexts": [], "template": "", "kind": "", **given}  # what is wrong there is told already
-    erasure = found.attempt(lambda: _erasure(named), wrong, "model", "erase", "surrogate")
-    base = found.attempt(lambda: find_model(given["model"]).digest(), wrong, "model")
-    images = found.attempt(lambda: _images(given["images"]), wrong, "images")
-    suite = found.attempt(lambda: _checked_suite({"seeds": 0, **given}, erasure), wrong, "suite", "model")
-    policy = found.attempt(lambda: _policy(given["policy"]), wrong, "policy")
+    erasure = found.attempt(lambda: _erasure(named), "model", "erase", "surrogate")
+    base = found.attempt(lambda: find_model(given["model"]).digest(), "model")
+    images = found.attempt(lambda: _images(given["images"]), "images")
+    suite = found.attempt(lambda: _checked_suite({"seeds": 0, **given}, erasure), "suite", "model")
+    policy = found.attempt(lambda: _policy(given["policy"]), "policy")
     if found.problems:
         raise SettingsError(found.problems)
     assert settings and erasure and base and suite and policy
     request = Request(given["model"], base, erasure, settings, given["images"] or None, images)
-    order = Order(request_id_of(parameters), request, suite.source, _digest(suite.suite), int(given["seeds"]))
-    return order, policy
+    seeds = int(given["seeds"])
+    return Order(request_id_of(parameters), request, _suite_source(given), _digest(suite), seeds), policy
 
 
 class _Collected:
-    """Attempts that go on after a failure, and what went wrong in all of them."""
+    """Attempts that go on after a failure, and what went wrong in all of them; ``wrong`` names the parameters that are
+    wrong in themselves."""
 
-    def __init__(self, problems: list[str]) -> None:
-        self.problems = problems
+    def __init__(self, problems: list[str], wrong: set[str]) -> None:
+        self.problems, self.wrong = problems, wrong
 
-    def attempt(self, check: Callable[[], _T], wrong: set[str], *needs: str) -> _T | None:
+    def attempt(self, check: Callable[[], _T], *needs: str) -> _T | None:
         """What ``check`` returns; None if it fails, or if a parameter that it needs is wrong in itself."""
-        if wrong & {*needs}:
+        if self.wrong & {*needs}:
             return None
         try:
             return check()
@@ -141,12 +141,6 @@ class _Collected:
         except SpareError as error:
             self.problems.append(str(error))
         return None
-
-
-@dataclass(frozen=True)
-class _ChosenSuite:
-    source: str
-    suite: Suite
 
 
 def _shape_problems(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -216,17 +210,26 @@ def _suite(source: str, seeds: int) -> Suite:
     return load_suite(source if source in ("canvas", "unlearncanvas") else str(local_path(source))).restricted(seeds, 0)
 
 
-def _checked_suite(given: Mapping[str, Any], erasure: Erasure | None) -> _ChosenSuite:
-    """Canvas brings its own suite; every other model needs one with a judge that knows the concept."""
-    source = given["suite"] or ("canvas" if given["model"] == "canvas" else "")
+def _suite_source(given: Mapping[str, Any]) -> str:
+    """Canvas brings its own suite."""
+    return str(given["suite"] or ("canvas" if given["model"] == "canvas" else ""))
+
+
+def _checked_suite(given: Mapping[str, Any], erasure: Erasure | None) -> Suite:
+    """The suite, if it has a judge and knows the concept."""
+    source = _suite_source(given)
     if not source:
         raise SettingsError(["suite is empty; only Canvas brings its own, give 'unlearncanvas' or a YAML file"])
     suite = _suite(source, int(given["seeds"]))
     if suite.judge is None:
         raise SettingsError([f"suite {source!r} has no judge; write a YAML file with 'extends: {source}' and a judge"])
     if erasure is not None:
-        suite.find(erasure.concept, "style" if erasure.kind == "style" else "object")
-    return _ChosenSuite(source, suite)
+        suite.find(erasure.concept, _domain(erasure))
+    return suite
+
+
+def _domain(erasure: Erasure) -> Domain:
+    return "style" if erasure.kind == "style" else "object"
 
 
 def _digest(suite: Suite) -> str:

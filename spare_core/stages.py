@@ -148,8 +148,8 @@ def distill(
     before = {name: read_stage(folder, name, request) for name, folder in inputs.items()}
     started = time.perf_counter()
     work.progress("distill", 0, settings.steps)
-    loaded, chosen = _examples(work, examples), load_masks(masks / MASKS)
-    sampler = TimestepSampler.from_profile(_profile(work, profile), settings)
+    loaded, profiled, chosen = _examples(work, examples), _profile(work, profile), load_masks(masks / MASKS)
+    sampler = TimestepSampler.from_profile(profiled, settings)
     meter = Meter(denoiser, loaded, settings.seed)
     state = start(Adapter.initialise(denoiser, chosen, settings.rank, settings.alpha, settings.seed), settings)
     kept = None if state_folder is None else state_folder / STATE
@@ -174,7 +174,7 @@ def distill(
         "settings": settings.as_dict(),
         "seeds": {"run": settings.seed},
         "mask": before["saliency"]["mask"],
-        "timestep_profile": {**_profile(work, profile).as_dict(), "probabilities": sampler.probabilities.tolist()},
+        "timestep_profile": {**profiled.as_dict(), "probabilities": sampler.probabilities.tolist()},
         "training": {
             "steps": state.step,
             "stopped_early": state.stopped_early,

@@ -13,26 +13,17 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from spare_core.atomic import write_bytes, write_json
-from spare_core.errors import GateRefused, InputError, RegistryInputError
+from spare_core.environment import CHECKPOINTS, STORE, pipeline_run_id
+from spare_core.errors import GateRefused, RegistryInputError
 from spare_core.events import told
 from spare_core.order import Order, check_order, request_id_of
 from spare_core.registry.client import check_server, connect
 from spare_core.registry.naming import check_name
 from spare_core.registry.tracking import StageRun, end_pipeline_run, stage_run
 from spare_core.store import open_store
-
-STORE: Final = "SPARE_STORE"
-"""Environment variable: where the promotion log lies."""
-CHECKPOINTS: Final = "SPARE_CHECKPOINTS"
-"""Environment variable: a folder that outlives a task, where an interrupted distillation leaves what it can go on from;
-without it, it starts again."""
-
-
-RUN_ID: Final = "SPARE_RUN_ID"
-"""Environment variable: the id of the pipeline run, which MLflow's runs are found by."""
 
 
 class Checked(NamedTuple):
@@ -229,20 +220,6 @@ def finish(state: str, message: str) -> dict[str, Any]:
         return dict(results)
 
 
-def pipeline_run_id() -> str:
-    """The id of the pipeline run that this process is a task of.
-
-    Raises:
-        InputError: if it is no task of one.
-    """
-    given = os.environ.get(RUN_ID, "")
-    if not given:
-        raise InputError(
-            f"{RUN_ID} is not set; `spare run` sets it, and on a cluster what pipelines/platform.py asks for"
-        )
-    return given
-
-
 class _Task(NamedTuple):
     """What a task works on: its order, its run in MLflow, and the results that are told at its end."""
 
@@ -276,16 +253,8 @@ def _checkpoint(asked: Order) -> Iterator[Path | None]:
     from spare_core.checkpoint import Checkpoint
 
     folder = Path(root) / asked.request.sha256
-    checkpoint = Checkpoint(folder, asked.request.identity())
-    try:
-        yield checkpoint.folder
-    except InputError:
-        checkpoint.discard()
-        raise
-    except BaseException:
-        checkpoint.abandon_if_empty()
-        raise
-    checkpoint.discard()
+    with Checkpoint(folder, asked.request.identity()) as kept:
+        yield kept
     with suppress(OSError):  # also one that an interrupted attempt made
         folder.rmdir()
 

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
+from spare_core.registry.client import connect
 from tests.mlflow_servers import PASSWORD, Server, moto_server, postgres, serving
 
 
@@ -49,3 +51,16 @@ def mlflow_postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("mlflow-postgres")
     with postgres(programs[-1].parent) as database, serving(folder, database, str(folder / "artifacts")) as server:
         yield server
+
+
+@pytest.fixture
+def server(mlflow_s3_server: Server) -> Iterator[Server]:
+    """MLflow clients of this process talk to the server with artifacts on S3."""
+    with mlflow_s3_server.used() as used:
+        yield used
+
+
+@pytest.fixture
+def client() -> MlflowClient:
+    """A client of the server in use."""
+    return connect()

@@ -56,7 +56,8 @@ def loaded_by(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize("module", ["spare_core", "spare_core.errors", "spare_core.concept", "spare_core.settings",
-                                    "spare_core.canvas", "spare_core.canvas.protocol", "spare_core.cli"])  # fmt: skip
+                                    "spare_core.canvas", "spare_core.canvas.protocol", "spare_core.cli",
+                                    "pipelines.local"])  # fmt: skip
 def test_what_the_command_line_needs_to_print_its_help_is_light(module: str) -> None:
     assert loaded_by(f"import {module}").isdisjoint(HEAVY)
 

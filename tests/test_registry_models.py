@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,17 +32,7 @@ from tests.mlflow_servers import PASSWORD, Server
 from tests.registrations import register_one, set_source, write_adapter, write_evaluation
 
 pytest_plugins = ("tests.mlflow_fixtures",)
-
-
-@pytest.fixture(autouse=True)
-def server(mlflow_s3_server: Server) -> Iterator[Server]:
-    with mlflow_s3_server.used() as used:
-        yield used
-
-
-@pytest.fixture
-def client() -> MlflowClient:
-    return connect()
+pytestmark = pytest.mark.usefixtures("server")
 
 
 def versions(client: MlflowClient, name: str) -> list[int]:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,7 @@ from tests.mlflow_servers import Server
 from tests.registrations import register_one, write_adapter
 
 pytest_plugins = ("tests.mlflow_fixtures",)
-
-
-@pytest.fixture(autouse=True)
-def server(mlflow_s3_server: Server) -> Iterator[Server]:
-    with mlflow_s3_server.used() as used:
-        yield used
-
-
-@pytest.fixture
-def client() -> MlflowClient:
-    return connect()
+pytestmark = pytest.mark.usefixtures("server")
 
 
 @pytest.fixture

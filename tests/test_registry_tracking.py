@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,11 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
 from spare_core.errors import RegistryInputError, RegistryUnavailable
-from spare_core.registry.client import connect
 from spare_core.registry.tracking import EXPERIMENT, PARENT, REQUEST, end_request, metric_key, sha256_of, stage_run
-from tests.mlflow_servers import Server, free_port
+from tests.mlflow_servers import free_port
 
 pytest_plugins = ("tests.mlflow_fixtures",)
-
-
-@pytest.fixture(autouse=True)
-def server(mlflow_s3_server: Server) -> Iterator[Server]:
-    with mlflow_s3_server.used() as used:
-        yield used
-
-
-@pytest.fixture
-def client() -> MlflowClient:
-    return connect()
+pytestmark = pytest.mark.usefixtures("server")
 
 
 def runs_of(client: MlflowClient, request_id: str) -> tuple[list[Any], list[Any]]:

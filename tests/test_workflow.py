@@ -12,6 +12,7 @@ import yaml
 
 from spare_core import distill, workflow
 from spare_core.artifact import LORA
+from spare_core.environment import CHECKPOINTS, RUN_ID, STORE
 from spare_core.registry.client import connect, embedded_uri
 from tests.test_order import GIVEN
 
@@ -37,9 +38,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
     (root / "suite.yaml").write_text(yaml.safe_dump(suite))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", embedded_uri(root / "registry"))
-        patch.setenv(workflow.STORE, str(root / "store"))
-        patch.setenv(workflow.CHECKPOINTS, str(root / "checkpoints"))
-        patch.setenv(workflow.RUN_ID, "run-1")
+        patch.setenv(STORE, str(root / "store"))
+        patch.setenv(CHECKPOINTS, str(root / "checkpoints"))
+        patch.setenv(RUN_ID, "run-1")
         given = {**GIVEN, "settings": SETTINGS, "suite": str(root / "suite.yaml"), "keep": ["Rust"], "seeds": 1}
         order, _ = workflow.validate(given)
         examples, profile, masks = (root / name for name in ("examples", "profile", "masks"))
@@ -77,7 +78,7 @@ def test_an_interrupted_training_goes_on_from_its_last_measurement(
     assert done == [0, 1, 2, 3, 4, 5, 4, 5]
     (run,) = stage_runs("distill")
     assert (run.info.status, run.data.tags["spare.attempt"]) == ("FINISHED", "2")
-    monkeypatch.delenv(workflow.CHECKPOINTS)
+    monkeypatch.delenv(CHECKPOINTS)
     workflow.distill(prepared.order, *prepared.folders, tmp_path / "whole")
     assert (tmp_path / "second" / LORA).read_bytes() == (tmp_path / "whole" / LORA).read_bytes()
     assert list((prepared.root / "checkpoints").iterdir()) == [], "nothing is kept of what is finished"
@@ -86,7 +87,7 @@ def test_an_interrupted_training_goes_on_from_its_last_measurement(
 def test_a_task_outside_a_pipeline_run_says_what_is_missing(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.delenv(workflow.RUN_ID)
+    monkeypatch.delenv(RUN_ID)
     with pytest.raises(SystemExit) as ended:
         workflow.prepare(prepared.order, tmp_path / "examples")
     assert ended.value.code == 2
@@ -97,7 +98,7 @@ def test_a_task_outside_a_pipeline_run_says_what_is_missing(
 def test_promotion_without_a_place_for_its_log_is_refused_before_any_work(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv(workflow.STORE)
+    monkeypatch.delenv(STORE)
     with pytest.raises(SystemExit):
         workflow.validate({**GIVEN, "name": "../../etc", "settings": {"seed": -1}})
     said = capsys.readouterr().err

@@ -1,0 +1,30 @@
+"""What a task of a pipeline learns from its environment: as inputs, these would keep it from any cache."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from spare_core.errors import InputError
+
+STORE: Final = "SPARE_STORE"
+"""Where the promotion log lies."""
+CHECKPOINTS: Final = "SPARE_CHECKPOINTS"
+"""A folder that outlives a task, where an interrupted distillation leaves what it can go on from; without it, it starts
+again."""
+RUN_ID: Final = "SPARE_RUN_ID"
+"""The id of the pipeline run, which MLflow's runs are found by."""
+
+
+def pipeline_run_id() -> str:
+    """The id of the pipeline run that this process is a task of.
+
+    Raises:
+        InputError: if it is no task of one.
+    """
+    given = os.environ.get(RUN_ID, "")
+    if not given:
+        raise InputError(
+            f"{RUN_ID} is not set; `spare run` sets it, and on a cluster what pipelines/platform.py asks for"
+        )
+    return given
