@@ -120,10 +120,15 @@ def environment(output: Path) -> dict[str, str]:
     """What tasks need to know of services: those the environment names, or ones that lie in ``output``."""
     services = {
         "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI") or embedded_uri(output / "registry"),
-        STORE: os.environ.get(STORE) or str(output.absolute() / "store"),
+        STORE: os.environ.get(STORE) or str(_made(output.absolute() / "store")),
         CHECKPOINTS: os.environ.get(CHECKPOINTS) or str(output.absolute() / "checkpoints"),
     }
     return services
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @contextlib.contextmanager

@@ -89,7 +89,8 @@ def spare_pipeline(profile: Profile) -> Any:
             evaluation = measured.outputs["evaluation"]
             registered = talks_to_services(register(order=order, name=name, adapter=adapter, evaluation=evaluation), 60)
             version = {output: registered.outputs[output] for output in ("name", "version")}
-            judged = runs_once(gate(order=order, policy=checked.outputs["policy"], evaluation=evaluation, **version))
+            version["policy"] = checked.outputs["policy"]
+            judged = runs_once(gate(order=order, **version))
             with dsl.If(promote == True, "promote"):  # noqa: E712 an expression of KFP, not of Python
                 talks_to_services(promote_version(order=order, **version)).after(judged)
 

@@ -8,10 +8,12 @@ from typing import Final
 from spare_core.errors import InputError
 
 STORE: Final = "SPARE_STORE"
-"""Where the promotion log lies."""
+"""Where evidence and the promotion log are kept: s3://bucket/prefix or a folder."""
 CHECKPOINTS: Final = "SPARE_CHECKPOINTS"
 """A folder that outlives a task, where an interrupted distillation leaves what it can go on from; without it, it starts
 again."""
+POLICY: Final = "SPARE_POLICY"
+"""The policy that promotions by hand are judged by; without it, the one that comes with SPARE."""
 RUN_ID: Final = "SPARE_RUN_ID"
 """The id of the pipeline run, which MLflow's runs are found by."""
 

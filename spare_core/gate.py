@@ -15,9 +15,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from spare_core.concept import normalise
 from spare_core.errors import SettingsError
-from spare_core.settings import _problems, read_yaml_mapping
+from spare_core.locations import local_path
+from spare_core.settings import field_problems, read_yaml_mapping
 
+DEFAULT: Final = "default"
+"""The name of the policy that comes with SPARE."""
 DEFAULT_POLICY: Final = Path(__file__).parent / "policies" / "default.yaml"
 SCHEMA: Final = "spare.verdict/1"
 _ROUNDING: Final = 1e-9
@@ -26,6 +30,11 @@ _ROUNDING: Final = 1e-9
 def _limit(meaning: str, low: float | None = None, high: float | None = None) -> Any:
     """A field without a default, with its meaning and the range it is checked against."""
     return field(metadata={"meaning": meaning, "low": low, "high": high, "open_low": False})
+
+
+def _unranged(meaning: str) -> Any:
+    """A field that a function of its own checks."""
+    return field(metadata={"meaning": meaning})
 
 
 @dataclass(frozen=True)
@@ -45,11 +54,23 @@ class Policy:
     max_fid_rise: float = _limit("largest relative rise of FID", 0.0, 1e6)
     max_mean_drift: float = _limit("largest mean drift of the kept concepts", 0.0, 1e6)
     max_drift: float = _limit("largest drift of any one kept concept", 0.0, 1e6)
+    max_drift_of: Mapping[str, float] = _unranged("largest drift of concepts by name; each must be measured")
+    max_damaged: float = _limit("largest share of the kept pictures that look damaged", 0.0, 1.0)
 
     def __post_init__(self) -> None:
-        problems = _problems(self)
+        problems = [*field_problems(self), *_mapping_problems(self.max_drift_of)]
         if problems:
             raise SettingsError(problems)
+
+    @classmethod
+    def find(cls, source: str) -> Policy:
+        """The policy that comes with SPARE (``default``), or that of a YAML file here or in S3.
+
+        Raises:
+            SettingsError: see :meth:`from_file`.
+            StoreError: if it cannot be fetched.
+        """
+        return cls.from_file(DEFAULT_POLICY if source in ("", DEFAULT) else local_path(source))
 
     @classmethod
     def from_file(cls, path: Path = DEFAULT_POLICY) -> Policy:
@@ -80,8 +101,25 @@ class Policy:
 
 _CHECKED_WITH: Final[dict[str, Any]] = {
     "intervals": True, "min_samples": 1, "min_ua": 0.0, "max_ira_loss": 0.0, "max_cra_loss": 0.0, "fid": True,
-    "max_fid_rise": 0.0, "max_mean_drift": 0.0, "max_drift": 0.0,
+    "max_fid_rise": 0.0, "max_mean_drift": 0.0, "max_drift": 0.0, "max_drift_of": {}, "max_damaged": 0.0,
 }  # fmt: skip
+
+
+def _mapping_problems(bounds: Any) -> list[str]:
+    """What is wrong with bounds by concept."""
+    if not isinstance(bounds, Mapping):
+        return [f"max_drift_of is {bounds!r}; it must map concepts to bounds, as in {{Photo: 0.02}}, or be {{}}"]
+    problems, seen = [], set[str]()
+    for name, bound in bounds.items():
+        if not isinstance(name, str) or not name.strip():
+            problems.append(f"max_drift_of names the concept {name!r}; it must be text")
+            continue
+        if normalise(name) in seen:
+            problems.append(f"max_drift_of names {name!r} twice")
+        seen.add(normalise(name))
+        if type(bound) not in (int, float) or not 0.0 <= bound <= 1e6:
+            problems.append(f"max_drift_of: {name!r} is {bound!r}; allowed: [0, 1e+06]")
+    return problems
 
 
 @dataclass(frozen=True)
@@ -137,6 +175,11 @@ def judge_figures(evaluation: Mapping[str, Any], policy: Policy) -> Verdict:
     mean = figures.number("mean_drift")
     reasons.append(_at_most("max_mean_drift", mean, policy.max_mean_drift, "mean drift of the kept concepts"))
     reasons.extend(_drifts(figures, policy.max_drift))
+    for name, bound in policy.max_drift_of.items():
+        reasons.append(
+            _at_most("max_drift_of", figures.drift_of(name), bound, f"drift of {name!r}, named by the policy")
+        )
+    reasons.append(_at_most("max_damaged", figures.damaged(), policy.max_damaged, "share of damaged kept pictures"))
     return Verdict(policy, tuple(reasons))
 
 
@@ -229,3 +272,12 @@ class _Figures:
         """Every kept concept whose drift is told."""
         drift = self.evaluation.get("drift")
         return list(drift) if isinstance(drift, dict) else []
+
+    def drift_of(self, concept: str) -> float | None:
+        """Drift of a concept, however it is written."""
+        same = [name for name in self.neighbours() if normalise(name) == normalise(concept)]
+        return self.number("drift", same[0]) if len(same) == 1 else None
+
+    def damaged(self) -> float | None:
+        """Share of the adapter's kept pictures whose texture is none that the base model draws."""
+        return self.number("damage", "kept", "adapted", "outside")

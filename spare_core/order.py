@@ -17,15 +17,13 @@ from spare_core.artifact import versions
 from spare_core.concept import KINDS, Erasure
 from spare_core.errors import ConceptError, InputError, SettingsError, SpareError
 from spare_core.evaluation.suite import Domain, Suite, load_suite
-from spare_core.gate import DEFAULT_POLICY, Policy
+from spare_core.gate import Policy
 from spare_core.locations import local_path
 from spare_core.model_files import find_model
 from spare_core.request import Request, build_erasure, images_digest
 from spare_core.settings import EraseSettings
 
 SCHEMA: Final = "spare.order/1"
-DEFAULT: Final = "default"
-"""The name of the policy that comes with SPARE."""
 _TEXTS: Final = ("model", "erase", "surrogate", "kind", "images", "template", "suite", "policy", "name", "request_id")
 _LISTS: Final = ("keep", "contexts")
 _AFTERWARDS: Final = ("request_id", "promote", "policy", "name")
@@ -114,7 +112,7 @@ def check_order(parameters: Mapping[str, Any], problems_before: Sequence[str] = 
     base = found.attempt(lambda: find_model(given["model"]).digest(), "model")
     images = found.attempt(lambda: _images(given["images"]), "images")
     suite = found.attempt(lambda: _checked_suite({"seeds": 0, **given}, erasure), "suite", "model")
-    policy = found.attempt(lambda: _policy(given["policy"]), "policy")
+    policy = found.attempt(lambda: Policy.find(given["policy"]), "policy")
     if found.problems:
         raise SettingsError(found.problems)
     assert settings and erasure and base and suite and policy
@@ -200,10 +198,6 @@ def _erasure(given: Mapping[str, Any]) -> Erasure:
 
 def _images(images: str) -> str | None:
     return images_digest(local_path(images)) if images else None
-
-
-def _policy(policy: str) -> Policy:
-    return Policy.from_file(DEFAULT_POLICY if policy in ("", DEFAULT) else local_path(policy))
 
 
 def _suite(source: str, seeds: int) -> Suite:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from spare_core.environment import POLICY
+from spare_core.gate import DEFAULT, Policy
 from spare_core.reporting import Json, print_result, reporting
 
 app = typer.Typer(
@@ -17,9 +19,13 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(help="registered model, e.g. spare.canvas.neon-lines")]
-_STORE_HELP = "s3://bucket/prefix or folder that holds the promotion log"
+_STORE_HELP = "s3://bucket/prefix or folder that holds evidence and promotion log"
 StoreUri = Annotated[str, typer.Option("--store", envvar="SPARE_STORE", help=_STORE_HELP)]
 By = Annotated[str | None, typer.Option(help="who does it, for the log; default: the login name")]
+PolicyFile = Annotated[
+    str, typer.Option("--policy", envvar=POLICY, help="what the gate asks for: 'default' or a YAML file, here or in S3")
+]
+Force = Annotated[bool, typer.Option("--force", help="past the gate's refusal; needs --reason, kept for ever")]
 Reason = Annotated[str, typer.Option(help="why, for the log")]
 
 
@@ -58,37 +64,62 @@ def promote(
     name: Name,
     version: Annotated[int, typer.Argument(help="number of the version", min=1)],
     store: StoreUri,
-    force: Annotated[
-        bool, typer.Option("--force", help="past the gate's refusal; needs --reason, kept for ever")
-    ] = False,
+    policy: PolicyFile = DEFAULT,
+    force: Force = False,
     reason: Reason = "",
     by: By = None,
     as_json: Json = False,
 ) -> None:
-    """Make a version champion, if the gate let it pass; the one until now becomes previous."""
+    """Make a version champion, if the gate lets it pass; the one until now becomes previous."""
     from spare_core.registry import promotions
     from spare_core.store import open_store
 
-    _tell(promotions.promote(name, version, open_store(store), by or getpass.getuser(), reason, force), as_json)
+    asked = Policy.find(policy)
+    _tell(promotions.promote(name, version, open_store(store), by or getpass.getuser(), asked, reason, force), as_json)
 
 
 @app.command()
 @reporting
-def rollback(name: Name, store: StoreUri, reason: Reason = "", by: By = None, as_json: Json = False) -> None:
-    """Let champion and previous change places."""
+def rollback(
+    name: Name,
+    store: StoreUri,
+    policy: PolicyFile = DEFAULT,
+    force: Force = False,
+    reason: Reason = "",
+    by: By = None,
+    as_json: Json = False,
+) -> None:
+    """Let champion and previous change places, if the gate lets the previous one pass."""
     from spare_core.registry import promotions
     from spare_core.store import open_store
 
-    _tell(promotions.rollback(name, open_store(store), by or getpass.getuser(), reason), as_json)
+    asked = Policy.find(policy)
+    _tell(promotions.rollback(name, open_store(store), by or getpass.getuser(), asked, reason, force), as_json)
 
 
 @app.command()
 @reporting
-def history(name: Name, store: StoreUri, as_json: Json = False) -> None:
+def history(
+    name: Name,
+    store: StoreUri,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="only say whether all is in order; exit 1 also if aliases and log differ")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """The promotion log, checked; exit 1 if it is damaged."""
     from spare_core.registry import views
     from spare_core.store import open_store
 
+    if verify:
+        proof = views.verify(name, open_store(store))
+        print_result(
+            proof,
+            as_json,
+            f"{name}: {proof['entries']} entries, whole up to {proof['head'] or 'nothing'}; "
+            f"{proof['documents']} verdicts as they were written; the aliases are as logged",
+        )
+        return
     found = views.history(name, open_store(store))
     lines = [entry["told"] for entry in found["entries"]] or [f"{name} was never promoted"]
     print_result(found, as_json, "\n".join([*lines, *_remarks(found)]))

@@ -72,7 +72,7 @@ class EraseSettings:
     low_memory: bool = _setting(False, "gradient checkpointing, one side at a time; slower, for large models")
 
     def __post_init__(self) -> None:
-        problems = [*_problems(self), *_resolution_problems(self.resolution)]
+        problems = [*field_problems(self), *_resolution_problems(self.resolution)]
         if problems:
             raise SettingsError(problems)
 
@@ -129,11 +129,13 @@ def _resolution_problems(resolution: Any) -> list[str]:
     return []
 
 
-def _problems(settings: Any) -> list[str]:
-    """Every field of a settings object whose type or range is wrong."""
+def field_problems(settings: Any) -> list[str]:
+    """Every field of a settings object whose type or range is wrong; fields without a range in their metadata aside."""
     hints = typing.get_type_hints(type(settings))
     problems = []
     for f in fields(settings):
+        if "low" not in f.metadata:
+            continue
         value, hint = getattr(settings, f.name), hints[f.name]
         if typing.get_origin(hint) is Literal:
             allowed = typing.get_args(hint)

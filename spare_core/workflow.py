@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 
 from spare_core.atomic import write_bytes, write_json
 from spare_core.environment import CHECKPOINTS, STORE, pipeline_run_id
-from spare_core.errors import GateRefused, RegistryInputError
+from spare_core.errors import GateRefused, InputError, RegistryInputError
 from spare_core.events import told
+from spare_core.gate import Policy
 from spare_core.order import Order, check_order, request_id_of
 from spare_core.registry.client import check_server, connect
 from spare_core.registry.naming import check_name
 from spare_core.registry.tracking import StageRun, end_pipeline_run, stage_run
-from spare_core.store import open_store
+from spare_core.store import Store, open_store
 
 
 class Checked(NamedTuple):
@@ -55,12 +56,17 @@ def validate(parameters: Mapping[str, Any]) -> Checked:
                 check_name(parameters["name"])
             except RegistryInputError as error:
                 problems.append(str(error))
-        if parameters["promote"] is True:
-            problems += _store_problems()
+        store = os.environ.get(STORE)
+        if store:
+            open_store(store).check()
+        else:
+            problems.append(f"{STORE} is not set; set it to where evidence and promotions are kept, s3://bucket/prefix")
         with stage_run(request_id_of(parameters), "validate", pipeline_run_id()) as run:
             run.params({name: value for name, value in parameters.items() if value not in ("", [], {})})
             order, policy = check_order(parameters, problems)
             run.tags({"spare.base.digest": order.request.base, "spare.concept": order.request.erasure.concept})
+            # Kept for good; and whether the store can be written to is known now, not after the training.
+            _store().put_content(order.to_json().encode(), "requests", ".json")
         erasure = order.request.erasure
         results |= {"request_id": order.request_id, "prompt": next(erasure.prompts(erasure.concept))}
         return Checked(order.to_json(), json.dumps(dataclasses.asdict(policy), sort_keys=True))
@@ -164,7 +170,7 @@ def register(order: str, name: str, adapter: Path, evaluation: Path) -> Register
     with _task("register", order) as (_, run, results):
         from spare_core.registry import models
 
-        version = models.register(run, adapter, evaluation, name)
+        version = models.register(run, _store(), adapter, evaluation, name)
         results |= {
             "name": version.name, "version": version.version, "created": version.created,
             "adapter": str(adapter), "evaluation": str(evaluation),
@@ -172,20 +178,17 @@ def register(order: str, name: str, adapter: Path, evaluation: Path) -> Register
         return Registered(version.name, version.version)
 
 
-def gate(order: str, policy: str, name: str, version: int, evaluation: Path) -> dict[str, Any]:
-    """Judge the figures by the policy; the verdict is recorded on the version. Returns it.
+def gate(order: str, policy: str, name: str, version: int) -> dict[str, Any]:
+    """Judge the version's evidence by the policy; the verdict is recorded on the version. Returns it.
 
     Raises:
         GateRefused: if a rule is not met.
     """
     with _task("gate", order) as (_, _, results):
-        from spare_core.gate import Policy, judge_figures
         from spare_core.registry import models
 
-        report = json.loads((evaluation / "evaluation.json").read_text(encoding="utf-8"))
         registered = models.get_version(connect(), name, version)
-        verdict = judge_figures(report, Policy(**json.loads(policy)))
-        models.record_verdict(registered, verdict)
+        verdict, _ = models.judge(registered, _store(), _policy(policy))
         for reason in verdict.reasons:
             print(f"{'met    ' if reason.passed else 'NOT MET'} {reason.rule}: {reason.text}", flush=True)
         results["passed"] = verdict.passed
@@ -196,12 +199,14 @@ def gate(order: str, policy: str, name: str, version: int, evaluation: Path) -> 
         return verdict.as_dict()
 
 
-def promote(order: str, name: str, version: int) -> dict[str, Any]:
-    """Make the version champion; the one until now becomes ``previous``. Returns how the aliases stand."""
+def promote(order: str, policy: str, name: str, version: int) -> dict[str, Any]:
+    """Make the version champion, if the gate lets it pass; the one until now becomes ``previous``. Returns how the
+    aliases stand."""
     with _task("promote", order) as (asked, _, results):
         from spare_core.registry import promotions
 
-        move = promotions.promote(name, version, open_store(os.environ[STORE]), f"pipeline run {pipeline_run_id()}")
+        actor = f"pipeline run {pipeline_run_id()}"
+        move = promotions.promote(name, version, _store(), actor, _policy(policy))
         for note in move.notes:
             print(note, flush=True)
         aliases = {"champion": move.aliases.champion, "previous": move.aliases.previous}
@@ -234,6 +239,17 @@ def _task(name: str, order: str) -> Iterator[_Task]:
         asked = Order.from_json(order)
         with stage_run(asked.request_id, name, pipeline_run_id()) as run:
             yield _Task(asked, run, results)
+
+
+def _store() -> Store:
+    given = os.environ.get(STORE)
+    if not given:
+        raise InputError(f"{STORE} is not set; set it to what the run's first task had, s3://bucket/prefix")
+    return open_store(given)
+
+
+def _policy(policy: str) -> Policy:
+    return Policy(**json.loads(policy))
 
 
 def _open(asked: Order) -> Any:
@@ -286,9 +302,3 @@ def _write_page(run: StageRun, path: Path, content: str, name: str) -> None:
     """For the KFP UI at ``path``, for MLflow under a name of its own."""
     write_bytes(path, content.encode())
     run.text(content, name)
-
-
-def _store_problems() -> list[str]:
-    if os.environ.get(STORE):
-        return []
-    return [f"promote is true, but {STORE} is not set; set it to where the promotion log lies, s3://bucket/prefix"]

@@ -1,6 +1,7 @@
 """A promotion or registration that kills itself, as by SIGKILL, at the nth call of a method of MLflow's client.
 
-``python -m tests.dying METHOD N before|after promote NAME VERSION STORE`` or ``… register ADAPTER EVALUATION REQUEST``
+``python -m tests.dying METHOD N before|after promote NAME VERSION STORE`` or
+``… register ADAPTER EVALUATION REQUEST STORE``
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
+from spare_core.gate import Policy
 from spare_core.registry.models import register
 from spare_core.registry.promotions import promote
 from spare_core.registry.tracking import stage_run
@@ -40,11 +42,11 @@ def main(method: str, nth: str, when: str, what: str, *arguments: str) -> None:
     arm(method, int(nth), when)
     if what == "promote":
         name, version, store = arguments
-        promote(name, int(version), open_store(store), "the one who dies")
+        promote(name, int(version), open_store(store), "the one who dies", Policy.from_file())
     else:
-        adapter, evaluation, request = arguments
+        adapter, evaluation, request, store = arguments
         with stage_run(request, "register", "kfp-1") as run:
-            register(run, Path(adapter), Path(evaluation))
+            register(run, open_store(store), Path(adapter), Path(evaluation))
 
 
 if __name__ == "__main__":

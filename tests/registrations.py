@@ -8,9 +8,11 @@ from typing import Any
 
 from spare_core.artifact import MANIFEST, StoredAdapter, load_adapter, save_adapter
 from spare_core.denoiser import UNetDenoiser
-from spare_core.gate import Policy, judge_figures
-from spare_core.registry.models import RegisteredVersion, record_verdict, register
+from spare_core.gate import Policy
+from spare_core.registry.client import connect
+from spare_core.registry.models import RegisteredVersion, get_version, judge, register
 from spare_core.registry.tracking import stage_run
+from spare_core.store import Store, open_store
 from tests.adapters import manifest_for, random_adapter
 
 
@@ -48,6 +50,7 @@ def figures(**changes: Any) -> dict[str, Any]:
         "residual": 0.065,
         "drift": {"Photo": 0.0044, "Rust": 0.007, "(empty prompt)": 0.0023},
         "mean_drift": 0.003,
+        "damage": {"kept": {"pictures": 220, "base": {"outside": 0.005}, "adapted": {"outside": 0.009}}},
     }  # fmt: skip
     return {**report, **changes}
 
@@ -69,15 +72,20 @@ def write_evaluation(folder: Path, stored: StoredAdapter, **changes: Any) -> Pat
 
 
 def register_one(
-    folder: Path, denoiser: UNetDenoiser, concept: str, seed: int = 0, good: bool = True, judged: bool = True
-) -> RegisteredVersion:
-    """Register an adapter with its evidence in a request of its own, and have the gate judge it."""
+    folder: Path, denoiser: UNetDenoiser, concept: str, seed: int = 0, good: bool = True, judged: bool = True,
+    store: Store | None = None,
+) -> RegisteredVersion:  # fmt: skip
+    """Register an adapter with its evidence in a request of its own, and have the gate judge it.
+
+    The evidence goes to ``store``, or to "store" in ``folder``.
+    """
     stored = write_adapter(folder / "adapter", denoiser, concept, seed)
     changes = {} if good else {"adapted": FORGOT_NOTHING}
     evaluation = write_evaluation(folder / "evaluation", stored, **changes)
+    store = store or open_store(str(folder / "store"))
     with stage_run(f"request {concept} {seed}", "register", "kfp-1") as run:
-        version = register(run, stored.folder, evaluation)
+        version = register(run, store, stored.folder, evaluation)
     if not judged:
         return version
-    report = json.loads((evaluation / "evaluation.json").read_text())
-    return record_verdict(version, judge_figures(report, Policy.from_file()))
+    judge(version, store, Policy.from_file())
+    return get_version(connect(), version.name, version.version)

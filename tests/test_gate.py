@@ -42,6 +42,7 @@ def test_the_default_policy_travels_with_the_package_and_lets_a_good_erasure_pas
     assert verdict.refusals == ()
     assert {reason.rule for reason in verdict.reasons} == {
         "min_samples", "min_ua", "max_ira_loss", "max_cra_loss", "max_fid_rise", "max_mean_drift", "max_drift",
+        "max_damaged",
     }  # fmt: skip
 
 
@@ -53,6 +54,7 @@ def test_the_default_policy_travels_with_the_package_and_lets_a_good_erasure_pas
     ("adapted.fid", 0.95, "max_fid_rise"),
     ("mean_drift", 0.03, "max_mean_drift"),
     ("drift.Rust", 0.09, "max_drift"),
+    ("damage.kept.adapted.outside", 0.11, "max_damaged"),
 ])  # fmt: skip
 def test_each_rule_refuses_on_its_own(policy: Policy, path: str, value: float, rule: str) -> None:
     verdict = judge_figures(changed(path, value), policy)
@@ -69,6 +71,7 @@ def test_an_adapter_that_forgot_nothing_is_refused_for_that(policy: Policy) -> N
 @pytest.mark.parametrize("path", [
     "per_concept.0.pictures", "adapted.intervals.ua.0", "base.ira", "adapted.ira", "base.intervals.ira.1",
     "adapted.intervals.cra.0", "adapted.ua", "base.fid", "adapted.fid", "mean_drift",
+    "damage.kept.adapted.outside",
 ])  # fmt: skip
 def test_a_figure_that_is_missing_or_no_number_never_passes(policy: Policy, path: str, value: Any) -> None:
     assert not judge_figures(changed(path, value), policy).passed
@@ -80,6 +83,28 @@ def test_a_figure_that_is_missing_or_no_number_never_passes(policy: Policy, path
 ])  # fmt: skip
 def test_a_part_that_is_missing_never_passes(policy: Policy, report: dict[str, Any]) -> None:
     assert not judge_figures(report, policy).passed
+
+
+def test_a_neighbour_named_by_the_policy_has_a_bound_of_its_own_and_must_be_measured(policy: Policy) -> None:
+    def refusals(**bounds: float) -> tuple[str, ...]:
+        named = {name.replace("_", " "): bound for name, bound in bounds.items()}
+        return judge_figures(figures(), dataclasses.replace(policy, max_drift_of=named)).refusals
+
+    assert refusals(rust=0.0071, photo=0.005) == ()
+    assert refusals(Rust=0.006) == ("drift of 'Rust', named by the policy: 0.007; at most 0.006 is allowed",)
+    assert refusals(Claude_Monet=1.0) == (
+        "drift of 'Claude Monet', named by the policy: not measured; at most 1 is allowed",
+    )
+
+
+@pytest.mark.parametrize(("bounds", "problem"), [
+    (None, "it must map concepts to bounds"), (["Rust"], "it must map concepts to bounds"),
+    ({"Rust": "x"}, "'Rust' is 'x'"), ({"Rust": True}, "'Rust' is True"), ({"Rust": float("nan")}, "'Rust' is nan"),
+    ({"Rust": -1}, "'Rust' is -1"), ({7: 1.0}, "names the concept 7"), ({"Rust": 1, " rust": 1}, "' rust' twice"),
+])  # fmt: skip
+def test_bounds_that_cannot_be_are_refused(policy: Policy, bounds: Any, problem: str) -> None:
+    with pytest.raises(SettingsError, match=problem):
+        dataclasses.replace(policy, max_drift_of=bounds)
 
 
 def test_nothing_measured_fails_every_rule(policy: Policy) -> None:

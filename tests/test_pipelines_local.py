@@ -33,6 +33,7 @@ COMPUTED = STAGES[1:6]
 LENIENT = {
     "intervals": False, "min_samples": 1, "min_ua": 0.0, "max_ira_loss": 1.0, "max_cra_loss": 1.0, "fid": False,
     "max_fid_rise": 1.0, "max_mean_drift": 1e5, "max_drift": 1e5,
+    "max_drift_of": {}, "max_damaged": 1.0,
 }  # fmt: skip
 
 

@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
 from spare_core.denoiser import UNetDenoiser
+from spare_core.gate import DEFAULT_POLICY
+from spare_core.registry.client import connect
 from spare_core.registry_cli import app
+from spare_core.store import open_store
 from tests.mlflow_servers import Server, free_port
 from tests.registrations import register_one
 
@@ -31,8 +35,9 @@ def registry(*arguments: object) -> Result:
 
 
 def test_from_the_first_promotion_to_the_history(tmp_path: Path, denoiser: UNetDenoiser) -> None:
+    store = open_store(str(tmp_path / "store"))
     for number in (1, 2):
-        version = register_one(tmp_path / str(number), denoiser, "Command line 🎨", number)
+        version = register_one(tmp_path / str(number), denoiser, "Command line 🎨", number, store=store)
     name = version.name
     listed = next(one for one in json.loads(registry("list", "--json").stdout)["models"] if one["name"] == name)
     assert listed == {"name": name, "concept": "Command line 🎨", "aliases": {"candidate": 2}, "latest": 2}
@@ -50,6 +55,9 @@ def test_from_the_first_promotion_to_the_history(tmp_path: Path, denoiser: UNetD
     told = registry("history", name).stdout.splitlines()
     assert len(told) == 6
     assert "better figures" in told[2]
+    proof = registry("history", name, "--verify").stdout
+    assert proof.startswith(f"{name}: 6 entries, whole up to ")
+    assert "2 verdicts as they were written; the aliases are as logged" in proof
     entries = json.loads(registry("history", name, "--json").stdout)["entries"]
     assert [entry["kind"] for entry in entries] == ["promote", "finish"] * 2 + ["rollback", "finish"]
     assert [entry["actor"] for entry in entries][:2] == ["anna", "anna"]
@@ -70,6 +78,23 @@ def test_a_refusal_of_the_gate_exits_with_3_and_force_wants_a_reason(tmp_path: P
         "promote version 1 BY FORCE (champion –, previous – -> champion 1, previous –); court order"
         in registry("history", name).stdout
     )
+
+
+def test_the_policy_in_force_is_the_one_given_or_the_environments(
+    tmp_path: Path, denoiser: UNetDenoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = register_one(tmp_path, denoiser, "Stricter").name
+    values = yaml.safe_load(DEFAULT_POLICY.read_text())
+    (tmp_path / "strict.yaml").write_text(yaml.safe_dump({**values, "min_ua": 0.99}))
+    monkeypatch.setenv("SPARE_POLICY", "strict.yaml")
+    assert registry("promote", name, 1).exit_code == 3
+    assert registry("promote", name, 1, "--policy", "default").exit_code == 0
+    missing = registry("promote", name, 1, "--policy", "nowhere.yaml")
+    assert (missing.exit_code, "nowhere.yaml" in missing.stderr) == (2, True)
+    connect().delete_registered_model_alias(name, "champion")
+    proof = registry("history", name, "--verify")
+    assert (proof.exit_code, proof.stdout) == (1, "")
+    assert "the aliases were moved outside SPARE" in proof.stderr
 
 
 def test_a_damaged_log_exits_with_1(tmp_path: Path, denoiser: UNetDenoiser) -> None:

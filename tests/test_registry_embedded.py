@@ -9,6 +9,7 @@ import pytest
 
 from spare_core.denoiser import UNetDenoiser
 from spare_core.errors import RegistryInputError
+from spare_core.gate import Policy
 from spare_core.registry import promotions
 from spare_core.registry.client import check_server, connect, embedded_uri, tracking_uri
 from spare_core.registry.tracking import end_pipeline_run, stage_run
@@ -32,8 +33,9 @@ def used(embedded: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 def test_an_adapter_is_registered_promoted_and_found_in_the_folder(
     embedded: Path, denoiser: UNetDenoiser, tmp_path: Path
 ) -> None:
-    version = register_one(tmp_path / "one", denoiser, "Embedded")
-    moved = promotions.promote(version.name, version.version, open_store(str(tmp_path / "store")), "tests")
+    store = open_store(str(tmp_path / "store"))
+    version = register_one(tmp_path / "one", denoiser, "Embedded", store=store)
+    moved = promotions.promote(version.name, version.version, store, "tests", Policy.from_file())
     assert moved.aliases.champion == version.version
     assert connect().get_model_version_by_alias(version.name, "champion").version in (version.version, "1")
     assert list((embedded / "artifacts").rglob("pytorch_lora_weights.safetensors"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -22,14 +24,15 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from spare_core.artifact import load_adapter
 from spare_core.denoiser import UNetDenoiser
 from spare_core.errors import AdapterError, ModelError, RegistryError, RegistryInputError
-from spare_core.gate import Policy, judge_figures
+from spare_core.gate import Policy
 from spare_core.registry.client import connect
-from spare_core.registry.models import RegisteredVersion, check_weights, get_version, record_verdict, register
+from spare_core.registry.models import RegisteredVersion, check_weights, get_version, judge, register
 from spare_core.registry.naming import model_name
 from spare_core.registry.tracking import stage_run
+from spare_core.store import open_store
 from tests.adapters import store
 from tests.mlflow_servers import PASSWORD, Server
-from tests.registrations import register_one, set_source, write_adapter, write_evaluation
+from tests.registrations import FORGOT_NOTHING, register_one, set_source, write_adapter, write_evaluation
 
 pytest_plugins = ("tests.mlflow_fixtures",)
 pytestmark = pytest.mark.usefixtures("server")
@@ -41,7 +44,7 @@ def versions(client: MlflowClient, name: str) -> list[int]:
 
 def registered(request: str, adapter: Path, evaluation: Path | None = None, kfp: str = "kfp-1") -> RegisteredVersion:
     with stage_run(request, "register", kfp) as run:
-        return register(run, adapter, evaluation)
+        return register(run, open_store(str(adapter.parent / "store")), adapter, evaluation)
 
 
 @pytest.mark.parametrize("kind", ["mlflow_s3_server", "mlflow_auth_server", "mlflow_postgres_server"])
@@ -96,7 +99,16 @@ def test_a_registration_killed_anywhere_is_finished_by_the_next_and_made_once(
 ) -> None:
     stored = write_adapter(tmp_path / "adapter", denoiser, f"Killed at {method}")
     evaluation = write_evaluation(tmp_path / "evaluation", stored)
-    die("register", str(stored.folder), str(evaluation), f"killed-{method}", at=(method, 1, "after"), server=server)
+    place = str(tmp_path / "store")
+    die(
+        "register",
+        str(stored.folder),
+        str(evaluation),
+        f"killed-{method}",
+        place,
+        at=(method, 1, "after"),
+        server=server,
+    )
     version = registered(f"killed-{method}", stored.folder, evaluation)
     assert versions(client, version.name) == [version.version]
     assert client.get_model_version_by_alias(version.name, "candidate").version == str(version.version)
@@ -293,8 +305,49 @@ def test_a_verdict_is_kept_as_tags_and_as_a_document(
     path = mlflow.artifacts.download_artifacts(run_id=refused.run_id, artifact_path="gate.json", dst_path=str(tmp_path))
     verdict = json.loads(Path(path).read_text())
     assert (verdict["version"], verdict["passed"]) == (refused.version, False)
-    assert len(verdict["reasons"]) == 9
-    assert not record_verdict(refused, judge_figures({}, Policy.from_file())).passed
+    assert len(verdict["reasons"]) == 10
+    rules = {tag: value for tag, value in refused.tags.items() if tag.startswith("spare.gate.rule.")}
+    assert rules.pop("spare.gate.rule.min_ua") == f"refused: {refused.tags['spare.gate.reasons']}"
+    assert rules["spare.gate.rule.max_drift"] == "passed: drift of 'Rust': 0.007; at most 0.08 is allowed"
+    assert len(rules) == 7
+    assert {value.partition(":")[0] for value in rules.values()} == {"passed"}
+
+    place = open_store(str(tmp_path / "store"))
+    kept = json.loads(place.read(f"evidence/{refused.tags['spare.gate.verdict']}.json"))
+    assert kept == verdict
+    lenient = dataclasses.replace(Policy.from_file(), min_ua=0.0, fid=False)
+    _, sha256 = judge(refused, place, lenient)
+    tags = get_version(client, refused.name, refused.version).tags
+    assert (tags["spare.gate"], tags["spare.gate.verdict"]) == ("passed", sha256)
+    assert "spare.gate.rule.max_fid_rise" not in tags, "of the policy before"
+
+
+def test_the_evidence_is_kept_by_digest(tmp_path: Path, denoiser: UNetDenoiser) -> None:
+    version = register_one(tmp_path, denoiser, "Evidence", judged=False)
+    place = open_store(str(tmp_path / "store"))
+    evidence = json.loads(place.read(f"evidence/{version.tags['spare.evidence']}.json"))
+    assert (evidence["adapter_sha256"], evidence["concept"]) == (version.adapter_sha256, "Evidence")
+    assert {*evidence["files"]} == {
+        "adapter/spare.json", "adapter/pytorch_lora_weights.safetensors", "evaluation/evaluation.json",
+        "evaluation/contact_sheet.png",
+    }  # fmt: skip
+    for name, key in evidence["files"].items():
+        assert place.read(key) == (tmp_path / name).read_bytes()
+        assert key.partition(".")[0] == f"artifacts/{hashlib.sha256(place.read(key)).hexdigest()}"
+
+
+def test_an_adapter_measured_anew_is_what_the_newer_evaluation_says(
+    client: MlflowClient, tmp_path: Path, denoiser: UNetDenoiser
+) -> None:
+    first = register_one(tmp_path, denoiser, "Anew")
+    assert first.passed
+    stored = load_adapter(tmp_path / "adapter")
+    worse = write_evaluation(tmp_path / "worse", stored, adapted=FORGOT_NOTHING)
+    again = registered("request Anew 0", stored.folder, worse, kfp="kfp-2")
+    assert (again.version, again.created, again.tags["spare.ua.after"]) == (first.version, False, "0.0")
+    assert "spare.gate" not in again.tags, "what was said is said of other figures"
+    assert not judge(again, open_store(str(tmp_path / "store")), Policy.from_file())[0].passed
+    assert versions(client, first.name) == [first.version]
 
 
 def test_no_secret_of_the_environment_is_registered(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +19,14 @@ from mlflow import MlflowClient
 
 from spare_core.denoiser import UNetDenoiser
 from spare_core.errors import GateRefused, LogDamaged, PromotionConflict, RegistryError, RegistryInputError
+from spare_core.gate import Policy
 from spare_core.registry import promotions
 from spare_core.registry.client import connect
 from spare_core.registry.log import Aliases, PromotionLog
-from spare_core.registry.models import GATE_ADAPTER, RegisteredVersion, get_version
+from spare_core.registry.models import RegisteredVersion, get_version
 from spare_core.registry.naming import model_name
-from spare_core.registry.promotions import promote, read_aliases, rollback
-from spare_core.registry.views import history, list_models, show_model
+from spare_core.registry.promotions import Move, read_aliases
+from spare_core.registry.views import history, list_models, show_model, verify
 from spare_core.store import Store, open_store
 from tests.mlflow_servers import Server
 from tests.registrations import register_one, write_adapter
@@ -32,23 +35,49 @@ pytest_plugins = ("tests.mlflow_fixtures",)
 pytestmark = pytest.mark.usefixtures("server")
 
 
+POLICY = Policy.from_file()
+
+
+def promote(name: str, version: int, store: Store, actor: str, reason: str = "", force: bool = False) -> Move:
+    """Under the default policy."""
+    return promotions.promote(name, version, store, actor, POLICY, reason, force)
+
+
+def rollback(name: str, store: Store, actor: str, reason: str = "", force: bool = False) -> Move:
+    """Under the default policy."""
+    return promotions.rollback(name, store, actor, POLICY, reason, force)
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the evidence of the originals; read-only."""
+    return tmp_path_factory.mktemp("originals") / "store"
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(originals: list[RegisteredVersion], evidence: Path, tmp_path: Path) -> Store:
+    """A store of the test's own, with that evidence."""
+    shutil.copytree(evidence, tmp_path / "store", dirs_exist_ok=True)
     return open_store(str(tmp_path / "store"))
 
 
 @pytest.fixture(scope="module")
 def originals(
-    tmp_path_factory: pytest.TempPathFactory, mlflow_s3_server: Server, denoiser: UNetDenoiser
+    evidence: Path, tmp_path_factory: pytest.TempPathFactory, mlflow_s3_server: Server, denoiser: UNetDenoiser
 ) -> list[RegisteredVersion]:
-    """Versions 1, 2 and 3 past the gate, version 4 refused; read-only."""
-    folder = tmp_path_factory.mktemp("originals")
+    """Versions 1, 2 and 3 meet the policy, version 4 does not; read-only."""
+    folder, store = tmp_path_factory.mktemp("originals"), open_store(str(evidence))
     with mlflow_s3_server.used():
-        return [register_one(folder / str(n), denoiser, "Promotions", n, good=n != 4) for n in (1, 2, 3, 4)]
+        return [
+            register_one(folder / str(n), denoiser, "Promotions", n, good=n != 4, judged=False, store=store)
+            for n in (1, 2, 3, 4)
+        ]
 
 
 @pytest.fixture
-def model(originals: list[RegisteredVersion], client: MlflowClient, request: pytest.FixtureRequest) -> str:
+def model(
+    originals: list[RegisteredVersion], store: Store, client: MlflowClient, request: pytest.FixtureRequest
+) -> str:
     """A registered model of this test's own, with the same four versions: registering them again costs seconds."""
     name = model_name("canvas", "", request.node.name)
     client.create_registered_model(name)
@@ -99,16 +128,63 @@ def test_what_is_champion_already_is_not_moved_and_not_logged(model: str, store:
 
 
 def test_the_gates_refusal_holds(model: str, store: Store, client: MlflowClient) -> None:
-    with pytest.raises(GateRefused, match="the gate refused it: UA, lower 95 % bound: 0"):
+    with pytest.raises(GateRefused, match=r"the gate refuses it: UA, lower 95 % bound: 0; at least 0.75 is needed"):
         promote(model, 4, store, "anna")
-    client.delete_model_version_tag(model, "2", "spare.gate")
-    with pytest.raises(GateRefused, match="has not judged it"):
-        promote(model, 2, store, "anna")
-    client.set_model_version_tag(model, "3", GATE_ADAPTER, "0" * 64)
-    with pytest.raises(GateRefused, match="another adapter"):
-        promote(model, 3, store, "anna")
+    assert get_version(client, model, 4).tags["spare.gate"] == "refused"
     assert kinds(store, model) == []
     assert read_aliases(client, model) == Aliases()
+
+
+def test_what_a_tag_says_opens_no_gate(model: str, store: Store, client: MlflowClient) -> None:
+    """Anyone who may write to MLflow may set tags; what was measured lies in the store."""
+    for tag, value in {"spare.gate": "passed", "spare.gate.policy": POLICY.sha256, "spare.ua.after": "1.0"}.items():
+        client.set_model_version_tag(model, "4", tag, value)
+    with pytest.raises(GateRefused):
+        promote(model, 4, store, "anna")
+    borrowed = get_version(client, model, 1).tags["spare.evidence"]
+    client.set_model_version_tag(model, "4", "spare.evidence", borrowed)
+    with pytest.raises(RegistryError, match=r"is 'spare.evidence/1' of the adapter .*, not of"):
+        promote(model, 4, store, "anna")
+    assert kinds(store, model) == []
+
+
+def test_evidence_that_was_changed_or_is_elsewhere_opens_no_gate(model: str, store: Store, tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="is this another --store than the one it was registered with"):
+        promote(model, 1, open_store(str(tmp_path / "elsewhere")), "anna", "really", force=True)
+    for file in (tmp_path / "store" / "artifacts").glob("*.json"):
+        file.write_text(file.read_text().replace('"ua": 0.0', '"ua": 1.0'))
+    with pytest.raises(RegistryError, match="is not what was stored there"):
+        promote(model, 4, store, "anna")
+
+
+def test_the_policy_that_holds_now_decides_not_the_one_it_passed_then(model: str, store: Store) -> None:
+    assert promote(model, 1, store, "anna").moved
+    stricter = dataclasses.replace(POLICY, min_ua=0.9)
+    with pytest.raises(GateRefused, match=r"at least 0.9 is needed"):
+        promotions.promote(model, 2, store, "anna", stricter)
+    assert promotions.promote(model, 2, store, "anna", dataclasses.replace(POLICY, min_ua=0.8)).moved
+    with pytest.raises(GateRefused, match=r"at least 0.9 is needed"):
+        promotions.rollback(model, store, "anna", stricter)
+    assert promotions.rollback(model, store, "anna", stricter, "2 draws noise", force=True).aliases == Aliases(1, 2)
+    moves = [entry for entry in PromotionLog(store, model).read() if entry.is_move]
+    assert [entry.policy_sha256 for entry in moves[::2]] == [POLICY.sha256, stricter.sha256]
+    assert [entry.forced for entry in moves] == [False, False, True]
+    assert verify(model, store)["documents"] == 3
+
+
+def test_the_proof_names_a_verdict_that_was_changed(model: str, store: Store, tmp_path: Path) -> None:
+    promote(model, 1, store, "anna")
+    assert verify(model, store) == {"name": model, "entries": 2, "documents": 1,
+                                    "head": PromotionLog(store, model).read()[-1].sha256}  # fmt: skip
+    path = tmp_path / "store" / "evidence" / f"{PromotionLog(store, model).read()[0].verdict_sha256}.json"
+    kept = path.read_text()
+    path.write_text(kept.replace("0.839", "0.999"))
+    with pytest.raises(RegistryError, match=f"{path.name} is not what was stored there"):
+        verify(model, store)
+    path.write_text(kept)
+    connect().set_registered_model_alias(model, "champion", "4")
+    with pytest.raises(LogDamaged, match="is whole, but the aliases were moved outside SPARE"):
+        verify(model, store)
 
 
 def test_force_needs_a_reason_and_marks_entry_and_version_for_ever(
@@ -122,7 +198,10 @@ def test_force_needs_a_reason_and_marks_entry_and_version_for_ever(
     assert get_version(client, model, 4).tags["spare.forced.reason"] == "anna: court order 7/26"
     promote(model, 1, store, "anna")
     assert show_model(model)["versions"][0]["forced"] == "anna: court order 7/26"
-    assert rollback(model, store, "anna").aliases == Aliases(4, 1)  # it was champion by force once; that is on record
+    with pytest.raises(GateRefused):  # forced once is not forced for ever
+        rollback(model, store, "anna")
+    assert rollback(model, store, "bert", "court order 8/26", force=True).aliases == Aliases(4, 1)
+    assert [entry.forced for entry in PromotionLog(store, model).read()] == [True, False, False, False, True, False]
 
 
 def test_force_without_need_leaves_no_mark(model: str, store: Store, client: MlflowClient) -> None:
@@ -133,7 +212,7 @@ def test_force_without_need_leaves_no_mark(model: str, store: Store, client: Mlf
 def test_not_even_force_makes_changed_files_champion(
     store: Store, client: MlflowClient, tmp_path: Path, denoiser: UNetDenoiser
 ) -> None:
-    version = register_one(tmp_path / "own", denoiser, "To be changed")
+    version = register_one(tmp_path / "own", denoiser, "To be changed", store=store)
     other = write_adapter(tmp_path / "other", denoiser, "Other", seed=99)
     client.log_model_artifacts(version.model_id, str(other.folder), "adapter_weights")
     with pytest.raises(RegistryError, match="someone changed its files"):
@@ -270,7 +349,8 @@ def test_one_that_is_overtaken_in_the_middle_restores_what_the_later_one_moved(
     assert_in_order(model, store, 3, 2)
 
 
-def test_the_log_may_lie_in_a_bucket(model: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_may_lie_in_a_bucket(model: str, evidence: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_store(f"s3://{bucket}/prod").upload(evidence, "")
     store = open_store(f"s3://{bucket}/prod")
     promote(model, 1, store, "anna")
     with monkeypatch.context() as patch:

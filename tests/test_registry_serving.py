@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from spare_core.denoiser import load_denoiser
+from spare_core.gate import Policy
 from spare_core.registry.models import register
 from spare_core.registry.promotions import promote
 from spare_core.registry.tracking import stage_run
@@ -36,7 +37,7 @@ def champion(mlflow_s3_server: Server, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("serving")
     with mlflow_s3_server.used():
         version = register_one(folder, load_denoiser("canvas", "cpu", "float32"), "Served")
-        promote(version.name, version.version, open_store(str(folder / "store")), "anna")
+        promote(version.name, version.version, open_store(str(folder / "store")), "anna", Policy.from_file())
         yield version.name
 
 
@@ -94,7 +95,7 @@ def test_a_base_on_s3_is_fetched_where_the_adapter_is_loaded_and_must_be_the_sam
     stored = write_adapter(tmp_path / "adapter", load_denoiser(str(sd1_dir), "cpu", "float32"), "On S3")
     set_source(stored.folder, f"s3://{bucket}/base")
     with mlflow_s3_server.used(), stage_run("on s3", "register", "kfp-1") as run:
-        version = register(run, stored.folder)
+        version = register(run, open_store(f"s3://{bucket}"), stored.folder)
         assert version.name.startswith("spare.base-")
         model = mlflow.pyfunc.load_model(version.uri)
         assert model.predict(["a cat"], params={"num_inference_steps": 1})[0].startswith(b"\x89PNG")

@@ -38,6 +38,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
     (root / "suite.yaml").write_text(yaml.safe_dump(suite))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", embedded_uri(root / "registry"))
+        (root / "store").mkdir()
         patch.setenv(STORE, str(root / "store"))
         patch.setenv(CHECKPOINTS, str(root / "checkpoints"))
         patch.setenv(RUN_ID, "run-1")
@@ -95,14 +96,18 @@ def test_a_task_outside_a_pipeline_run_says_what_is_missing(
     assert not (tmp_path / "examples").exists()
 
 
-def test_promotion_without_a_place_for_its_log_is_refused_before_any_work(
+def test_a_run_without_a_place_for_its_evidence_is_refused_before_any_work(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv(STORE)
     with pytest.raises(SystemExit):
         workflow.validate({**GIVEN, "name": "../../etc", "settings": {"seed": -1}})
     said = capsys.readouterr().err
-    for part in ("promote is true, but SPARE_STORE is not set", "'../../etc' is no name of ours", "seed is -1"):
+    for part in (
+        "SPARE_STORE is not set; set it to where evidence",
+        "'../../etc' is no name of ours",
+        "seed is -1",
+    ):
         assert part in said
 
 

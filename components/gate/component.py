@@ -6,11 +6,8 @@ from pipelines.platform import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def gate(
-    order: str, policy: str, name: str, version: int, evaluation: dsl.Input[dsl.Artifact],
-    verdict: dsl.Output[dsl.Metrics],
-):  # fmt: skip
-    """Compare the figures with the policy and record the verdict on the model version; fails if a rule is not met.
+def gate(order: str, policy: str, name: str, version: int, verdict: dsl.Output[dsl.Metrics]):
+    """Compare a version's evidence with the policy and record the verdict on it; fails if a rule is not met.
 
     A figure that was not measured fails its rule. A refused version stays registered, and is never promoted.
 
@@ -19,14 +16,11 @@ def gate(
         policy: what the gate asks for, as the validate task returns it
         name: of the registered model
         version: its number
-        evaluation: what the evaluate task measured
         verdict: each rule with what was measured
     """
-    from pathlib import Path
-
     from spare_core import workflow
 
-    found = workflow.gate(order, policy, name, version, Path(evaluation.path))
+    found = workflow.gate(order, policy, name, version)
     for reason in found["reasons"]:
         verdict.log_metric(reason["text"].partition(":")[0], reason["measured"])
     workflow.write_metrics(verdict.path, verdict.metadata)

@@ -6,7 +6,7 @@ from pipelines.platform import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def promote(order: str, name: str, version: int) -> dict:
+def promote(order: str, policy: str, name: str, version: int) -> dict:
     """Make a version that the gate let pass champion; the one until now becomes previous.
 
     The move is written to the promotion log, in the store that SPARE_STORE names, before and after it is made. A move
@@ -14,6 +14,7 @@ def promote(order: str, name: str, version: int) -> dict:
 
     Args:
         order: what was asked for, as the validate task returns it
+        policy: what the gate asks for, as the validate task returns it; it is asked again
         name: of the registered model
         version: its number
 
@@ -22,4 +23,4 @@ def promote(order: str, name: str, version: int) -> dict:
     """
     from spare_core import workflow
 
-    return workflow.promote(order, name, version)
+    return workflow.promote(order, policy, name, version)

@@ -58,7 +58,11 @@ class Aliases:
 
 @dataclass(frozen=True)
 class Entry:
-    """One object of the log; ``sha256`` is that of its bytes and is not part of them."""
+    """One object of the log; ``sha256`` is that of its bytes and is not part of them.
+
+    A move names the policy it was made under, and the document in the store (``evidence/<verdict_sha256>.json``) that
+    says what the gate found, and in what evidence.
+    """
 
     number: int
     kind: Kind
@@ -74,6 +78,8 @@ class Entry:
     outcome: str = ""
     adapter_sha256: str = ""
     request_id: str = ""
+    policy_sha256: str = ""
+    verdict_sha256: str = ""
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
     sha256: str = ""
 

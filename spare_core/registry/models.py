@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Final
 from spare_core.artifact import StoredAdapter, load_adapter
 from spare_core.concept import normalise
 from spare_core.errors import AdapterError, RegistryError, RegistryInputError
-from spare_core.gate import Verdict
+from spare_core.gate import Policy, Reason, Verdict, judge_figures
 from spare_core.registry.client import asking, connect, overwrite
+from spare_core.registry.evidence import EVALUATION, FILES, keep_document, keep_evidence, read_evaluation
 from spare_core.registry.naming import check_name, model_name
 from spare_core.registry.packaging import WEIGHTS, check_lora, package
 from spare_core.registry.tracking import EXPERIMENT, REQUEST, StageRun, sha256_of
@@ -29,19 +30,24 @@ from spare_core.registry.tracking import EXPERIMENT, REQUEST, StageRun, sha256_o
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from spare_core.store import Store
+
 CANDIDATE: Final = "candidate"
 ADAPTER: Final = "spare.adapter.sha256"
 GATE: Final = "spare.gate"
-GATE_ADAPTER: Final = "spare.gate.adapter"
+GATE_VERDICT: Final = "spare.gate.verdict"
+"""sha256 of the verdict's document in the store."""
 GATE_POLICY: Final = "spare.gate.policy"
 GATE_REASONS: Final = "spare.gate.reasons"
+GATE_RULE: Final = "spare.gate.rule."
+EVIDENCE: Final = "spare.evidence"
+"""sha256 of the document in the store that lists what the version is judged by."""
 FORCED: Final = "spare.forced"
 FORCED_REASON: Final = "spare.forced.reason"
 _CONCEPT_KEY: Final = "spare.concept_key"
 _REGISTRATION: Final = "spare.registration"
 """sha256 of request id and adapter: what may exist only once."""
 _SCHEMA: Final = "spare.evaluation/1"
-_EVIDENCE: Final = ("evaluation.json", "contact_sheet.png", "timesteps.png")
 _TAG_CHARACTERS: Final = 5000
 
 
@@ -68,23 +74,25 @@ class RegisteredVersion:
 
     @property
     def passed(self) -> bool:
-        """Whether the gate let exactly this adapter pass."""
-        return self.tags.get(GATE) == "passed" and self.tags.get(GATE_ADAPTER) == self.adapter_sha256
+        """What the gate said last; a promotion asks it again."""
+        return self.tags.get(GATE) == "passed"
 
 
 def register(
-    run: StageRun, adapter_folder: Path, evaluation_folder: Path | None = None, name: str = ""
+    run: StageRun, store: Store, adapter_folder: Path, evaluation_folder: Path | None = None, name: str = ""
 ) -> RegisteredVersion:
     """Register an adapter with its evidence, or return the version that this request registered it as before.
 
     ``name`` of the registered model follows from base and concept unless it is given. Adapter, report, contact sheet
-    and plots also become artifacts of ``run``. The alias ``candidate`` points to the version afterwards.
+    and plots also become artifacts of ``run``, and of the ``store``, where the gate reads them. Measured anew, a
+    version is what the newer evaluation says. The alias ``candidate`` points to the version afterwards.
 
     Raises:
         AdapterError: if it is no adapter, or was changed since it was written.
         RegistryInputError: if it has a weight mask, or the evaluation is none of this adapter on its base.
         ModelError: if a local base model cannot be packed along (:func:`spare_core.registry.packaging.package`).
         RegistryError: if MLflow does not take it.
+        StoreError: if the store does not.
     """
     stored = load_adapter(adapter_folder)
     check_lora(stored)
@@ -94,17 +102,20 @@ def register(
         raise RegistryInputError(f"{adapter_folder} does not say its concept and where its base model is; erase again")
     name = check_name(name) if name else model_name(base, stored.base_digest, concept)
     registration = sha256_of(run.request_id, stored.sha256)
+    evidence = keep_evidence(store, run.request_id, stored, evaluation_folder)
+    tags = {**_tags(run, stored, evaluation, registration), EVIDENCE: evidence}
     _registered_model(run.client, name, concept)
     found = _registered(run.client, name, registration)
     if found is None:
         run.artifact(stored.folder, "adapter")
         if evaluation_folder is not None:
-            for file in _EVIDENCE:
+            for file in FILES:
                 if (evaluation_folder / file).is_file():
                     run.artifact(evaluation_folder / file, "evaluation")
         model_id = _logged_model(run, stored, name, registration)
-        tags = _tags(run, stored, evaluation, registration)
         found = dataclasses.replace(_create_version(run, name, model_id, tags), created=True)
+    elif found.tags.get(EVIDENCE) != evidence:
+        found = _measured_anew(run.client, found, tags)
     point = partial(run.client.set_registered_model_alias, name, CANDIDATE, str(found.version))
     overwrite(f"set the alias {CANDIDATE}", point)
     return found
@@ -148,30 +159,74 @@ def check_weights(client: MlflowClient, version: RegisteredVersion) -> None:
         )
 
 
-def record_verdict(version: RegisteredVersion, verdict: Verdict) -> RegisteredVersion:
-    """Store the gate's verdict on the version, as tags and as ``gate.json`` of its run; returns the version with them.
+def judge(version: RegisteredVersion, store: Store, policy: Policy) -> tuple[Verdict, str]:
+    """The verdict of a policy on a version's evidence in the store, and the sha256 of the verdict's own document there.
 
-    The tag that opens the gate is the last to be set, and the first when it closes.
+    It is recorded on the version as tags, each rule with what was measured, and as ``gate.json`` of its run, unless it
+    is what was recorded last.
+
+    Raises:
+        RegistryError: if the evidence is gone, was changed, or is about another adapter.
     """
-    client = connect()
-    tags = {
-        GATE: "passed" if verdict.passed else "refused",
-        GATE_ADAPTER: version.adapter_sha256,
-        GATE_POLICY: verdict.policy.sha256,
-        GATE_REASONS: _cut("; ".join(verdict.refusals) or "every rule is met"),
-    }
+    evidence = version.tags.get(EVIDENCE, "")
+    if not evidence:
+        raise RegistryError(f"{version.uri} has no tag {EVIDENCE!r} to judge it by; register the adapter again")
+    verdict = judge_figures(read_evaluation(store, evidence, version.adapter_sha256), policy)
     report = {**verdict.as_dict(), "model": version.name, "version": version.version,
-              "adapter_sha256": version.adapter_sha256}  # fmt: skip
+              "adapter_sha256": version.adapter_sha256, "evidence_sha256": evidence}  # fmt: skip
+    sha256 = keep_document(store, report)
+    if version.tags.get(GATE_VERDICT) != sha256:
+        _record(version, verdict, sha256, report)
+    return verdict, sha256
+
+
+def _record(version: RegisteredVersion, verdict: Verdict, sha256: str, report: Mapping[str, Any]) -> None:
+    """The tag that says that this verdict is recorded is the last to be set: killed before, it is recorded again."""
+    client = connect()
+    rules = {f"{GATE_RULE}{reason.rule}": _told(reason) for reason in _worst(verdict)}
+    tags = {
+        **rules, GATE: "passed" if verdict.passed else "refused", GATE_POLICY: verdict.policy.sha256,
+        GATE_REASONS: _cut("; ".join(verdict.refusals) or "every rule is met"), GATE_VERDICT: sha256,
+    }  # fmt: skip
     with asking(f"record the gate's verdict on {version.uri}"):
         client.log_text(version.run_id, json.dumps(report, indent=2, ensure_ascii=False), "gate.json")
-    place = (version.name, str(version.version))
-    for tag, value in reversed(tags.items()) if verdict.passed else tags.items():
-        overwrite("record the gate's verdict", partial(client.set_model_version_tag, *place, tag, value))
-    return get_version(client, version.name, version.version)
+        for tag in version.tags:
+            if tag.startswith(GATE_RULE) and tag not in rules:  # of another policy
+                client.delete_model_version_tag(version.name, str(version.version), tag)
+    _set_tags(client, version, tags)
+
+
+def _worst(verdict: Verdict) -> list[Reason]:
+    """One reason a rule: of those about several concepts, the one that is nearest to refusing, or refuses."""
+    worst: dict[str, Reason] = {}
+    for reason in sorted(verdict.reasons, key=lambda one: (one.passed, one.measured is not None, -(one.measured or 0))):
+        worst.setdefault(reason.rule, reason)
+    return list(worst.values())
+
+
+def _told(reason: Reason) -> str:
+    return _cut(f"{'passed' if reason.passed else 'refused'}: {reason.text}")
+
+
+def _set_tags(client: MlflowClient, version: RegisteredVersion, tags: Mapping[str, str]) -> None:
+    for tag, value in tags.items():
+        if version.tags.get(tag) != value:
+            set_tag = partial(client.set_model_version_tag, version.name, str(version.version), tag, value)
+            overwrite(f"tag {version.uri}", set_tag)
+
+
+def _measured_anew(client: MlflowClient, found: RegisteredVersion, tags: Mapping[str, str]) -> RegisteredVersion:
+    """The version with the figures of another evaluation, and without what the gate said of the one before."""
+    if GATE in found.tags:
+        with asking(f"take back what the gate said of {found.uri}"):
+            for tag in (GATE_VERDICT, GATE):
+                client.delete_model_version_tag(found.name, str(found.version), tag)
+    _set_tags(client, found, tags)
+    return get_version(client, found.name, found.version)
 
 
 def _read_evaluation(folder: Path, stored: StoredAdapter) -> dict[str, Any]:
-    path = folder / "evaluation.json"
+    path = folder / EVALUATION
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

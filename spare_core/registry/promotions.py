@@ -1,5 +1,7 @@
 """Moving the aliases ``champion`` and ``previous``: past the gate only, and never without an entry in the log.
 
+The gate is asked at every move, of the policy that holds then and the evidence in the store, not of what a tag says.
+
 A move is announced in the log, then made in MLflow, then finished in the log. A process that dies in between leaves an
 announcement; whoever comes next waits a moment, then finishes it first, which is safe to do twice. MLflow moves aliases
 unconditionally, so the log decides who was first: of two that announce at once one fails. One whose move was finished
@@ -14,7 +16,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from spare_core.errors import GateRefused, LogDamaged, PromotionConflict, RegistryInputError
 from spare_core.registry.client import asking, connect, overwrite
@@ -22,11 +24,10 @@ from spare_core.registry.log import Aliases, Entry, Kind, PromotionLog, aliases_
 from spare_core.registry.models import (
     FORCED,
     FORCED_REASON,
-    GATE,
-    GATE_REASONS,
     RegisteredVersion,
     check_weights,
     get_version,
+    judge,
 )
 from spare_core.registry.naming import check_name
 from spare_core.registry.tracking import REQUEST
@@ -34,6 +35,7 @@ from spare_core.registry.tracking import REQUEST
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from spare_core.gate import Policy
     from spare_core.store import Store
 
 CHAMPION: Final = "champion"
@@ -62,55 +64,71 @@ class Move:
         return self.entry is not None
 
 
-def promote(name: str, version: int, store: Store, actor: str, reason: str = "", force: bool = False) -> Move:
+def promote(
+    name: str, version: int, store: Store, actor: str, policy: Policy, reason: str = "", force: bool = False
+) -> Move:
     """Make a version champion; the champion until now becomes ``previous``.
 
     ``force`` passes over the gate's refusal. It needs a reason, and the version is marked with it for ever. It passes
     over nothing else: files that are not what was registered are refused all the same.
 
     Raises:
-        GateRefused: if the gate has not let exactly this adapter pass.
+        GateRefused: if the version's evidence does not meet ``policy``.
         PromotionConflict: if another move came first; nothing was moved.
         RegistryInputError: if there is no such version of ours, or a forced promotion has no reason.
+        RegistryError: if its evidence or its files are not those that were registered.
         LogDamaged: if the promotion log is not whole.
     """
-    _check_words(actor, reason)
-    if force and not reason.strip():
-        raise RegistryInputError("a forced promotion needs a reason; say it with --reason, it is kept for ever")
+    _check_words(actor, reason, force)
     desk = _Desk(connect(), store, name)
     desk.finish_pending(actor)
-    found = get_version(desk.client, name, version)
-    if not found.passed and not force:
-        raise _refused(found)
-    check_weights(desk.client, found)
+    permit = _ask(desk, version, policy, force)
     now = desk.observe(actor)
-    forced = not found.passed
-    if now.champion == version and (not forced or found.tags.get(FORCED) == "true"):
+    if now.champion == version and (not permit.forced or permit.version.tags.get(FORCED) == "true"):
         return desk.outcome("promote", now, None, note=f"version {version} is champion already")
     previous = now.champion if now.champion not in (None, version) else now.previous
     after = Aliases(version, None if previous == version else previous)
-    return desk.move("promote", actor, reason, found, after, forced)
+    return desk.move("promote", actor, reason, permit, after)
 
 
-def rollback(name: str, store: Store, actor: str, reason: str = "") -> Move:
+def rollback(name: str, store: Store, actor: str, policy: Policy, reason: str = "", force: bool = False) -> Move:
     """Let ``champion`` and ``previous`` change places.
 
     Raises:
         RegistryInputError: if there is no previous version.
-        GateRefused: if that one became champion past gate and force alike, by hand.
-        PromotionConflict, LogDamaged: see :func:`promote`.
+        GateRefused, PromotionConflict, RegistryError, LogDamaged: see :func:`promote`.
     """
-    _check_words(actor, reason)
+    _check_words(actor, reason, force)
     desk = _Desk(connect(), store, name)
     desk.finish_pending(actor)
     now = desk.observe(actor)
     if now.previous is None:
         raise RegistryInputError(f"{name} has no previous version to go back to, see `spare registry show`")
-    found = get_version(desk.client, name, now.previous)
-    if not found.passed and found.tags.get(FORCED) != "true":
-        raise _refused(found)
+    permit = _ask(desk, now.previous, policy, force)
+    return desk.move("rollback", actor, reason, permit, Aliases(now.previous, now.champion))
+
+
+class _Permit(NamedTuple):
+    """A version that may become champion, and what the gate said of it."""
+
+    version: RegisteredVersion
+    forced: bool
+    policy_sha256: str
+    verdict_sha256: str
+
+
+def _ask(desk: _Desk, version: int, policy: Policy, force: bool) -> _Permit:
+    """The gate's permit for a version whose files are what was registered."""
+    found = get_version(desk.client, desk.name, version)
+    verdict, sha256 = judge(found, desk.store, policy)
+    if not verdict.passed and not force:
+        raise GateRefused(
+            f"version {version} of {desk.name} cannot become champion, the gate refuses it: "
+            f"{'; '.join(verdict.refusals)}. Promote another, or force this one with --force and a reason",
+            verdict.refusals,
+        )
     check_weights(desk.client, found)
-    return desk.move("rollback", actor, reason, found, Aliases(now.previous, now.champion))
+    return _Permit(found, not verdict.passed, policy.sha256, sha256)
 
 
 def read_log(client: MlflowClient, store: Store, name: str) -> tuple[Entry, ...]:
@@ -175,13 +193,12 @@ class _Desk:
             self.notes.append(f"somebody had moved the aliases in MLflow ({expected} -> {actual}); recorded")
         return actual
 
-    def move(
-        self, kind: Kind, actor: str, reason: str, found: RegisteredVersion, after: Aliases, forced: bool = False
-    ) -> Move:
+    def move(self, kind: Kind, actor: str, reason: str, permit: _Permit, after: Aliases) -> Move:
         """Announce a move, make it, finish it."""
         entry = self.log.append(
-            self._last, kind, actor, aliases_after(self.entries), after, reason=reason, forced=forced,
-            adapter_sha256=found.adapter_sha256, request_id=found.tags[REQUEST],
+            self._last, kind, actor, aliases_after(self.entries), after, reason=reason, forced=permit.forced,
+            adapter_sha256=permit.version.adapter_sha256, request_id=permit.version.tags[REQUEST],
+            policy_sha256=permit.policy_sha256, verdict_sha256=permit.verdict_sha256,
         )  # fmt: skip
         finished = self._carry_out(entry, actor)
         if finished.outcome == "abandoned":
@@ -259,19 +276,7 @@ class _Desk:
         overwrite("remember the log's head", partial(self.client.set_registered_model_tag, self.name, _HEAD, head))
 
 
-def _refused(version: RegisteredVersion) -> GateRefused:
-    said = {
-        "passed": "what the gate let pass was another adapter",
-        "refused": f"the gate refused it: {version.tags.get(GATE_REASONS, 'no reason is recorded')}",
-    }.get(version.tags.get(GATE, ""), "the gate has not judged it")
-    return GateRefused(
-        f"version {version.version} of {version.name} cannot become champion: {said}. Promote another, or force this "
-        "one with --force and a reason",
-        [said],
-    )
-
-
-def _check_words(actor: str, reason: str) -> None:
+def _check_words(actor: str, reason: str, force: bool) -> None:
     for what, text in (("actor", actor), ("reason", reason)):
         if len(text) > _WORDS or not text.isprintable():
             raise RegistryInputError(
@@ -279,3 +284,5 @@ def _check_words(actor: str, reason: str) -> None:
             )
     if not actor.strip():
         raise RegistryInputError("say who promotes, with --by")
+    if force and not reason.strip():
+        raise RegistryInputError("to force it needs a reason; say it with --reason, it is kept for ever")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from spare_core.errors import LogDamaged
 from spare_core.registry.client import asking, connect
+from spare_core.registry.evidence import read_document, read_evaluation
 from spare_core.registry.log import Entry, aliases_after
-from spare_core.registry.models import FORCED, FORCED_REASON, GATE, GATE_REASONS
+from spare_core.registry.models import EVIDENCE, FORCED, FORCED_REASON, GATE, GATE_POLICY, GATE_REASONS
 from spare_core.registry.naming import PREFIX, check_name
 from spare_core.registry.promotions import read_aliases, read_log
 
@@ -67,6 +69,31 @@ def history(name: str, store: Store) -> dict[str, Any]:
     return {"name": name, "entries": told, **_against_log(name, store)}
 
 
+def verify(name: str, store: Store) -> dict[str, Any]:
+    """Prove that the promotion log is whole, that what it cites is in the store as it was written, and that the aliases
+    are as it left them; number of entries, sha256 of the last (``head``), number of cited verdicts (``documents``).
+
+    Raises:
+        LogDamaged: naming the entry or the document that is not in order, or how log and aliases differ.
+        RegistryError: if a cited document is gone or was changed.
+    """
+    entries = read_log(connect(), store, name)
+    cited = {entry.verdict_sha256: entry for entry in entries if entry.verdict_sha256}
+    for verdict_sha256, entry in cited.items():
+        verdict = read_document(store, verdict_sha256)
+        about = (verdict["adapter_sha256"], verdict["policy_sha256"])
+        if about != (entry.adapter_sha256, entry.policy_sha256) or (entry.forced is verdict["passed"]):
+            raise LogDamaged(f"entry {entry.number} of {name} cites the verdict {verdict_sha256}, which is another's")
+        read_evaluation(store, verdict["evidence_sha256"], entry.adapter_sha256)
+    remarks = [remark for remark in _against_log(name, store).values() if remark]
+    if remarks:
+        raise LogDamaged(f"the log of {name} is whole, but {'; '.join(remarks)}")
+    return {
+        "name": name, "entries": len(entries), "head": entries[-1].sha256 if entries else None,
+        "documents": len(cited),
+    }  # fmt: skip
+
+
 def _version(version: Any) -> dict[str, Any]:
     tags = version.tags
     return {
@@ -75,6 +102,8 @@ def _version(version: Any) -> dict[str, Any]:
         "adapter_sha256": tags.get("spare.adapter.sha256"),
         "gate": tags.get(GATE),
         "gate_reasons": tags.get(GATE_REASONS),
+        "gate_policy": tags.get(GATE_POLICY),
+        "evidence": tags.get(EVIDENCE),
         "forced": tags.get(FORCED_REASON) if tags.get(FORCED) == "true" else None,
         **{name: float(tags[f"spare.{name}"]) for name in _FIGURES if f"spare.{name}" in tags},
     }
