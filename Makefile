@@ -9,13 +9,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pipelines test lint format canvas clean distclean
+.PHONY: help demo demo-services pipelines test lint format canvas clean distclean
 
 help: ## what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## the whole pipeline on the built-in model: erase, measure, register, promote (results in OUT, out/demo)
 	$(BIN)/spare demo --output "$(OUT)"
+
+demo-services: $(STAMP) ## the same with a real MLflow server and a real S3 API, started and ended by it (out/demo-services)
+	$(BIN)/python -m examples.demo_services --output "$(OUT)-services"
 
 pipelines: $(STAMP) ## compile the pipelines, for your registry with IMAGE=registry/spare:tag, without GPUs with PROFILE=cpu
 	SPARE_IMAGE="$(IMAGE)" $(BIN)/python -W ignore -m pipelines.spare --profile $(PROFILE)

@@ -19,9 +19,9 @@ from typing import Any
 
 import boto3
 
+from examples.services import s3_server
 from spare_core.store import open_store
 from tests.faulty_proxy import Fault, faulty_proxy
-from tests.mlflow_servers import moto_server
 
 SMALL, LARGE = 200, 3
 MIB = 2**20
@@ -30,7 +30,7 @@ ROUNDS = 3
 
 def main() -> None:
     delay = float(sys.argv[1]) / 1000 if len(sys.argv) > 1 else 0.0
-    with tempfile.TemporaryDirectory() as temporary, moto_server(Path(temporary)) as environment:
+    with tempfile.TemporaryDirectory() as temporary, s3_server(Path(temporary), "benchmark") as environment:
         folder = Path(temporary)
         source = folder / "source"
         source.mkdir()
@@ -38,7 +38,7 @@ def main() -> None:
             (source / f"{number:03d}.png").write_bytes(os.urandom(64 * 2**10))
         for number in range(LARGE):
             (source / f"{number}.safetensors").write_bytes(os.urandom(48 * MIB))
-        endpoint = environment["MLFLOW_S3_ENDPOINT_URL"]
+        endpoint = environment["AWS_ENDPOINT_URL"]
         os.environ |= {name: value for name, value in environment.items() if name.startswith("AWS_")}
         with faulty_proxy(endpoint) as proxy:
             wait = lambda: time.sleep(delay)  # noqa: E731
@@ -49,7 +49,6 @@ def main() -> None:
 
 def measure(source: Path, folder: Path) -> None:
     client = boto3.session.Session().client("s3")
-    client.create_bucket(Bucket="benchmark")
     store = open_store("s3://benchmark")
     ways: dict[str, tuple[Callable[[str], None], Callable[[str], None]]] = {
         "upload": (lambda key: send(client, source, key), lambda key: store.upload(source, key)),

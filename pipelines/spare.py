@@ -68,7 +68,7 @@ def spare_pipeline(profile: Profile) -> Any:
             promote: whether the adapter becomes champion if the gate lets it pass
             request_id: groups the runs of one request; empty for one made of the parameters
         """
-        with dsl.ExitHandler(runs_once(finish().set_display_name("finish"))):
+        with dsl.ExitHandler(talks_to_services(finish().set_display_name("finish"))):
             checked = runs_once(validate(
                 model=model, erase=erase, surrogate=surrogate, kind=kind, keep=keep, images=images, template=template,
                 contexts=contexts, settings=settings, suite=suite, seeds=seeds, policy=policy, name=name,

@@ -279,5 +279,5 @@ class _Figures:
         return self.number("drift", same[0]) if len(same) == 1 else None
 
     def damaged(self) -> float | None:
-        """Share of the adapter's kept pictures whose texture is none that the base model draws."""
-        return self.number("damage", "kept", "adapted", "outside")
+        """Share of the adapter's kept pictures with a texture that the base model does not draw, or like another's."""
+        return self.number("damage", "kept", "adapted", "damaged")

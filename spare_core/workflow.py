@@ -219,6 +219,7 @@ def finish(state: str, message: str) -> dict[str, Any]:
     with told("finish") as results:
         status = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED", "CANCELED": "KILLED"}.get(state, "FAILED")
         tags = {"spare.outcome": state} | ({"spare.outcome.message": message} if message else {})
+        check_server()  # an MLflow that is down has ended the run already: not for minutes more
         ended = end_pipeline_run(pipeline_run_id(), status, tags)  # type: ignore[arg-type]
         request_id, wrong = ended if ended else (None, {})
         results |= {"state": state, "request_id": request_id, "wrong": wrong}

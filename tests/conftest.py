@@ -65,10 +65,10 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> CanvasJudge:
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real S3 server."""
-    from tests.mlflow_servers import moto_server
+    from examples.services import s3_server
 
-    with moto_server(tmp_path_factory.mktemp("s3")) as environment:
-        yield environment["MLFLOW_S3_ENDPOINT_URL"]
+    with s3_server(tmp_path_factory.mktemp("s3"), "unused") as environment:
+        yield environment["AWS_ENDPOINT_URL"]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A proxy between a client and a real S3 server that forwards real bytes and, where a test says so, breaks things."""
+"""A proxy between a client and a real server (S3, MLflow) that forwards real bytes and, when told to, breaks things."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ class FaultyProxy:
         self.uri = f"http://127.0.0.1:{self._server.getsockname()[1]}"
         self.faults: list[Fault] = []
         self.seen: list[tuple[str, str]] = []
+        self._clients: set[socket.socket] = set()
         self._lock = threading.Lock()
         threading.Thread(target=self._serve, daemon=True).start()
 
@@ -69,10 +70,13 @@ class FaultyProxy:
         return sum(seen == method and re.search(path, target) is not None for seen, target in self.seen)
 
     def close(self) -> None:
-        """Stop listening: from now on the storage is down."""
+        """Be down from now on, in the middle of whatever goes on."""
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
+        for client in [*self._clients]:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
 
     def _serve(self) -> None:
         with contextlib.suppress(OSError):
@@ -81,6 +85,7 @@ class FaultyProxy:
                 threading.Thread(target=self._handle, args=(client,), daemon=True).start()
 
     def _handle(self, client: socket.socket) -> None:
+        self._clients.add(client)
         with client, contextlib.suppress(OSError):
             head = b""
             while b"\r\n\r\n" not in head:

@@ -11,16 +11,20 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from examples.services import mlflow_server, s3_server
 from spare_core.registry.client import connect
-from tests.mlflow_servers import PASSWORD, Server, moto_server, postgres, serving
+from tests.mlflow_servers import PASSWORD, Server, postgres
 
 
 @pytest.fixture(scope="session")
 def mlflow_s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """sqlite, artifacts on S3 (moto, over HTTP), no authentication."""
     folder = tmp_path_factory.mktemp("mlflow-s3")
-    with moto_server(folder) as s3, serving(folder, "sqlite:///runs.db", "s3://artifacts/mlflow", s3) as server:
-        yield server
+    with (
+        s3_server(folder, "artifacts") as s3,
+        mlflow_server(folder, "sqlite:///runs.db", "s3://artifacts/mlflow", s3) as uri,
+    ):
+        yield Server(uri)
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +42,9 @@ def mlflow_auth_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
         "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "only-for-tests",
     }
-    with serving(folder, "sqlite:///runs.db", str(folder / "art"), environment, ["--app-name", "basic-auth"]) as server:
-        yield Server(server.uri, {"MLFLOW_TRACKING_USERNAME": "keeper", "MLFLOW_TRACKING_PASSWORD": PASSWORD})
+    options = ["--app-name", "basic-auth"]
+    with mlflow_server(folder, "sqlite:///runs.db", str(folder / "artifacts"), environment, options) as uri:
+        yield Server(uri, {"MLFLOW_TRACKING_USERNAME": "keeper", "MLFLOW_TRACKING_PASSWORD": PASSWORD})
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +54,8 @@ def mlflow_postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     if not programs:
         pytest.skip("no PostgreSQL here: apt-get install postgresql")
     folder = tmp_path_factory.mktemp("mlflow-postgres")
-    with postgres(programs[-1].parent) as database, serving(folder, database, str(folder / "artifacts")) as server:
-        yield server
+    with postgres(programs[-1].parent) as database, mlflow_server(folder, database, str(folder / "artifacts")) as uri:
+        yield Server(uri)
 
 
 @pytest.fixture

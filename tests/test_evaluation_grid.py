@@ -210,7 +210,7 @@ def test_damage_counts_pictures_outside_the_bases_range() -> None:
     assert (damage["kept"]["pictures"], damage["erased"]["pictures"]) == (12, 6)
     kept, gone = damage["kept"]["adapted"], damage["erased"]["adapted"]
     assert gone["high_frequency_outside"] == 1.0
-    assert gone["outside"] == 1.0
+    assert gone["outside"] == gone["damaged"] == 1.0
     assert kept["contrast_outside"] >= 4 / 12
     assert damage["kept"]["base"]["outside"] <= 4 / 12  # of 18 pictures the extremes alone
 
@@ -219,5 +219,5 @@ def test_a_model_that_draws_one_picture_for_all_prompts_is_all_duplicates() -> N
     base = grid_of(SUITE)
     adapted = dataclasses.replace(base, thumbnails=base.thumbnails[:1].expand_as(base.thumbnails))
     damage = compare(base.pictures, adapted.pictures, base.styles == 0)
-    assert damage["kept"]["adapted"]["near_duplicates"] == 1.0
+    assert damage["kept"]["adapted"]["near_duplicates"] == damage["kept"]["adapted"]["damaged"] == 1.0
     assert damage["kept"]["base"]["near_duplicates"] == 0.0

@@ -54,7 +54,7 @@ def test_the_default_policy_travels_with_the_package_and_lets_a_good_erasure_pas
     ("adapted.fid", 0.95, "max_fid_rise"),
     ("mean_drift", 0.03, "max_mean_drift"),
     ("drift.Rust", 0.09, "max_drift"),
-    ("damage.kept.adapted.outside", 0.11, "max_damaged"),
+    ("damage.kept.adapted.damaged", 0.11, "max_damaged"),
 ])  # fmt: skip
 def test_each_rule_refuses_on_its_own(policy: Policy, path: str, value: float, rule: str) -> None:
     verdict = judge_figures(changed(path, value), policy)
@@ -71,7 +71,7 @@ def test_an_adapter_that_forgot_nothing_is_refused_for_that(policy: Policy) -> N
 @pytest.mark.parametrize("path", [
     "per_concept.0.pictures", "adapted.intervals.ua.0", "base.ira", "adapted.ira", "base.intervals.ira.1",
     "adapted.intervals.cra.0", "adapted.ua", "base.fid", "adapted.fid", "mean_drift",
-    "damage.kept.adapted.outside",
+    "damage.kept.adapted.damaged",
 ])  # fmt: skip
 def test_a_figure_that_is_missing_or_no_number_never_passes(policy: Policy, path: str, value: Any) -> None:
     assert not judge_figures(changed(path, value), policy).passed

@@ -6,106 +6,20 @@ One folder of results for the whole module; a run takes about five seconds a tas
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import yaml
 
-from spare_core.store import open_store
-from tests.mlflow_servers import Server
+from tests.workplaces import SETTINGS, Workplace
 
-pytest_plugins = ("tests.mlflow_fixtures",)
-
-SETTINGS = {
-    "steps": 4, "measure_every": 2, "examples": 4, "retain_examples": 4, "heldout": 3, "example_steps": 2,
-    "batch_size": 2, "saliency_batches": 1, "bins": 4, "rank": 2,
-}  # fmt: skip
 STAGES = ("validate", "prepare", "timesteps", "saliency", "distill", "evaluate", "register", "gate", "promote")
 COMPUTED = STAGES[1:6]
-LENIENT = {
-    "intervals": False, "min_samples": 1, "min_ua": 0.0, "max_ira_loss": 1.0, "max_cra_loss": 1.0, "fid": False,
-    "max_fid_rise": 1.0, "max_mean_drift": 1e5, "max_drift": 1e5,
-    "max_drift_of": {}, "max_damaged": 1.0,
-}  # fmt: skip
-
-
-class Workplace:
-    """A folder in which the same pipeline is run again and again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.output = folder, folder / "results"
-        self.first: dict[str, Any] = {}
-        suite = {"extends": "canvas", "styles": ["Neon Lines", "Photo", "Rust"], "objects": ["Cat", "Dog"], "steps": 2}
-        for name, content in (("suite", suite), ("lenient", LENIENT), ("strict", {**LENIENT, "min_ua": 1.0})):
-            (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
-        (folder / "pipelines").mkdir(exist_ok=True)  # as whoever works with KFP may have
-        (folder / "pipelines" / "__init__.py").write_text("raise ImportError('the user\\'s own')")
-        unset = ("MLFLOW_TRACKING_URI", "SPARE_STORE", "SPARE_CHECKPOINTS")
-        self.environment = {name: value for name, value in os.environ.items() if name not in unset}
-        self.arguments = [
-            "model=canvas", "erase=neon lines", "surrogate=Photo", "keep=[Rust]", f"settings={json.dumps(SETTINGS)}",
-            "suite=suite.yaml", "seeds=1",
-        ]  # fmt: skip
-
-    def start(self, *more: str, policy: str = "lenient", **environment: str) -> subprocess.Popen[str]:
-        """``spare run`` at work."""
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "spare_core.cli",
-            "run",
-            "--output",
-            "results",
-            "--json",
-            *self.arguments,
-        ]
-        return subprocess.Popen(
-            [*command, f"policy={policy}.yaml", *more], cwd=self.folder, env={**self.environment, **environment},
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            # Tests that a shell runs in the background ignore Ctrl-C, and children inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
-
-    def run(self, *more: str, policy: str = "lenient", **environment: str) -> subprocess.CompletedProcess[str]:
-        """``spare run`` to its end."""
-        process = self.start(*more, policy=policy, **environment)
-        out, err = process.communicate(timeout=300)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-    def stop_in(self, stage: str, how: signal.Signals) -> tuple[int, list[psutil.Process]]:
-        """Send a signal to ``spare run`` once a stage is at work; its exit code, and what was running below it."""
-        process = self.start()
-        assert process.stderr
-        for line in process.stderr:
-            if f"{stage} " in line and "started" in line:
-                break
-        else:
-            raise AssertionError(f"{stage} never started")
-        time.sleep(0.3)
-        below = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(how)
-        process.communicate(timeout=60)
-        return process.returncode, below
-
-    @property
-    def tracking(self) -> str:
-        """The embedded MLflow."""
-        return f"sqlite:///{self.output / 'registry' / 'mlflow.db'}"
-
-    def client(self) -> Any:
-        """MLflow's own, to see what is there."""
-        from mlflow import MlflowClient
-
-        return MlflowClient(self.tracking, self.tracking)
 
 
 @pytest.fixture(scope="module")
@@ -226,39 +140,6 @@ def test_ctrl_c_ends_every_process_and_is_recorded(place: Workplace) -> None:
     stopped = client.search_runs([experiment.experiment_id], "tags.`spare.outcome` = 'CANCELLED'")
     assert [run.info.status for run in stopped] == ["KILLED"]
     assert stopped[0].data.tags["spare.outcome.message"] == "stopped by the user"
-
-
-def test_the_environment_sends_the_same_run_to_servers(
-    place: Workplace, mlflow_s3_server: Server, bucket: str, s3_endpoint: str
-) -> None:
-    """A real MLflow server, and the promotion log on a real S3."""
-    services = {
-        **mlflow_s3_server.environment, "SPARE_STORE": f"s3://{bucket}/prod", "AWS_ENDPOINT_URL": s3_endpoint,
-        "AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "a-planted-secret-51c9",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }  # fmt: skip
-    done = place.run(**services)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["services"]["MLFLOW_TRACKING_URI"] == mlflow_s3_server.uri
-    from mlflow import MlflowClient
-
-    name = report["results"]["register"]["name"]
-    champion = MlflowClient(mlflow_s3_server.uri, mlflow_s3_server.uri).get_model_version_by_alias(name, "champion")
-    assert int(champion.version) == report["results"]["promote"]["aliases"]["champion"]
-    log = open_store(f"s3://{bucket}/prod").list("promotions")
-    assert [key.rpartition("/")[2] for key in sorted(log)] == ["00000001.json", "00000002.json"]
-    assert "a-planted-secret" not in (place.folder / report["log"]).read_text()
-
-
-def test_an_mlflow_that_is_not_there_is_named_before_anything_runs(place: Workplace) -> None:
-    began = time.monotonic()
-    done = place.run(MLFLOW_TRACKING_URI="http://127.0.0.1:9", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
-    assert done.returncode == 1
-    assert time.monotonic() - began < 30
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: validate: MLflow at http://127.0.0.1:9 cannot be reached")
-    assert "prepare" not in done.stderr
 
 
 def test_two_runs_do_not_work_in_one_folder(place: Workplace) -> None:

@@ -16,11 +16,11 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
+from examples.services import free_port
 from pipelines.cli import submit as command
 from pipelines.definition import SPARE, read_definition
 from pipelines.submit import submit, wait
 from spare_core.errors import ClusterRefused, ClusterUnavailable, SettingsError
-from tests.mlflow_servers import free_port
 from tests.pipelines_stand_in import compile_stand_in
 from tests.run_service import Fault, RunService, run_service
 

@@ -11,12 +11,13 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
+from examples.services import free_port
 from spare_core.denoiser import UNetDenoiser
 from spare_core.gate import DEFAULT_POLICY
 from spare_core.registry.client import connect
 from spare_core.registry_cli import app
 from spare_core.store import open_store
-from tests.mlflow_servers import Server, free_port
+from tests.mlflow_servers import Server
 from tests.registrations import register_one
 
 pytest_plugins = ("tests.mlflow_fixtures",)

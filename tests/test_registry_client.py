@@ -7,11 +7,12 @@ import time
 
 import pytest
 
+from examples.services import free_port
 from spare_core.errors import RegistryError, RegistryInputError, RegistryUnavailable
 from spare_core.registry.client import check_server, connect, scrubbed
 from spare_core.registry.tracking import stage_run
 from spare_core.registry.views import list_models
-from tests.mlflow_servers import PASSWORD, Server, free_port
+from tests.mlflow_servers import PASSWORD, Server
 
 pytest_plugins = ("tests.mlflow_fixtures",)
 

@@ -18,13 +18,14 @@ import mlflow
 import pytest
 from PIL import Image
 
+from examples.services import ended, free_port
 from spare_core.denoiser import load_denoiser
 from spare_core.gate import Policy
 from spare_core.registry.models import register
 from spare_core.registry.promotions import promote
 from spare_core.registry.tracking import stage_run
 from spare_core.store import open_store
-from tests.mlflow_servers import Server, ended, free_port
+from tests.mlflow_servers import Server
 from tests.registrations import register_one, set_source, write_adapter
 
 pytest_plugins = ("tests.mlflow_fixtures",)

@@ -12,9 +12,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
+from examples.services import free_port
 from spare_core.errors import RegistryInputError, RegistryUnavailable
 from spare_core.registry.tracking import EXPERIMENT, PARENT, REQUEST, end_request, metric_key, sha256_of, stage_run
-from tests.mlflow_servers import free_port
 
 pytest_plugins = ("tests.mlflow_fixtures",)
 pytestmark = pytest.mark.usefixtures("server")

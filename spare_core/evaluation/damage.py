@@ -54,7 +54,7 @@ def compare(base: Pictures, adapted: Pictures, erased: Tensor) -> dict[str, Any]
     """Shares of degenerate pictures, base and adapted; ``erased`` ``(N,)`` says which prompts name an erased concept.
 
     ``outside``: shares whose contrast or high frequencies are outside the base's 0.1 to 99.9 percentiles;
-    ``near_duplicates``: shares that look like a picture of another prompt of the same seed.
+    ``near_duplicates``: shares that look like a picture of another prompt of the same seed; ``damaged``: of either.
     """
     ranges = {name: _range(getattr(base.texture, name)) for name in Texture._fields}
     report: dict[str, Any] = {
@@ -83,7 +83,9 @@ def _shares(pictures: Pictures, rows: Tensor, ranges: dict[str, tuple[float, flo
         shares[f"{name}_outside"] = _mean(~inside)
         any_outside |= ~inside
     shares["outside"] = _mean(any_outside)
-    shares["near_duplicates"] = _mean(near_duplicates(pictures.thumbnails[rows], pictures.seeds[rows]))
+    doubles = near_duplicates(pictures.thumbnails[rows], pictures.seeds[rows])
+    shares["near_duplicates"] = _mean(doubles)
+    shares["damaged"] = _mean(any_outside | doubles)
     return shares
 
 

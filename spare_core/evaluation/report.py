@@ -167,8 +167,8 @@ def summary_table(evaluation: Mapping[str, Any]) -> str:
         )
         lines.append(f"worst neighbour: {worst['concept']}, {fall}")
     if damage := evaluation["damage"]:
-        outside = {side: damage["kept"][side]["outside"] for side in ("base", "adapted")}
-        lines.append(f"kept pictures that look damaged: {outside['adapted']:.1%} (base {outside['base']:.1%})")
+        shares = {side: damage["kept"][side]["damaged"] for side in ("base", "adapted")}
+        lines.append(f"kept pictures that look damaged: {shares['adapted']:.1%} (base {shares['base']:.1%})")
     return "\n".join(lines)
 
 

@@ -1,0 +1,1 @@
+"""SPARE among other systems: servers to try it with, and a deployment that follows the registry."""
