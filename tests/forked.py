@@ -79,37 +79,31 @@ def arm(point: int) -> list[int]:
 
 
 def killed(name: str, store: str, points: int, seed: int) -> None:
-    """The promotion is killed at so many different points; whoever comes next promotes or rolls back."""
+    """The promotion is killed at so many points; whoever comes next promotes or rolls back."""
     choose = random.Random(seed)
 
-    def whole() -> int:
-        passed = arm(0)
-        promote(name, 2, open_store(store), "anna", POLICY)
+    def move(version: int, actor: str, point: int = 0) -> int:
+        """The number of points there were."""
+        passed = arm(point)
+        promote(name, version, open_store(store), actor, POLICY)
         return passed[0]
 
-    for version in (3, 2, 1):  # once judged, a version has fewer requests to make
-        forked(lambda version=version: promote(name, version, open_store(store), "anna", POLICY).moved)  # type: ignore[misc]
-    _, there_are = forked(whole)
-    champion = 2
-    # Half of them where it matters most: at its end, from the announcement on.
-    chosen = choose.sample(range(1, there_are - 24), points // 2)
-    chosen += choose.sample(range(there_are - 24, there_are + 1), points - points // 2)
-    for point in sorted(chosen):
-        version = choose.choice([one for one in VERSIONS if one != champion])
+    for version in VERSIONS:  # once judged, a version has fewer requests to make
+        forked(lambda version=version: move(version, "anna"))  # type: ignore[misc]
+    for number in range(points):
+        # The log grows, and so does the number of requests that read it: counted each time.
+        _, there_are = forked(lambda: move(1, "anna"))
+        # Every other one where it matters most: at its end, from the announcement on.
+        point = choose.randint(1, there_are) if number % 2 else there_are - choose.randint(0, 24)
+        ended, _ = forked(lambda point=point: move(2, f"killed at {point}", point))  # type: ignore[misc]
+        version, back = choose.choice(VERSIONS), choose.random() < 0.3
 
-        def mortal(point: int = point, version: int = version) -> None:
-            arm(point)
-            promote(name, version, open_store(store), f"killed at {point}", POLICY)
-
-        ended, _ = forked(mortal)
-
-        def following() -> int | None:
-            if choose.random() < 0.3:
+        def following(version: int = version, back: bool = back) -> int | None:
+            if back:
                 return rollback(name, open_store(store), "bert", POLICY).aliases.champion
-            return promote(name, choose.choice(VERSIONS), open_store(store), "bert", POLICY).aliases.champion
+            return promote(name, version, open_store(store), "bert", POLICY).aliases.champion
 
         after, champion = forked(following)
-        choose.random()  # the child's choices are lost with it; the next ones are to differ
         print(json.dumps({"point": point, "of": there_are, "killed": ended, "next": after, "champion": champion}))
 
 

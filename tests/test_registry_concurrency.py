@@ -23,7 +23,7 @@ from tests.mlflow_servers import Server
 from tests.registrations import register_one
 
 pytest_plugins = ("tests.mlflow_fixtures",)
-POINTS, ROUNDS = 24, 50
+ROUNDS = 50
 
 
 def registered(folder: Path, denoiser: UNetDenoiser, concept: str, store: Store) -> str:
@@ -43,17 +43,16 @@ def rounds(server: Server, *arguments: object) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("kind", ["folder", "bucket"])
+@pytest.mark.parametrize(("kind", "points"), [("folder", 12), ("bucket", 6)])
 def test_after_a_promotion_killed_anywhere_the_next_call_brings_log_and_aliases_together(
-    kind: str, server: Server, denoiser: UNetDenoiser, tmp_path: Path, bucket: str
+    kind: str, points: int, server: Server, denoiser: UNetDenoiser, tmp_path: Path, bucket: str
 ) -> None:
     store = open_store(str(tmp_path / "store") if kind == "folder" else f"s3://{bucket}")
     name = registered(tmp_path, denoiser, f"Killed {kind}", store)
-    done = rounds(server, "killed", name, store.uri, POINTS // 2, 7)
-    assert len(done) == POINTS // 2
-    assert done[0]["of"] > POINTS
+    done = rounds(server, "killed", name, store.uri, points, 7)
+    assert len(done) == points
     assert {one["next"] for one in done} == {0}
-    assert [one["killed"] for one in done].count(-signal.SIGKILL) >= POINTS // 2 - 2, "some have fewer requests to make"
+    assert {one["killed"] for one in done} == {-signal.SIGKILL}
     proof = verify(name, store)
     entries = PromotionLog(store, name).read()
     assert proof["entries"] == len(entries)
@@ -61,8 +60,9 @@ def test_after_a_promotion_killed_anywhere_the_next_call_brings_log_and_aliases_
         entry.number for entry in entries if entry.is_move
     }
     assert read_aliases(connect(), name) == entries[-1].after
-    assert any("killed at" in entry.actor and after.actor == "bert" for entry, after in
-               itertools.pairwise(entries)), "one was finished by whoever came next"  # fmt: skip
+    pairs = [(entry.actor, after.actor) for entry, after in itertools.pairwise(entries) if entry.is_move]
+    taken_over = [by for actor, by in pairs if actor.startswith("killed") and by == "bert"]
+    assert len(taken_over) >= points // 6, "moves that were announced, and finished by whoever came next"
 
 
 def test_of_two_processes_at_once_one_wins_every_time(server: Server, denoiser: UNetDenoiser, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import dataclasses
 import hashlib
 import json
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 SCHEMA: Final = "spare.promotion/1"
 NOTHING: Final = "0" * 64
 """What the first entry names as the one before it."""
+
+_READERS: Final = 10
 
 Kind = Literal["promote", "rollback", "finish", "outside"]
 _MOVES: Final = ("promote", "rollback")
@@ -124,15 +127,13 @@ class PromotionLog:
             LogDamaged: naming the first entry that does not fit.
         """
         keys = sorted(self.store.list(self._folder))
-        entries: list[Entry] = []
         for number, key in enumerate(keys, 1):
             if key != self._key(number):
                 raise LogDamaged(f"{self._where(number)} is missing; the next there is {key.rpartition('/')[2]!r}")
-            try:
-                content = self.store.read(key)
-            except ObjectMissing:
-                raise LogDamaged(f"{self._where(number)} is gone; it was deleted while the log was read") from None
-            entries.append(self._checked(content, number, entries[-1] if entries else None))
+        entries: list[Entry] = []
+        with ThreadPoolExecutor(_READERS) as pool:  # one request an entry, for years of promotions
+            for number, content in enumerate(pool.map(self._content, range(1, len(keys) + 1)), 1):
+                entries.append(self._checked(content, number, entries[-1] if entries else None))
         return tuple(entries)
 
     def append(self, last: Entry | None, kind: Kind, actor: str, before: Aliases, after: Aliases, **more: Any) -> Entry:
@@ -157,6 +158,12 @@ class PromotionLog:
                 f"`spare registry show {self.model}`, then try again"
             ) from None
         return dataclasses.replace(entry, sha256=hashlib.sha256(content).hexdigest())
+
+    def _content(self, number: int) -> bytes:
+        try:
+            return self.store.read(self._key(number))
+        except ObjectMissing:
+            raise LogDamaged(f"{self._where(number)} is gone; it was deleted while the log was read") from None
 
     def _checked(self, content: bytes, number: int, before: Entry | None) -> Entry:
         try:
