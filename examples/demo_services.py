@@ -84,6 +84,8 @@ def main() -> int:
         code = run(environment, given.output, arguments())
         if given.hold:
             input(f"MLflow is at {environment['MLFLOW_TRACKING_URI']}; Enter ends it")
+        else:
+            print("both servers have ended now; --hold keeps them, to look further")
     return code
 
 

@@ -113,12 +113,9 @@ def history(
 
     if verify:
         proof = views.verify(name, open_store(store))
-        print_result(
-            proof,
-            as_json,
-            f"{name}: {proof['entries']} entries, whole up to {proof['head'] or 'nothing'}; "
-            f"{proof['documents']} verdicts as they were written; the aliases are as logged",
-        )
+        whole = f"{proof['entries']} entries, whole up to {proof['head'] or 'the start'}"
+        cited = f"{proof['documents']} cited verdict(s) as they were written"
+        print_result(proof, as_json, f"{name}: {whole}; {cited}; the aliases are as logged")
         return
     found = views.history(name, open_store(store))
     lines = [entry["told"] for entry in found["entries"]] or [f"{name} was never promoted"]

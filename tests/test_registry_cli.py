@@ -58,7 +58,7 @@ def test_from_the_first_promotion_to_the_history(tmp_path: Path, denoiser: UNetD
     assert "better figures" in told[2]
     proof = registry("history", name, "--verify").stdout
     assert proof.startswith(f"{name}: 6 entries, whole up to ")
-    assert "2 verdicts as they were written; the aliases are as logged" in proof
+    assert "2 cited verdict(s) as they were written; the aliases are as logged" in proof
     entries = json.loads(registry("history", name, "--json").stdout)["entries"]
     assert [entry["kind"] for entry in entries] == ["promote", "finish"] * 2 + ["rollback", "finish"]
     assert [entry["actor"] for entry in entries][:2] == ["anna", "anna"]
