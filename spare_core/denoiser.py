@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from spare_core.errors import ConceptError, ModelError, TrainingError
-from spare_core.model_files import ModelFiles, find_model, plain_name
+from spare_core.model_files import ModelFiles, find_model
 from spare_core.settings import Device, Precision
+from spare_core.spare_base_digest import plain_name
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DECODE_BATCH = 16

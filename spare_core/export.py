@@ -32,7 +32,8 @@ from spare_core.artifact import LORA, SPARSE, StoredAdapter, check_base, check_f
 from spare_core.atomic import write_bytes, write_tensors
 from spare_core.errors import AdapterError, OutputError, SettingsError, StorageError
 from spare_core.merge import merge, squared_error
-from spare_core.model_files import ARCHITECTURES, find_model
+from spare_core.model_files import find_model
+from spare_core.spare_base_digest import ARCHITECTURES
 
 FORMATS: Final = ("diffusers", "kohya", "sparse", "merged")
 DEFAULT_RANK: Final = 16

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from spare_core.adapter import DeltaUpdate, LowRankUpdate
 from spare_core.errors import AdapterError, ModelError
-from spare_core.model_files import ModelFiles, weight_files
+from spare_core.model_files import ModelFiles
+from spare_core.spare_base_digest import weight_files
 
 _DTYPES: Final = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DOCUMENTS: Final = (".json", ".txt", ".md", ".png", ".jpg", ".jpeg", ".webp", "")

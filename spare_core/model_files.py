@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -11,22 +10,14 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from spare_core.canvas import PIPELINE
 from spare_core.errors import ModelError
 from spare_core.locations import is_s3, local_path
+from spare_core.spare_base_digest import ARCHITECTURES, VARIANTS, WANTED, digest, tensors, weight_files
 
-ARCHITECTURES: Final = {
-    "StableDiffusionPipeline": ("unet", "text_encoder"),
-    "StableDiffusionXLPipeline": ("unet", "text_encoder", "text_encoder_2"),
-}
-"""Supported pipelines, and the components whose weights the digest covers (DESIGN 4)."""
-
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_WANTED: Final = ["model_index.json", "*/*.json", "*/*.txt", "unet/*.safetensors", "text_encoder*/*.safetensors",
-                  "vae/*.safetensors"]  # fmt: skip
-"""What is fetched from a hub or from S3: no pickles, not the whole checkpoints that lie beside the components."""
+HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
@@ -48,28 +39,13 @@ class ModelFiles:
         """Each tensor of a component under its file-independent name, read one at a time."""
         for file in weight_files(self.path / component, self.variant):
             try:
-                with safe_open(file, "pt") as opened:
-                    for name in opened.keys():  # noqa: SIM118 - safe_open is no mapping
-                        yield plain_name(name), opened.get_tensor(name)
+                yield from tensors(file)
             except SafetensorError as error:
                 raise ModelError(f"{file} is not a readable safetensors file ({error}); fetch it again") from None
 
     def digest(self) -> str:
-        """sha256 over the sorted (component, tensor name, dtype, shape, bytes) of denoiser and text encoders.
-
-        The same weights in another folder, or split into other files, have the same digest.
-        """
-        entries = []
-        for component in self.components:
-            for name, tensor in self.tensors(component):
-                content = hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
-                entries.append((component, name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape), content))
-        return hashlib.sha256(json.dumps(sorted(entries), separators=(",", ":")).encode()).hexdigest()
-
-
-def plain_name(name: str) -> str:
-    """A tensor's name without the prefix that transformers 4 writes and transformers 5 leaves out."""
-    return name.removeprefix("text_model.")
+        """What names these weights, see :func:`spare_core.spare_base_digest.digest`."""
+        return digest((component, self.tensors(component)) for component in self.components)
 
 
 def find_model(source: str, on_progress: Callable[[int, int], None] = lambda done, total: None) -> ModelFiles:
@@ -84,7 +60,7 @@ def find_model(source: str, on_progress: Callable[[int, int], None] = lambda don
     if source == "canvas":
         return _check(source, PIPELINE)
     if is_s3(source):
-        path = local_path(source, _WANTED, on_progress)
+        path = local_path(source, WANTED, on_progress)
         try:
             return _check(source, path)
         except ModelError as error:
@@ -96,7 +72,7 @@ def find_model(source: str, on_progress: Callable[[int, int], None] = lambda don
         raise ModelError(f"model {source[:60]!r}… is no usable path: {error.strerror}") from None
     if exists:
         return _check(source, path)
-    if _HUB_ID.fullmatch(source) and not source.startswith((".", "/")):
+    if HUB_ID.fullmatch(source) and not source.startswith((".", "/")):
         return _check(source, _download(source))
     raise ModelError(
         f"there is no model {source!r}; give 'canvas', a local diffusers directory, s3://bucket/prefix, or a hub id "
@@ -109,7 +85,7 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=_WANTED))
+        return Path(snapshot_download(hub_id, allow_patterns=[*WANTED]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
@@ -138,18 +114,10 @@ def _check(source: str, path: Path) -> ModelFiles:
 
 def _variant(folder: Path) -> str | None:
     """None for plain weights, "fp16" where only that variant is there."""
-    for variant in (None, "fp16"):
+    for variant in VARIANTS:
         if weight_files(folder, variant):
             return variant
     pickles = sorted(file.name for file in folder.glob("*") if file.suffix in _PICKLES)
     if pickles:
         raise ModelError(f"{folder} holds {pickles[0]}, a pickle; only safetensors are read, convert it first")
     raise ModelError(f"{folder} holds no safetensors weights; is the download complete?")
-
-
-def weight_files(folder: Path, variant: str | None) -> list[Path]:
-    """The safetensors files of one variant, shards in order."""
-    pattern = re.compile(
-        r"(diffusion_pytorch_model|model)" + (rf"\.{variant}" if variant else "") + r"(-\d+-of-\d+)?\.safetensors"
-    )
-    return sorted(file for file in folder.glob("*.safetensors") if pattern.fullmatch(file.name))

@@ -78,7 +78,13 @@ def prepare(order: str, examples: Path) -> dict[str, Any]:
         from spare_core import stages
 
         stages.prepare(_open(asked), examples)
-        return _log_facts(run, examples, asked, "prepare")
+        facts = _log_facts(run, examples, asked, "prepare")
+        request = asked.request
+        counts = {name: facts[name] for name in ("forget", "retain", "forget_heldout", "retain_heldout")}
+        if request.images and request.images_digest:
+            run.dataset("pictures of the concept", request.images_digest, request.images, "training", {})
+        run.dataset("examples", request.sha256, f"drawn by {request.model}", "training", counts)
+        return facts
 
 
 def timesteps(order: str, examples: Path, profile: Path, page: Path) -> dict[str, Any]:
@@ -149,6 +155,8 @@ def evaluate(order: str, adapter: Path, evaluation: Path, page: Path) -> dict[st
             Progress(),
         )  # fmt: skip
         print(summary_table(report), flush=True)
+        counts = {"pictures": report["counts"]["pictures"], "seeds": len(report["seeds"])}
+        run.dataset(f"suite {suite.name}", asked.suite_sha256, asked.suite, "evaluation", counts)
         run.metrics(figures(report))
         for name in ("evaluation.json", *report["files"]):
             run.artifact(evaluation / name)

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spare_core.errors import ModelError
-from spare_core.model_files import ARCHITECTURES, find_model, plain_name
+from spare_core.model_files import find_model
+from spare_core.spare_base_digest import ARCHITECTURES, plain_name
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"

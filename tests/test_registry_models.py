@@ -191,7 +191,7 @@ def test_a_base_model_may_be_given_in_place_of_the_one_that_came_along(
     assert model.predict(["a cat"], params={"num_inference_steps": 1})[0].startswith(b"\x89PNG")
 
 
-def test_a_hub_base_is_named_by_its_id_in_the_flavours_own_way(tmp_path: Path, denoiser: UNetDenoiser) -> None:
+def test_a_hub_base_is_named_by_its_id(tmp_path: Path, denoiser: UNetDenoiser) -> None:
     stored = write_adapter(tmp_path / "adapter", denoiser, "Hub")
     set_source(stored.folder, "some-org/some-model-v1.5")
     version = registered("hub", stored.folder)
@@ -199,7 +199,7 @@ def test_a_hub_base_is_named_by_its_id_in_the_flavours_own_way(tmp_path: Path, d
     described = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]
     assert version.name.startswith("spare.some-model-v1-5-")
     assert described["diffusers"]["base_model"] == "some-org/some-model-v1.5"
-    assert described["python_function"]["loader_module"] == "mlflow.diffusers"
+    assert described["python_function"]["config"]["base_model"] == "some-org/some-model-v1.5"
     assert not (folder / "base").exists()
 
 

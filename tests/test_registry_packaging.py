@@ -78,3 +78,49 @@ def test_a_base_that_is_not_here_any_more_is_said_so(base: Path, stored: StoredA
     shutil.rmtree(base)
     with pytest.raises(ModelError, match="there is no model"):
         package(tmp_path / "model", stored, Model())
+
+
+def loads(model: Path, **config: str) -> bool:
+    """Whether MLflow loads it and it draws."""
+    loaded = mlflow.pyfunc.load_model(str(model), model_config=config or None)
+    return bool(loaded.predict(["a cat"], params={"num_inference_steps": 1})[0].startswith(b"\x89PNG"))
+
+
+def test_a_base_that_was_changed_within_the_package_is_not_loaded(
+    stored: StoredAdapter, tmp_path: Path, sd2_dir: Path
+) -> None:
+    package(tmp_path / "model", stored, Model())
+    moved = Path(shutil.copytree(tmp_path / "model", tmp_path / "moved"))
+    assert loads(moved)
+    file = moved / "base" / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(RuntimeError, match="is not the base model that this adapter was trained for"):
+        loads(moved)
+    with pytest.raises(RuntimeError, match="is not the base model that this adapter was trained for"):
+        loads(moved, base_model=str(sd2_dir))
+
+
+def hub_cache(folder: Path, name: str, model: Path) -> Path:
+    """A model as huggingface_hub keeps what it fetched."""
+    repository = folder / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True, exist_ok=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    snapshot = repository / "snapshots" / ("0" * 40)
+    shutil.rmtree(snapshot, ignore_errors=True)
+    return Path(shutil.copytree(model, snapshot))
+
+
+def test_a_base_from_a_hub_is_checked_too(
+    stored: StoredAdapter, tmp_path: Path, sd1_dir: Path, sd2_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    set_source(stored.folder, "some-org/some-model")
+    package(tmp_path / "model", load_adapter(stored.folder), Model())
+    assert not (tmp_path / "model" / "base").exists()
+    hub_cache(tmp_path / "hub", "some-org/some-model", sd1_dir)
+    assert loads(tmp_path / "model")
+    hub_cache(tmp_path / "hub", "some-org/some-model", sd2_dir)
+    with pytest.raises(RuntimeError, match="some-org/some-model is not the base model that this adapter"):
+        loads(tmp_path / "model")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import mlflow.data
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
@@ -190,3 +192,37 @@ def test_an_error_of_the_work_is_not_hidden_by_a_server_that_is_gone_too() -> No
         run.client = MlflowClient(f"http://127.0.0.1:{free_port()}")
         raise ValueError("the real reason")
     assert "MLflow could not be told" in caught.value.__notes__[0]
+
+
+def test_what_a_stage_reads_is_one_of_mlflows_inputs(client: MlflowClient) -> None:
+    digest = "ab" * 32
+    with stage_run("inputs", "prepare", "kfp-1") as run:
+        run.dataset("pictures", digest, "s3://bucket/pictures", "training", {"images": 12})
+        run.dataset("examples", digest, "drawn by canvas", "training", {"forget": 48})
+    inputs = client.get_run(run.run_id).inputs.dataset_inputs
+    found = {one.dataset.name: one for one in inputs}
+    assert {*found} == {"pictures", "examples"}
+    assert found["pictures"].dataset.digest == digest[:36]
+    assert {tag.key: tag.value for tag in found["pictures"].tags} == {"mlflow.data.context": "training"}
+    assert json.loads(found["examples"].dataset.profile) == {"forget": 48}
+    source = mlflow.data.get_source(found["pictures"].dataset)
+    assert source.to_dict() == {"uri": "s3://bucket/pictures"}
+    assert mlflow.data.get_source(found["examples"].dataset).to_dict() == {
+        "tags": {"mlflow.source.name": "drawn by canvas"}
+    }
+
+
+@pytest.mark.parametrize(("wanted", "logged"), [("true", True), ("false", False), (None, False)])
+def test_system_metrics_are_logged_where_mlflows_variable_asks_for_them(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, wanted: str | None, logged: bool
+) -> None:
+    """Or, without it, on a node with a GPU; this is none."""
+    monkeypatch.setattr("spare_core.registry.tracking._GPU", Path("/nonexistent"))
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    if wanted is not None:
+        monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", wanted)
+    with stage_run(f"system {wanted}", "distill", "kfp-1") as run:
+        time.sleep(1.0)
+    names = {name for name in client.get_run(run.run_id).data.metrics if name.startswith("system/")}
+    assert ("system/cpu_utilization_percentage" in names) is logged
+    assert bool(names) is logged

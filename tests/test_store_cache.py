@@ -19,6 +19,7 @@ from spare_core.store import fetch
 from spare_core.store.addresses import SCRATCH
 from spare_core.store.base import PART
 from spare_core.store.cache import cache_folder
+from spare_core.store.eviction import allowed
 from tests.faulty_proxy import FaultyProxy
 from tests.test_store import tree
 
@@ -200,3 +201,64 @@ def test_what_was_deleted_from_the_cache_is_fetched_again(uri: str, tmp_path: Pa
     assert tree(fetch(uri)) == FILES
     shutil.rmtree(tmp_path / "cache")
     assert tree(fetch(uri)) == FILES
+
+
+# --- a bound ---------------------------------------------------------------------------------------------------------
+
+
+def cached(tmp_path: Path) -> int:
+    """How many copies of the big file there are."""
+    return len(list((tmp_path / "cache").rglob("big")))
+
+
+def test_a_bounded_cache_drops_what_was_used_longest_ago(
+    uri: str, bucket: str, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In processes that end: what they fetched is then nobody's any more."""
+    monkeypatch.setenv("SPARE_CACHE_LIMIT", str(int(2.5 * len(BIG))))
+    for name in ("second", "third"):
+        s3.put_object(Bucket=bucket, Key=f"env/{name}/big", Body=BIG)
+    places = []
+    for name in ("model", "second", "model", "third"):
+        process = in_process(fetch_and_note, f"s3://{bucket}/env/{name}", tmp_path / "note")
+        process.join(60)
+        assert process.exitcode == 0
+        places.append(Path((tmp_path / "note").read_text(encoding="utf-8")))
+    model, second, again, third = places
+    assert (model, cached(tmp_path)) == (again, 2)
+    assert (model.exists(), second.exists(), third.exists()) == (True, False, True)
+    assert tree(fetch(f"s3://{bucket}/env/second")) == {"big": BIG}, "it is fetched again"
+
+
+def test_what_a_living_process_uses_stays_however_small_the_bound(
+    uri: str, bucket: str, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.put_object(Bucket=bucket, Key="env/second/big", Body=BIG)
+    ours = fetch(uri)
+    monkeypatch.setenv("SPARE_CACHE_LIMIT", "1k")
+    process = in_process(fetch_and_note, f"s3://{bucket}/env/second", tmp_path / "note")
+    process.join(60)
+    assert process.exitcode == 0
+    assert tree(ours) == FILES
+    assert Path((tmp_path / "note").read_text(encoding="utf-8")).is_dir(), "nor what was fetched just now"
+    fetch(f"{uri}/sub/small.txt")
+    assert tree(ours) == FILES
+    assert cached(tmp_path) == 1, "the other process has ended"
+
+
+@pytest.mark.parametrize("limit", ["much", "-1", "50X", "1e9", "G"])
+def test_a_bound_that_is_no_size_is_refused_before_anything_is_asked(
+    uri: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setenv("SPARE_CACHE_LIMIT", limit)
+    with pytest.raises(SettingsError, match=f"SPARE_CACHE_LIMIT is '{limit}'; it must be a size such as 50G"):
+        fetch(uri)
+    assert requests(proxy) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("limit", "size"), [("", None), ("10", 10), ("1.5k", 1536), ("2 GiB", 2**31), ("3TB", 3 * 2**40)]
+)
+def test_a_bound_is_written_as_people_do(monkeypatch: pytest.MonkeyPatch, limit: str, size: int | None) -> None:
+    monkeypatch.setenv("SPARE_CACHE_LIMIT", limit)
+    assert allowed() == size

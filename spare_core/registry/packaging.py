@@ -2,10 +2,12 @@
 
 What of the base goes along depends on where it is:
 
-- a hub id: nothing; the flavour's own way, pinned to the hub's latest commit;
-- ``s3://``: nothing; it is fetched when the adapter is loaded, and must have the digest the adapter was trained for;
+- a hub id: nothing; the flavour pins the hub's latest commit;
+- ``s3://``: nothing; it is fetched when the adapter is loaded;
 - Canvas, or a local directory: the pipeline's files, in the folder ``base``. Nobody else could find them; who minds the
   room puts the base on S3 or a hub.
+
+Wherever it comes from, what is loaded must have the digest that the adapter was trained for.
 
 ``adapter_weights`` is a whole adapter directory of ours (weights and ``spare.json``).
 """
@@ -18,12 +20,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from spare_core import spare_base_digest
 from spare_core.artifact import LORA, MANIFEST, StoredAdapter
 from spare_core.errors import ModelError, RegistryInputError
 from spare_core.locations import is_s3
-from spare_core.model_files import _HUB_ID, ModelFiles, find_model, weight_files
+from spare_core.model_files import HUB_ID, ModelFiles, find_model
 from spare_core.registry.client import asking
 from spare_core.registry.spare_adapter_loader import BUNDLED
+from spare_core.spare_base_digest import weight_files
 
 WEIGHTS: Final = "adapter_weights"
 _LOADER: Final = Path(__file__).with_name("spare_adapter_loader.py")
@@ -44,9 +48,8 @@ def package(folder: Path, stored: StoredAdapter, model: Any) -> None:
     check_lora(stored)
     source = str(stored.manifest["base"]["source"])
     on_s3 = is_s3(source)
-    bundled = not on_s3 and (Path(source).exists() or not _HUB_ID.fullmatch(source))
+    bundled = not on_s3 and (Path(source).exists() or not HUB_ID.fullmatch(source))
     reference = BUNDLED if bundled else source
-    own_loader = bundled or on_s3
     base = _bundle(stored, source) if bundled else {}
     adapter = folder.with_name(f"{folder.name}-adapter")
     adapter.mkdir()
@@ -55,14 +58,13 @@ def package(folder: Path, stored: StoredAdapter, model: Any) -> None:
     with asking("package the adapter"):
         diffusers.save_model(
             str(adapter), str(folder), reference, mlflow_model=model, signature=_signature(),
-            code_paths=[str(_LOADER)] if own_loader else None,
+            code_paths=[str(_LOADER), spare_base_digest.__file__],
             metadata={"spare": {"base_digest": stored.base_digest, "adapter_sha256": stored.sha256}},
         )  # fmt: skip
     # Without a configuration, MLflow ignores what a user gives as model_config: the flavour forgets to declare it.
     pyfunc = model.flavors["python_function"]
     pyfunc["config"] = {"base_model": reference, "device": None, "torch_dtype": "auto"}
-    if own_loader:
-        pyfunc["loader_module"] = _LOADER.stem
+    pyfunc["loader_module"] = _LOADER.stem
     model.save(str(folder / "MLmodel"))
     for name, file in base.items():
         place = folder / BUNDLED / name

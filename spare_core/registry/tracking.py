@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from spare_core.errors import RegistryError, RegistryInputError
+from spare_core.locations import is_s3
 from spare_core.registry.client import artifact_root, asking, connect, scrubbed
 from spare_core.registry.naming import concept_slug
 
@@ -41,10 +42,13 @@ _KEY_PART: Final = re.compile(r"(?=.*[^. ])[\w.\- :]{1,100}")
 _KEY_CHARACTERS: Final = 250
 _PARAM_CHARACTERS: Final = 6000
 _TAG_CHARACTERS: Final = 8000
+_DIGEST_CHARACTERS: Final = 36
 _METRICS_A_CALL: Final = 1000
 _PARAMS_A_CALL: Final = 100
 _FLUSH_SECONDS: Final = 5.0
 """A curve that is watched while it grows may lag by so much."""
+
+_GPU: Final = Path("/dev/nvidiactl")
 
 Outcome = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -99,6 +103,26 @@ class StageRun:
         """Set tags, in place of what they held before."""
         _set_tags(self.client, self.run_id, values)
 
+    def dataset(self, name: str, digest: str, source: str, context: str, profile: Mapping[str, int]) -> None:
+        """Log what the stage reads as one of MLflow's inputs.
+
+        Args:
+            name: what it is, for people.
+            digest: of its content; MLflow keeps the first 36 characters.
+            source: where it is: a path, an ``s3://`` address, or words for what is made from words.
+            context: what it is for, "training" or "evaluation".
+            profile: counts by name.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        kind = "s3" if is_s3(source) else "local" if Path(source).is_absolute() else "code"
+        told = {"tags": {"mlflow.source.name": source}} if kind == "code" else {"uri": source}
+        dataset = Dataset(
+            _cut(name, 500), digest[:_DIGEST_CHARACTERS], kind, json.dumps(told), profile=json.dumps(dict(profile))
+        )
+        with asking("log a dataset"):
+            self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
     def artifact(self, path: Path, folder: str = "") -> None:
         """Upload a file, or a directory with all in it, into ``folder`` of the run's artifacts."""
         with asking(f"store {path.name}"):
@@ -123,6 +147,9 @@ def metric_key(name: str) -> str:
 def stage_run(request_id: str, stage: str, kfp_run_id: str) -> Iterator[StageRun]:
     """The run of one stage while it works: FINISHED after the body, FAILED with the error's message if it raises.
 
+    On a node with a GPU, MLflow's system metrics are logged all the while; MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING says
+    otherwise, as it does in MLflow.
+
     A stage that is tried again in the same KFP run opens its own run again; the first stage of a request also makes the
     parent.
 
@@ -144,12 +171,31 @@ def stage_run(request_id: str, stage: str, kfp_run_id: str) -> Iterator[StageRun
     _delete(client, doubles)
     run = StageRun(client, child.info.run_id, parent.info.run_id, request_id, _open(client, child))
     try:
-        yield run
-        run.flush()
+        with _system_metrics(run):
+            yield run
+            run.flush()
     except BaseException as error:
         _fail(run, error)
         raise
     _terminate(client, run.run_id, "FINISHED")
+
+
+@contextmanager
+def _system_metrics(run: StageRun) -> Iterator[None]:
+    from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+
+    wanted = MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get()
+    if not (_GPU.exists() if wanted is None else wanted):
+        yield
+        return
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run.run_id, resume_logging=run.attempt > 1, tracking_uri=run.client.tracking_uri)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
 
 
 def end_request(request_id: str, status: Outcome, tags: Mapping[str, str] | None = None) -> str:

@@ -2,7 +2,8 @@
 
 ``CACHE/s3/<address>/<listing>/`` holds the files of one listing. It is filled under another name and renamed when it is
 whole, under a lock, so several processes may ask for the same at once; a killed one leaves what it got to the next.
-Nothing is ever removed; delete the folder when no process reads from it.
+It grows without bound unless ``SPARE_CACHE_LIMIT`` sets one ("50G"): then a fetch removes what was used longest ago,
+but nothing while a process that fetched it is alive (:mod:`spare_core.store.eviction`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from spare_core.store.addresses import S3Address, parse_s3
 from spare_core.store.base import Entry, OnProgress, no_progress
 from spare_core.store.connect import s3_store
 from spare_core.store.disk import disk_errors, exclusive
+from spare_core.store.eviction import allowed, shrink, use
 
 if TYPE_CHECKING:
     from spare_core.store.s3 import S3Store
@@ -55,6 +57,7 @@ def fetch(uri: str, on_progress: OnProgress = no_progress, wanted: Sequence[str]
         StorageError: if the disk would not take it.
     """
     address = parse_s3(uri)
+    allowed()
     store = s3_store(address)
     from spare_core.store.downloads import until_unchanged
 
@@ -76,6 +79,8 @@ def _fetch(store: S3Store, address: S3Address, wanted: Sequence[str], on_progres
         raise ObjectMissing(f"there is nothing at {address.uri}{which}; check bucket and prefix, or upload it first")
     home = cache_folder() / "s3" / _digest([store.host, address.uri])
     ready = home / _digest([list(entry) for entry in found.values()])
+    with disk_errors(home):
+        use(ready)
     if not _is_whole(ready, found):
         with disk_errors(home), exclusive(home / "lock"):
             if not _is_whole(ready, found):
@@ -83,6 +88,8 @@ def _fetch(store: S3Store, address: S3Address, wanted: Sequence[str], on_progres
                 download(store, found, home / "filling", on_progress)
                 _prune(home / "filling", found)
                 (home / "filling").rename(ready)
+        with disk_errors(home):
+            shrink(home.parent)
     return ready / single if single else ready
 
 

@@ -31,22 +31,26 @@ def exclusive(path: Path) -> Iterator[None]:
     """
     handle = None
     while handle is None:
-        handle = _acquire(path)
+        handle = acquire(path, fcntl.LOCK_EX)
     try:
         yield
     finally:
         os.close(handle)
 
 
-def _acquire(path: Path) -> int | None:
-    """The open, locked file; None if it was removed while we waited."""
+def acquire(path: Path, how: int) -> int | None:
+    """The open file ``path`` (made if missing), locked as flock's ``how`` says; None if it was removed while we waited.
+
+    Raises:
+        BlockingIOError: with LOCK_NB, if somebody else holds it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, how)
         if path.exists() and path.stat().st_ino == os.fstat(handle).st_ino:
             return handle
     except FileNotFoundError:
