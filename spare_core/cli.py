@@ -48,7 +48,7 @@ def erase(
     images: Annotated[str | None, typer.Option(help="folder of pictures of the concept; local or s3://")] = None,
     template: Annotated[str | None, typer.Option(help="prompt with {concept} and {context}")] = None,
     context: Annotated[list[str] | None, typer.Option(help="what fills {context}; repeatable")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of settings; options given here win")] = None,
+    config: Annotated[str | None, typer.Option(help="YAML file of settings, local or s3://; options win")] = None,
     mask: Annotated[str | None, typer.Option(help="module, channel, weight or none")] = None,
     density: Annotated[float | None, typer.Option(help="share of the target weights that may move")] = None,
     rank: Annotated[int | None, typer.Option(help="rank of the adapter")] = None,
@@ -66,14 +66,14 @@ def erase(
     from spare_core.erase import erase as run
     from spare_core.progress import Progress
     from spare_core.request import build_erasure
-    from spare_core.settings import EraseSettings, read_yaml_mapping
+    from spare_core.settings import EraseSettings
 
     options = {
         "mask": mask, "density": density, "rank": rank, "steps": steps, "timesteps": timesteps, "seed": seed,
         "dtype": dtype, "device": device, "low_memory": low_memory,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
-    settings = EraseSettings.from_mapping({**(read_yaml_mapping(config) if config else {}), **given})
+    settings = EraseSettings.from_file(config, **given) if config else EraseSettings.from_mapping(given)
     erasure = build_erasure(model, concept, surrogate, kind, keep or (), template, context)  # type: ignore[arg-type]
     with Progress() as progress:
         manifest = run(model, erasure, settings, output, images, progress)
@@ -94,7 +94,7 @@ def evaluate(
     erased: Annotated[list[str], typer.Option(help="an erased concept; repeatable")],
     kind: Annotated[str, typer.Option(help="style or object")],
     output: Output,
-    suite: Annotated[str, typer.Option(help="canvas, unlearncanvas or a YAML file")] = "canvas",
+    suite: Annotated[str, typer.Option(help="canvas, unlearncanvas or a YAML file, local or s3://")] = "canvas",
     adapter: Annotated[list[Path] | None, typer.Option(help="adapter directory; repeatable, they add up")] = None,
     seeds: Annotated[int, typer.Option(help="draw only the first so many of the suite's seeds; 0: all", min=0)] = 0,
     objects_per_style: Annotated[int, typer.Option(help="draw only so many objects of each style; 0: all", min=0)] = 0,

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from spare_core.concept import normalise
 from spare_core.errors import SettingsError
-from spare_core.locations import local_path
 from spare_core.settings import field_problems, read_yaml_mapping
 
 DEFAULT: Final = "default"
@@ -70,16 +69,16 @@ class Policy:
             SettingsError: see :meth:`from_file`.
             StoreError: if it cannot be fetched.
         """
-        return cls.from_file(DEFAULT_POLICY if source in ("", DEFAULT) else local_path(source))
+        return cls.from_file(DEFAULT_POLICY if source in ("", DEFAULT) else source)
 
     @classmethod
-    def from_file(cls, path: Path = DEFAULT_POLICY) -> Policy:
-        """A policy from a YAML mapping that names every threshold.
+    def from_file(cls, source: str | Path = DEFAULT_POLICY) -> Policy:
+        """A policy from a YAML mapping, here or in S3, that names every threshold.
 
         Raises:
             SettingsError: with all that is wrong: unreadable, unknown, missing, of the wrong type, out of range.
         """
-        values = read_yaml_mapping(path)
+        values = read_yaml_mapping(source)
         known = {f.name: f.metadata["meaning"] for f in fields(cls)}
         problems = [f"unknown threshold {name!r}; known: {', '.join(known)}" for name in values if name not in known]
         problems += [f"{name} is missing ({meaning})" for name, meaning in known.items() if name not in values]
@@ -90,7 +89,7 @@ class Policy:
         except SettingsError as error:
             problems += error.problems
         if problems:
-            raise SettingsError([f"{path}: {problem}" for problem in problems])
+            raise SettingsError([f"{source}: {problem}" for problem in problems])
         return policy
 
     @property

@@ -201,7 +201,7 @@ def _images(images: str) -> str | None:
 
 
 def _suite(source: str, seeds: int) -> Suite:
-    return load_suite(source if source in ("canvas", "unlearncanvas") else str(local_path(source))).restricted(seeds, 0)
+    return load_suite(source).restricted(seeds, 0)
 
 
 def _suite_source(given: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from spare_core.errors import SettingsError
+from spare_core.locations import local_path
 
 MaskKind = Literal["module", "channel", "weight", "none"]
 SaliencyLoss = Literal["denoise", "gap"]
@@ -93,32 +94,34 @@ class EraseSettings:
         return settings
 
     @classmethod
-    def from_file(cls, path: Path, **overrides: Any) -> EraseSettings:
-        """Settings from a YAML mapping, with ``overrides`` on top."""
-        return cls.from_mapping({**read_yaml_mapping(path), **overrides})
+    def from_file(cls, source: str | Path, **overrides: Any) -> EraseSettings:
+        """Settings from a YAML mapping, here or in S3, with ``overrides`` on top."""
+        return cls.from_mapping({**read_yaml_mapping(source), **overrides})
 
     def as_dict(self) -> dict[str, Any]:
         """All settings as plain values."""
         return dataclasses.asdict(self)
 
 
-def read_yaml_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+def read_yaml_mapping(source: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, here or in S3.
 
     Raises:
         SettingsError: if the file cannot be read or holds something else.
+        StoreError: if it cannot be fetched.
     """
+    path = local_path(source)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError([f"cannot read {path}: {error}"]) from None
+        raise SettingsError([f"cannot read {source}: {error}"]) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise SettingsError([f"{path} must hold a mapping of names to values, got {type(values).__name__}"])
+        raise SettingsError([f"{source} must hold a mapping of names to values, got {type(values).__name__}"])
     if not all(isinstance(key, str) for key in values):
         raise SettingsError(
-            [f"{path} must name every value with text, got {[k for k in values if type(k) is not str]}"]
+            [f"{source} must name every value with text, got {[k for k in values if type(k) is not str]}"]
         )
     return values
 

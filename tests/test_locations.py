@@ -1,4 +1,4 @@
-"""Models and pictures may lie in S3: they are fetched once, only what is needed of them, and checked as usual."""
+"""Models, pictures and settings may lie in S3: they are fetched once, as little of them as is needed, and checked."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
 from spare_core.cli import app
 from spare_core.erase import erase
 from spare_core.errors import InputError, ModelError, ObjectMissing, SettingsError
+from spare_core.evaluation.suite import load_suite
+from spare_core.gate import DEFAULT_POLICY, Policy
 from spare_core.locations import local_path
 from spare_core.model_files import find_model
 from spare_core.request import build_erasure
@@ -89,6 +92,29 @@ def test_erase_takes_model_and_images_from_s3(
     assert any(stage.startswith("fetch") for stage in said)
     manifest = (tmp_path / "there/spare.json").read_text(encoding="utf-8")
     assert model in manifest and str(tmp_path) not in manifest
+
+
+def test_settings_policy_and_suite_come_from_s3_too(bucket: str, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(_made(tmp_path / "given/real/Photo/Cat") / "1.png")
+    suite = {"extends": "canvas", "styles": ["Photo", "Rust"], "objects": ["Cat", "Dog"], "reference": "real"}
+    policy = yaml.safe_load(DEFAULT_POLICY.read_text()) | {"min_ua": 0.9}
+    for name, values in (("settings", {"steps": 7}), ("policy", policy), ("suite", suite)):
+        (tmp_path / "given" / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    open_store(f"s3://{bucket}").upload(tmp_path / "given", "conf")
+    place = f"s3://{bucket}/conf"
+    assert EraseSettings.from_file(f"{place}/settings.yaml", rank=3) == EraseSettings(steps=7, rank=3)
+    assert Policy.find(f"{place}/policy.yaml").min_ua == 0.9
+    found = load_suite(f"{place}/suite.yaml")
+    assert (found.name, found.styles) == ("suite", ("Photo", "Rust"))
+    assert found.reference and (found.reference / "Photo/Cat/1.png").is_file()
+    for call in (EraseSettings.from_file, Policy.find, load_suite):
+        with pytest.raises(ObjectMissing, match=f"nothing at {place}/none.yaml"):
+            call(f"{place}/none.yaml")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import yaml
 from spare_core import distill, workflow
 from spare_core.artifact import LORA
 from spare_core.environment import CHECKPOINTS, RUN_ID, STORE
+from spare_core.order import Order
 from spare_core.registry.client import connect, embedded_uri
 from tests.test_order import GIVEN
 
@@ -122,3 +123,13 @@ def test_what_was_asked_is_in_mlflow(prepared: Prepared) -> None:
     assert run.data.params["erase"] == "neon lines"
     assert run.data.tags["spare.concept"] == "Neon Lines"
     assert run.data.tags["spare.base.digest"] == json.loads(prepared.order)["request"]["base"]
+
+
+def test_what_was_read_is_among_mlflows_inputs(prepared: Prepared) -> None:
+    (run,) = stage_runs("prepare")
+    (given,) = run.inputs.dataset_inputs
+    request = Order.from_json(prepared.order).request
+    assert (given.dataset.name, given.dataset.digest) == ("examples", request.sha256[:36])
+    counts = json.loads(given.dataset.profile)
+    assert counts["forget"] == 4
+    assert counts.keys() == {"forget", "retain", "forget_heldout", "retain_heldout"}

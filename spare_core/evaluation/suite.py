@@ -16,8 +16,8 @@ A suite of one's own is a YAML file::
     #      {type: canvas}
     reference: DIR                # optional: DIR/STYLE/OBJECT/*.jpg, real pictures that FID is measured against
 
-Folders are relative to the file. A classifier's labels are matched to the names without regard to case, and to
-underscores written for spaces.
+Folders are relative to the file, or s3:// addresses; the file may itself lie in S3. A classifier's labels are matched
+to the names without regard to case, and to underscores written for spaces.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from torch import Tensor
 from spare_core.canvas import protocol
 from spare_core.concept import normalise
 from spare_core.errors import ConceptError, SettingsError
+from spare_core.locations import is_s3, local_path
 from spare_core.settings import read_yaml_mapping
 
 Domain = Literal["style", "object"]
@@ -159,10 +160,11 @@ def load_suite(source: str) -> Suite:
 
     Raises:
         SettingsError: with everything that is wrong with it.
+        StoreError: if something it needs cannot be fetched from S3.
     """
-    if source not in _BUILT_IN and not Path(source).is_file():
+    if source not in _BUILT_IN and not is_s3(source) and not Path(source).is_file():
         raise SettingsError([f"there is no suite {source!r}; give {', '.join(_BUILT_IN)}, or a YAML file"])
-    values = _built_in(source) if source in _BUILT_IN else _from_file(Path(source))
+    values = _built_in(source) if source in _BUILT_IN else _from_file(source)
     known = [f.name for f in dataclasses.fields(Suite) if f.name not in ("first_seeds", "objects_per_style")]
     problems = [f"unknown setting {name!r}; known: extends, {', '.join(known)}" for name in values if name not in known]
     missing = [name for name in known if name not in values and name not in _OPTIONAL]
@@ -195,13 +197,13 @@ def _built_in(name: str) -> dict[str, Any]:
     }
 
 
-def _from_file(path: Path) -> dict[str, Any]:
-    values = {"name": path.stem, **_tupled(read_yaml_mapping(path))}
+def _from_file(source: str) -> dict[str, Any]:
+    values = {"name": Path(source).stem, **_tupled(read_yaml_mapping(source))}
     for name, folder in values.items():
         if name == "reference" and isinstance(folder, str):
-            values[name] = path.parent / folder
+            values[name] = _beside(source, folder)
         if name == "judge" and isinstance(folder, dict):
-            values[name] = {key: path.parent / value if key != "type" and isinstance(value, str) else value
+            values[name] = {key: _beside(source, value) if key != "type" and isinstance(value, str) else value
                             for key, value in folder.items()}  # fmt: skip
     base = values.pop("extends", None)
     if base is None:
@@ -209,6 +211,13 @@ def _from_file(path: Path) -> dict[str, Any]:
     if base not in _BUILT_IN:
         raise SettingsError([f"extends is {base!r}; allowed: {', '.join(_BUILT_IN)}"])
     return {**_built_in(base), **values}
+
+
+def _beside(source: str, folder: str) -> Path:
+    """A folder that a file names: an address in S3, or a path from the file's own place, which may be in S3."""
+    if is_s3(folder) or not is_s3(source):
+        return local_path(folder) if is_s3(folder) else Path(source).parent / folder
+    return Path(folder) if Path(folder).is_absolute() else local_path(f"{source.rpartition('/')[0]}/{folder}")
 
 
 def _tupled(values: dict[str, Any]) -> dict[str, Any]:
