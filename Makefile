@@ -26,7 +26,7 @@ pipelines: $(STAMP) ## compile the pipelines, for your registry with IMAGE=regis
 
 # Two processes of one thread each: torch's own threads in two processes would slow each other down.
 test: $(STAMP) ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## style, formatting and types: ruff and mypy
 	$(BIN)/ruff check .

@@ -59,6 +59,7 @@ def validate(parameters: Mapping[str, Any]) -> Checked:
         store = os.environ.get(STORE)
         if store:
             open_store(store).check()
+            open_store(store).check_create()
         else:
             problems.append(f"{STORE} is not set; set it to where evidence and promotions are kept, s3://bucket/prefix")
         with stage_run(request_id_of(parameters), "validate", pipeline_run_id()) as run:

@@ -22,6 +22,19 @@ if TYPE_CHECKING:
     from tests.faulty_proxy import FaultyProxy
 
 
+LONGEST = (
+    "test_pipelines_local", "test_pipelines_services", "test_registry_concurrency", "test_canvas_compat", "test_erase",
+    "test_pipelines_warm", "test_wheel", "test_examples_serve", "test_registry_models", "test_registry_promotions",
+)  # fmt: skip
+"""Modules of minutes, in the order in which they start: one that started last would run while other processes idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest modules first; pytest-xdist hands modules out in this order (``--no-loadscope-reorder``)."""
+    order = {f"{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
+
+
 @pytest.fixture(scope="session")
 def sd1_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SD 1.x pipeline directory; read-only."""

@@ -20,6 +20,7 @@ class Fault:
     ``before`` is called before the request goes on. ``status`` and ``code`` answer in the server's place. The bytes of
     an answer's body pass through ``change``; after ``cut`` of them the connection breaks. ``cut_request`` breaks it
     after so many bytes of the request's body. ``lose_answer`` lets the server work and the client never know.
+    ``drop_header`` keeps a header of the request from the server.
     """
 
     method: str = "GET"
@@ -34,6 +35,7 @@ class Fault:
     cut: int | None = None
     cut_request: int | None = None
     lose_answer: bool = False
+    drop_header: str = ""
     silent: float = 0.0
 
     def meets(self, method: str, target: str) -> bool:
@@ -110,6 +112,8 @@ class FaultyProxy:
             client.sendall(_answer(fault.status, fault.code))
             _drain(client)
             return
+        if fault.drop_header:
+            head = re.sub(rb"(?i)\r\n%s:[^\r]*" % fault.drop_header.encode(), b"", head)
         with socket.create_connection(self._upstream) as server:
             server.sendall(head)
             sending = threading.Thread(target=_pump, args=(client, server, fault.cut_request), daemon=True)

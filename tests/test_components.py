@@ -113,7 +113,7 @@ def test_what_acts_outside_is_never_cached_and_what_computes_is() -> None:
 
 def test_what_may_be_repeated_is_with_patience_and_what_is_decided_is_not() -> None:
     repeated = {name for name, task in tasks().items() if task.get("retryPolicy", {}).get("maxRetryCount")}
-    assert repeated == {"prepare", "timesteps", "saliency", "distill", "evaluate", "register", "promote"}
+    assert repeated == {"prepare", "timesteps", "saliency", "distill", "evaluate", "register", "promote", "finish"}
     assert all(tasks()[name]["retryPolicy"]["backoffDuration"] != "0s" for name in repeated)
 
 

@@ -199,6 +199,10 @@ def test_after_all_that_no_secret_is_anywhere(site: Site) -> None:
                 for file in folder.rglob("*") if file.is_file()}  # fmt: skip
     store = open_store(f"s3://{BUCKET}")
     searched |= {key: store.read(key) for key in store.list("")}
+    compiled = site.place.folder / "compiled.yaml"
+    subprocess.run([sys.executable, "-W", "ignore", "-m", "pipelines.spare", "--output", str(compiled)],
+                   cwd=Path(__file__).parents[1], check=True, timeout=120)  # fmt: skip
+    searched["compiled"] = compiled.read_bytes()
     searched |= {f"printed {number}": text.encode() for number, text in enumerate(site.printed)}
     assert any(name.endswith("mlflow.db") for name in searched)
     assert len(searched) > 100

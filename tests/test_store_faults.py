@@ -317,6 +317,14 @@ def test_a_create_whose_answer_was_lost_is_a_success(store: Store, proxy: Faulty
         store.create("a", b"with a nonce")
 
 
+def test_a_storage_that_overwrites_in_spite_of_the_condition_is_found_out(store: Store, proxy: FaultyProxy) -> None:
+    store.check_create()
+    store.check_create()
+    proxy.inject(method="PUT", path="conditional-create", drop_header="If-None-Match", times=99)
+    with pytest.raises(StoreError, match=r"conditional-create was overwritten: .* does not honour If-None-Match"):
+        store.check_create()
+
+
 def test_a_create_that_lost_after_its_retry_says_so(store: Store, bucket: str, s3: Any, proxy: FaultyProxy) -> None:
     proxy.inject(method="PUT", status=503, code="SlowDown")
     proxy.inject(method="PUT", before=lambda: put(s3, bucket, "a", b"theirs"))

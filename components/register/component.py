@@ -13,6 +13,9 @@ def register(order: str, name: str, adapter: dsl.Input[dsl.Model], evaluation: d
 ):
     """Register the adapter with its evidence as a model version in MLflow; the alias candidate points to it.
 
+    Adapter, evaluation and pictures are also kept by their digest in the store that SPARE_STORE names, where the gate
+    reads them.
+
     Run again for the same request and adapter, it finds the version that is there.
 
     Args:

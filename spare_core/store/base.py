@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from spare_core.errors import InputError
+from spare_core.errors import InputError, ObjectExists, StoreError
 from spare_core.store.addresses import check_key
 
 WORKERS: Final = 10
 """Requests at once."""
 PART: Final = 8 * 2**20
 """Bytes sent or asked for in one request; also what a killed download may lose of each part it was reading."""
+_PROBE: Final = "conditional-create"
 OnProgress = Callable[[int, int], None]
 """Called with the bytes done and the bytes there are, never backwards; from one thread at a time."""
 
@@ -54,6 +57,24 @@ class Store(ABC):
         Raises:
             ObjectMissing: if there is no such bucket or folder.
         """
+
+    def check_create(self) -> None:
+        """Nothing, if a create refuses to replace what is there, which all that is decided here rests on.
+
+        Some servers that speak S3's API take a conditional request and overwrite all the same. Leaves the object
+        ``conditional-create`` behind.
+
+        Raises:
+            StoreError: if this is one of them.
+        """
+        with suppress(ObjectExists):
+            self.create(_PROBE, b"SPARE tries here whether this storage refuses to overwrite.\n")
+        with suppress(ObjectExists):
+            self.create(_PROBE, f"It overwrites: {uuid.uuid4().hex}.\n".encode())
+            raise StoreError(
+                f"{self.uri_of(_PROBE)} was overwritten: this storage does not honour If-None-Match, so two that "
+                "decide at once would both win; use one that does, such as S3, MinIO, Ceph or R2"
+            )
 
     @abstractmethod
     def read(self, key: str) -> bytes:
