@@ -89,10 +89,10 @@ def spare_pipeline(profile: Profile) -> Any:
             evaluation = measured.outputs["evaluation"]
             registered = talks_to_services(register(order=order, name=name, adapter=adapter, evaluation=evaluation), 60)
             version = {output: registered.outputs[output] for output in ("name", "version")}
-            version["policy"] = checked.outputs["policy"]
-            judged = runs_once(gate(order=order, **version))
+            asked = {"order": order, "policy": checked.outputs["policy"], **version}
+            judged = runs_once(gate(**asked))
             with dsl.If(promote == True, "promote"):  # noqa: E712 an expression of KFP, not of Python
-                talks_to_services(promote_version(order=order, **version)).after(judged)
+                talks_to_services(promote_version(**asked)).after(judged)
 
     return spare
 

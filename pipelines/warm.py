@@ -1,8 +1,11 @@
-"""Tasks of KFP's local runner as forks of a process that has imported everything already.
+"""Tasks of KFP's local runner as forks of a process that has imported what they need already.
 
 KFP starts a new Python for each task, and each imports torch, diffusers and MLflow anew: on Canvas, as long again as
 the work itself (benchmarks/pipeline_overhead.py). A fork runs the very program that KFP would have started,
 ``kfp.dsl.executor_main`` with the component's source, in a process of its own, with its own output and exit code.
+
+What is imported grows with what tasks need: the first one, which finds bad parameters and servers that are down, does
+not wait for diffusers, and a run that takes what an earlier one computed never does.
 
 Only where forking is sound: on Linux, from the one thread that runs the pipeline, and with nothing but imports done, so
 that neither a thread pool of torch nor CUDA is up.
@@ -16,6 +19,7 @@ import gc
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -25,22 +29,33 @@ from pathlib import Path
 
 from kfp.local import subprocess_task_handler
 
-_LIBRARIES = ("spare_core.workflow", "spare_core.stages", "spare_core.evaluation.html", "mlflow", "peft")
+_SERVICES = ("spare_core.workflow", "spare_core.order", "mlflow")
+_MODEL = ("spare_core.stages", "spare_core.evaluation.html", "peft")
+_RUN_THE_MODEL = {"prepare", "timesteps", "saliency", "distill", "evaluate"}
+_CALLED = re.compile(r"\bworkflow\.(\w+)\(")
+"""How a component of ours calls the core."""
 _plain_print = builtins.print
 _start_python = subprocess_task_handler.run_local_subprocess
 
 
 def fork_tasks() -> None:
-    """Import what tasks need, and let KFP's subprocess runner fork them from here on."""
-    if sys.platform != "linux":
-        return
-    for name in _LIBRARIES:
-        importlib.import_module(name)
-    from diffusers import StableDiffusionPipeline  # noqa: F401 diffusers imports a class when it is first asked for
+    """Let KFP's subprocess runner fork its tasks from here on."""
+    if sys.platform == "linux":
+        subprocess_task_handler.run_local_subprocess = _run
 
+
+def _import_for(source: str) -> None:
+    """Import what a task with this source will; nothing for one that is not ours."""
+    called = {*_CALLED.findall(source)}
+    names = [*(_SERVICES if called else ()), *(_MODEL if called & _RUN_THE_MODEL else ())]
+    if all(name in sys.modules for name in names):
+        return
+    for name in names:
+        importlib.import_module(name)
+    if called & _RUN_THE_MODEL:
+        from diffusers import StableDiffusionPipeline  # noqa: F401 diffusers imports a class when it is first asked for
     gc.collect()
     gc.freeze()
-    subprocess_task_handler.run_local_subprocess = _run
 
 
 def _run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
@@ -48,6 +63,7 @@ def _run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int
     shell, _, _, source, *arguments = full_command if len(full_command) > 4 else ["", "", "", ""]
     if shell != "sh" or "def " not in source or threading.current_thread() is not threading.main_thread():
         return int(_start_python(full_command, env_vars))
+    _import_for(source)
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()

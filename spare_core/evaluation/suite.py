@@ -215,9 +215,11 @@ def _from_file(source: str) -> dict[str, Any]:
 
 def _beside(source: str, folder: str) -> Path:
     """A folder that a file names: an address in S3, or a path from the file's own place, which may be in S3."""
-    if is_s3(folder) or not is_s3(source):
-        return local_path(folder) if is_s3(folder) else Path(source).parent / folder
-    return Path(folder) if Path(folder).is_absolute() else local_path(f"{source.rpartition('/')[0]}/{folder}")
+    if is_s3(folder):
+        return local_path(folder)
+    if is_s3(source) and not Path(folder).is_absolute():
+        return local_path(f"{source.rpartition('/')[0]}/{folder}")
+    return Path(source).parent / folder
 
 
 def _tupled(values: dict[str, Any]) -> dict[str, Any]:

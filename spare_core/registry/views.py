@@ -81,8 +81,8 @@ def verify(name: str, store: Store) -> dict[str, Any]:
     cited = {entry.verdict_sha256: entry for entry in entries if entry.verdict_sha256}
     for verdict_sha256, entry in cited.items():
         verdict = read_document(store, verdict_sha256)
-        about = (verdict["adapter_sha256"], verdict["policy_sha256"])
-        if about != (entry.adapter_sha256, entry.policy_sha256) or (entry.forced is verdict["passed"]):
+        about = [verdict.get(name) for name in ("adapter_sha256", "policy_sha256", "passed")]
+        if about != [entry.adapter_sha256, entry.policy_sha256, not entry.forced]:
             raise LogDamaged(f"entry {entry.number} of {name} cites the verdict {verdict_sha256}, which is another's")
         read_evaluation(store, verdict["evidence_sha256"], entry.adapter_sha256)
     remarks = [remark for remark in _against_log(name, store).values() if remark]
