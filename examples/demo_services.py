@@ -83,7 +83,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="spare-services-") as folder, services(Path(folder)) as environment:
         code = run(environment, given.output, arguments())
         if given.hold:
-            input(f"MLflow is at {environment['MLFLOW_TRACKING_URI']}; Enter ends it")
+            exports = " ".join(f"{name}={value}" for name, value in environment.items())
+            input(f"for another shell: export {exports}\nEnter ends both servers")
         else:
             print("both servers have ended now; --hold keeps them, to look further")
     return code

@@ -28,6 +28,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel, Field
 
 from examples.following import FollowingPipeline
+from spare_core.errors import SpareError
 
 REPLAY_SECONDS = 300
 
@@ -96,7 +97,10 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two looks at the registry")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    live = FollowingPipeline(given.name, given.base, given.device)
+    try:
+        live = FollowingPipeline(given.name, given.base, given.device)
+    except SpareError as error:
+        raise SystemExit(f"error: {error}") from None
     threading.Thread(target=live.follow, args=(given.every,), daemon=True).start()
     uvicorn.run(build_app(live, os.environ.get("WEBHOOK_SECRET", "")), host=given.host, port=given.port)
 
