@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -80,9 +81,18 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("spare-demo-services"), help="folder of the run")
     parser.add_argument("--hold", action="store_true", help="keep the servers until Enter is pressed")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended like that too, it ends its servers
+    try:
+        return _run_between(given.output, given.hold)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run_between(output: Path, hold: bool) -> int:
+    """Start the servers, run, and end them; the exit code."""
     with tempfile.TemporaryDirectory(prefix="spare-services-") as folder, services(Path(folder)) as environment:
-        code = run(environment, given.output, arguments())
-        if given.hold:
+        code = run(environment, output, arguments())
+        if hold:
             exports = " ".join(f"{name}={value}" for name, value in environment.items())
             input(f"for another shell: export {exports}\nEnter ends both servers")
         else:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 import threading
-import time
 import warnings
 from pathlib import Path
 
@@ -20,13 +18,13 @@ from kfp import local
 from kfp.local.pipeline_orchestrator import run_local_pipeline
 
 from pipelines.definition import read_definition
-from pipelines.warm import fork_tasks
+from pipelines.warm import end_with, fork_tasks
 
 
 def main() -> None:
     """Run; exit 0 if every task succeeded."""
     asked = json.loads(sys.stdin.read())
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     warnings.simplefilter("ignore")  # what KFP says of settings that only a cluster minds
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     fork_tasks()
@@ -44,13 +42,6 @@ def main() -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-
-
-def _end_with(parent: int) -> None:
-    """End this group of processes as soon as the parent is gone."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 if __name__ == "__main__":

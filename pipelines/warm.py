@@ -24,6 +24,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -42,6 +43,13 @@ def fork_tasks() -> None:
     """Let KFP's subprocess runner fork its tasks from here on."""
     if sys.platform == "linux":
         subprocess_task_handler.run_local_subprocess = _run
+
+
+def end_with(parent: int) -> None:
+    """End this group of processes as soon as the parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 def _import_for(source: str) -> None:
@@ -67,9 +75,12 @@ def _run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
+    runner = os.getpid()
     task = os.fork()
     if task == 0:
         os.close(reading)
+        # The runner may die first, of a pipe that nobody reads any more, before it sees that it should end us.
+        threading.Thread(target=end_with, args=(runner,), daemon=True).start()
         os._exit(_task(writing, source, arguments, env_vars or {}))
     os.close(writing)
     with os.fdopen(reading, errors="replace") as output:
