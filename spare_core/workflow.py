@@ -56,18 +56,19 @@ def validate(parameters: Mapping[str, Any]) -> Checked:
                 check_name(parameters["name"])
             except RegistryInputError as error:
                 problems.append(str(error))
-        store = os.environ.get(STORE)
+        store = _store() if os.environ.get(STORE) else None
         if store:
-            open_store(store).check()
-            open_store(store).check_create()
+            store.check()
+            store.check_create()
         else:
             problems.append(f"{STORE} is not set; set it to where evidence and promotions are kept, s3://bucket/prefix")
         with stage_run(request_id_of(parameters), "validate", pipeline_run_id()) as run:
             run.params({name: value for name, value in parameters.items() if value not in ("", [], {})})
             order, policy = check_order(parameters, problems)
             run.tags({"spare.base.digest": order.request.base, "spare.concept": order.request.erasure.concept})
+            assert store  # without one, that was among the problems
             # Kept for good; and whether the store can be written to is known now, not after the training.
-            _store().put_content(order.to_json().encode(), "requests", ".json")
+            store.put_content(order.to_json().encode(), "requests", ".json")
         erasure = order.request.erasure
         results |= {"request_id": order.request_id, "prompt": next(erasure.prompts(erasure.concept))}
         return Checked(order.to_json(), json.dumps(dataclasses.asdict(policy), sort_keys=True))

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from examples.services import mlflow_server, s3_server
 from spare_core.registry.client import connect
-from tests.mlflow_servers import PASSWORD, Server, postgres
+from tests.mlflow_servers import KEEPER, PASSWORD, Server, basic_auth, postgres
 
 
 @pytest.fixture(scope="session")
@@ -31,20 +31,10 @@ def mlflow_s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
 def mlflow_auth_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """sqlite behind basic-auth, artifacts in a folder."""
     folder = tmp_path_factory.mktemp("mlflow-auth")
-    config = folder / "auth.ini"
-    config.write_text(
-        "[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///auth.db\nadmin_username = keeper\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-        "auth_cache_ttl_seconds = 600\n"  # checking a password takes half a second by design
-    )
-    environment = {
-        "MLFLOW_AUTH_CONFIG_PATH": str(config),
-        "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "only-for-tests",
-    }
+    environment = basic_auth(folder, PASSWORD)
     options = ["--app-name", "basic-auth"]
     with mlflow_server(folder, "sqlite:///runs.db", str(folder / "artifacts"), environment, options) as uri:
-        yield Server(uri, {"MLFLOW_TRACKING_USERNAME": "keeper", "MLFLOW_TRACKING_PASSWORD": PASSWORD})
+        yield Server(uri, {"MLFLOW_TRACKING_USERNAME": KEEPER, "MLFLOW_TRACKING_PASSWORD": PASSWORD})
 
 
 @pytest.fixture(scope="session")

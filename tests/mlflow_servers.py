@@ -17,6 +17,8 @@ import pytest
 
 from examples.services import free_port, process, wait_until
 
+KEEPER = "keeper"
+"""Name of the basic-auth server's administrator."""
 PASSWORD = "a-planted-secret-7f3a"
 """Of the basic-auth server's administrator; must never be seen in a message."""
 _CLIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
@@ -43,6 +45,22 @@ class Server:
             for name, value in self.environment.items():
                 patch.setenv(name, value)
             yield self
+
+
+def basic_auth(folder: Path, password: str) -> dict[str, str]:
+    """What a server with ``--app-name basic-auth`` needs, which lets only :data:`KEEPER` in."""
+    config = folder / "auth.ini"
+    config.write_text(
+        "[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///auth.db\n"
+        f"admin_username = {KEEPER}\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        "auth_cache_ttl_seconds = 600\n"  # checking a password takes half a second by design
+    )
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(config),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "only-for-tests",
+    }
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from spare_core.registry.promotions import CHAMPION
 from spare_core.registry.views import verify
 from spare_core.store import open_store
 from tests.faulty_proxy import faulty_proxy
+from tests.mlflow_servers import KEEPER, basic_auth
 from tests.workplaces import Workplace, wait_for_stage
 
 NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD",
@@ -33,7 +34,6 @@ NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLF
 SECRETS = {name: f"planted-{number}-in-{name.lower()}" for number, name in enumerate(NAMES)}
 BUCKET = "site"
 STORE = f"s3://{BUCKET}/prod"
-COMPUTED = ("prepare", "timesteps", "saliency", "distill", "evaluate")
 
 
 @dataclass
@@ -75,13 +75,7 @@ class Site:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """S3 and MLflow out of reach at the start, then lost in the middle; then a run to the end."""
     servers, place = tmp_path_factory.mktemp("servers"), Workplace(tmp_path_factory.mktemp("site"))
-    config = servers / "auth.ini"
-    config.write_text(
-        "[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///auth.db\nadmin_username = keeper\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\nauth_cache_ttl_seconds = 600\n"
-    )
-    auth = {"MLFLOW_AUTH_CONFIG_PATH": str(config), "MLFLOW_FLASK_SERVER_SECRET_KEY": "only-for-tests",
-            "MLFLOW_AUTH_ADMIN_PASSWORD": SECRETS["MLFLOW_TRACKING_PASSWORD"]}  # fmt: skip
+    auth = basic_auth(servers, SECRETS["MLFLOW_TRACKING_PASSWORD"])
     with ExitStack() as stack:
         s3 = stack.enter_context(s3_server(servers, BUCKET))
         s3 |= {name: secret for name, secret in SECRETS.items() if name in s3}
@@ -89,7 +83,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             servers, "sqlite:///mlflow.db", f"s3://{BUCKET}/mlflow", {**s3, **auth}, ["--app-name", "basic-auth"],
         ))  # fmt: skip
         environment = {
-            **s3, **SECRETS, "MLFLOW_TRACKING_URI": uri, "MLFLOW_TRACKING_USERNAME": "keeper",
+            **s3, **SECRETS, "MLFLOW_TRACKING_URI": uri, "MLFLOW_TRACKING_USERNAME": KEEPER,
             "SPARE_STORE": STORE, "SPARE_CACHE": str(place.folder / "cache"),
         }  # fmt: skip
         patch = stack.enter_context(pytest.MonkeyPatch.context())

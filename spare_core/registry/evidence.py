@@ -1,10 +1,10 @@
 """What an adapter is judged by, for whoever asks later: in the store, unchangeable, under the digest of its content.
 
-======================= ==============================================================================================
-``artifacts/SHA256.*``  the files themselves: the adapter, its manifest, the evaluation, the pictures
+======================== =============================================================================================
+``artifacts/SHA256.*``   the files themselves: the adapter, its manifest, the evaluation, the pictures
 ``evidence/SHA256.json`` ``spare.evidence/1``: request, concept, base and adapter, and which files belong to it
 ``evidence/SHA256.json`` ``spare.verdict/1``: what a policy said of such an evidence, rule by rule
-======================= ==============================================================================================
+======================== =============================================================================================
 
 MLflow's tags can be set by whoever may log a run; a digest in one of them only says which document to read here, and
 the document is compared with that digest and with the adapter.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 from spare_core.artifact import StoredAdapter
@@ -51,8 +51,7 @@ def keep_evidence(store: Store, request_id: str, stored: StoredAdapter, evaluati
 def keep_document(store: Store, document: Mapping[str, Any]) -> str:
     """Store a JSON document under its digest, which is returned."""
     content = (json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
-    store.put_content(content, _DOCUMENTS, ".json")
-    return hashlib.sha256(content).hexdigest()
+    return _digest_in(store.put_content(content, _DOCUMENTS, ".json"))
 
 
 def read_document(store: Store, sha256: str) -> dict[str, Any]:
@@ -61,7 +60,7 @@ def read_document(store: Store, sha256: str) -> dict[str, Any]:
     Raises:
         RegistryError: if it is not in this store, or was changed there.
     """
-    return _read(store, f"{_DOCUMENTS}/{sha256}.json", sha256)
+    return _read(store, f"{_DOCUMENTS}/{sha256}.json")
 
 
 def read_evaluation(store: Store, evidence_sha256: str, adapter_sha256: str) -> dict[str, Any]:
@@ -77,12 +76,16 @@ def read_evaluation(store: Store, evidence_sha256: str, adapter_sha256: str) -> 
             f"{str(evidence.get('adapter_sha256'))[:12]}…, not of {adapter_sha256[:12]}…; register the adapter again"
         )
     key = evidence["files"].get(f"evaluation/{EVALUATION}")
-    if key is None:
-        return {}
-    return _read(store, key, key.rpartition("/")[2].removesuffix(".json"))
+    return {} if key is None else _read(store, key)
 
 
-def _read(store: Store, key: str, sha256: str) -> dict[str, Any]:
+def _digest_in(key: str) -> str:
+    """The sha256 that a key is made of."""
+    return PurePosixPath(key).stem
+
+
+def _read(store: Store, key: str) -> dict[str, Any]:
+    """The JSON under a key, if it has the digest that the key names."""
     try:
         content = store.read(key)
     except ObjectMissing:
@@ -90,7 +93,7 @@ def _read(store: Store, key: str, sha256: str) -> dict[str, Any]:
             f"there is no {store.uri_of(key)}, which the adapter is judged by; is this another --store than the one it "
             "was registered with? If not, register it again"
         ) from None
-    if hashlib.sha256(content).hexdigest() != sha256:
+    if hashlib.sha256(content).hexdigest() != _digest_in(key):
         raise RegistryError(f"{store.uri_of(key)} is not what was stored there: its digest differs; restore it")
     document: dict[str, Any] = json.loads(content)
     return document

@@ -47,8 +47,7 @@ def package(folder: Path, stored: StoredAdapter, model: Any) -> None:
 
     check_lora(stored)
     source = str(stored.manifest["base"]["source"])
-    on_s3 = is_s3(source)
-    bundled = not on_s3 and (Path(source).exists() or not HUB_ID.fullmatch(source))
+    bundled = not is_s3(source) and (Path(source).exists() or not HUB_ID.fullmatch(source))
     reference = BUNDLED if bundled else source
     base = _bundle(stored, source) if bundled else {}
     adapter = folder.with_name(f"{folder.name}-adapter")
