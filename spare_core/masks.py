@@ -4,8 +4,9 @@ Contract: a mask for a layer of weight ``(out, in)`` is a :class:`LayerMask` who
 ``(out, in)``. The update is ``(alpha / r) * M * (B A)``; with M = rows x columns, it is exactly a plain LoRA whose
 masked rows of B and columns of A are zero.
 
-Every threshold is global over the target layers. It is found by a radix search over the scores' bit patterns: two
-histograms of 65,536 counts give the exact k-th largest float32 without sorting or joining the layers' scores.
+Every threshold is global over the target layers. That of single weights is found by a radix search over the scores' bit
+patterns: two histograms of 65,536 counts give the exact k-th largest float32 without sorting or joining the layers'
+scores.
 """
 
 from __future__ import annotations
@@ -144,12 +145,13 @@ def _weight_masks(scores: Mapping[str, Score], density: float) -> Masks:
 
 
 def _channel_masks(scores: Mapping[str, Score], density: float) -> Masks:
-    rows = [score.parts[0] for score in scores.values()]
-    columns = [score.parts[1] for score in scores.values()]
+    # Channels are few, and the search below asks for many thresholds: sorted once, each is a look-up.
+    rows, columns = (
+        torch.cat([score.parts[side] for score in scores.values()]).sort(descending=True).values for side in (0, 1)
+    )
 
     def masks_at(share: float) -> Masks:
-        row_limit = kth_largest(rows, max(1, round(share * sum(len(r) for r in rows))))
-        column_limit = kth_largest(columns, max(1, round(share * sum(len(c) for c in columns))))
+        row_limit, column_limit = (float(part[max(1, round(share * len(part))) - 1]) for part in (rows, columns))
         return {
             name: LayerMask(
                 (s.parts[0] >= row_limit) & (s.parts[0] > 0), (s.parts[1] >= column_limit) & (s.parts[1] > 0)
