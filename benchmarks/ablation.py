@@ -3,7 +3,7 @@
     python benchmarks/ablation.py --variants default --seeds 2 --output out/twelve
     python benchmarks/ablation.py --variants all --set steps=60 --seeds 1 --objects-per-style 10 --output out/ablation
 
-Every erasure is one line of ``results.jsonl``; a run that was stopped goes on with the same command. Examples and the
+Every erasure is one line of ``results.jsonl``; a run that was stopped goes on with the same command. The bank and the
 timestep profile do not depend on what is varied and are made once for each concept; ``seconds`` counts them in.
 """
 
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from spare_core.adapter import Adapter
+from spare_core.bank import fill_bank
+from spare_core.batches import Batches
 from spare_core.denoiser import load_denoiser
 from spare_core.distill import distill, start
 from spare_core.evaluation.findings import Question, findings
@@ -24,13 +26,12 @@ from spare_core.evaluation.grid import base_grid, draw_grid
 from spare_core.evaluation.judges import load_judge
 from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.suite import load_suite
-from spare_core.examples import generate_examples
 from spare_core.masks import describe_masks
-from spare_core.measures import Meter
+from spare_core.measures import Meter, draw_held_out
 from spare_core.request import build_erasure
 from spare_core.saliency import choose_masks
 from spare_core.settings import EraseSettings
-from spare_core.timesteps import TimestepSampler, profile_timesteps
+from spare_core.timesteps import profile_timesteps
 
 CONCEPTS = (
     ("style", "Neon Lines", "Pencil Drawing"),
@@ -126,7 +127,7 @@ class Bench:
         """One row for each variant that is not done."""
         erasure = build_erasure("canvas", concept, surrogate, kind)  # type: ignore[arg-type]
         question = Question(self.suite, kind, (self.suite.find(concept, kind),), erasure.keep, (surrogate,))  # type: ignore[arg-type]
-        examples = None
+        bank = None
         finished: dict[str, dict[str, Any]] = {
             json.dumps(row["settings"], sort_keys=True): row for row in done if row["concept"] == concept
         }
@@ -137,17 +138,16 @@ class Bench:
                     yield {**finished[key], "variant": name}
                 continue
             started = time.perf_counter()
-            if examples is None:
-                examples = generate_examples(self.denoiser, erasure, settings)
-                profile = profile_timesteps(self.denoiser, examples, settings)
-                meter = Meter(self.denoiser, examples, settings.seed)
+            if bank is None:
+                bank = fill_bank(self.denoiser, erasure, settings)
+                profile = profile_timesteps(bank, self.denoiser.num_timesteps, settings.bins)
+                meter = Meter(self.denoiser, draw_held_out(self.denoiser, erasure, settings))
                 shared = time.perf_counter() - started
                 started = time.perf_counter()
-            masks = choose_masks(self.denoiser, examples, profile, settings)
+            masks = choose_masks(self.denoiser, bank, profile, settings)
             adapter = Adapter.initialise(self.denoiser, masks, settings.rank, settings.alpha, settings.seed)
             state = start(adapter, settings)
-            sampler = TimestepSampler.from_profile(profile, settings)
-            measured = distill(self.denoiser, examples, sampler, meter, state, settings)
+            measured = distill(self.denoiser, Batches(bank, profile, settings), meter, state, settings)
             seconds = shared + time.perf_counter() - started
             after = draw_grid(self.denoiser, self.suite, self.judge, [adapter])
             found = findings(self.base, after, question, self.reference)

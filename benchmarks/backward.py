@@ -14,14 +14,15 @@ import sys
 import time
 
 from spare_core.adapter import Adapter
+from spare_core.bank import fill_bank
+from spare_core.batches import Batches
 from spare_core.denoiser import load_denoiser
 from spare_core.distill import training_step
-from spare_core.examples import generate_examples
 from spare_core.masks import Score, build_masks
 from spare_core.request import build_erasure
 from spare_core.settings import EraseSettings
 from spare_core.stages import peak_memory
-from spare_core.timesteps import TimestepSampler, bin_edges
+from spare_core.timesteps import profile_timesteps
 
 STEPS = 6
 
@@ -38,19 +39,18 @@ def main() -> None:
             print(f"{batch_size} + {batch_size} examples: {'; '.join(lines)}")
         return
     way, batch_size = sys.argv[1], int(sys.argv[2])
-    settings = EraseSettings(mask="none", batch_size=batch_size, examples=2, retain_examples=2, heldout=2)
+    settings = EraseSettings(mask="none", batch_size=batch_size, examples=2, retain_examples=2)
     denoiser = load_denoiser("canvas", "cpu")
-    examples = generate_examples(denoiser, build_erasure("canvas", "Rust", "Bricks"), settings)
+    bank = fill_bank(denoiser, build_erasure("canvas", "Rust", "Bricks"), settings)
     scores = {name: Score.zeros("none", layer.weight.shape) for name, layer in denoiser.target_layers().items()}
     adapter = Adapter.initialise(denoiser, build_masks(scores, "none", 1.0), settings.rank, settings.alpha, 0)
-    edges = bin_edges(denoiser.num_timesteps, settings.bins)
-    sampler = TimestepSampler(edges, edges.diff().double() / denoiser.num_timesteps)
+    batches = Batches(bank, profile_timesteps(bank, denoiser.num_timesteps, settings.bins), settings)
     # Of what low_memory does, only the two passes: checkpointing is a matter of its own.
     settings = dataclasses.replace(settings, low_memory=way == "split")
     before, seconds = peak_memory(denoiser.device)["host"], []
     for step in range(STEPS):
         started = time.perf_counter()
-        training_step(denoiser, examples, sampler, adapter, step, settings)
+        training_step(denoiser, batches, adapter, step, settings)
         seconds.append(time.perf_counter() - started)
     grown = peak_memory(denoiser.device)["host"] - before
     print(f"{way} {statistics.median(seconds[1:]):.3f} s a step, peak memory +{grown >> 20} MiB")

@@ -95,6 +95,18 @@ class Denoiser(Protocol):
     def training_target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the model was trained to predict at x_t: the noise, or the velocity."""
 
+    def noise_in(self, noisy: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
+        """The noise that makes x_t of ``latents``: the inverse of :meth:`add_noise`."""
+
+    def denoise(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor, following: Tensor) -> Tensor:
+        """One step of deterministic DDIM, x at the timesteps ``following``, each row's own; -1: the picture."""
+
+    def latent_shape(self, resolution: int = 0) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of a picture."""
+
+    def batch_rows(self, resolution: int = 0) -> int:
+        """Predictions made at once where nothing is trained."""
+
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The model's prediction at x_t, float32."""
 
@@ -267,6 +279,38 @@ class UNetDenoiser:
         if self.scheduler.config.prediction_type == "v_prediction":
             return self.scheduler.get_velocity(latents, noise, timesteps)
         return noise
+
+    def noise_in(self, noisy: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
+        """See :class:`Denoiser`."""
+        signal = self._signal(timesteps)
+        return (noisy - signal.sqrt() * latents) / (1 - signal).sqrt()
+
+    def denoise(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor, following: Tensor) -> Tensor:
+        """See :class:`Denoiser`; equation 12 of DDIM (arXiv 2010.02502) without noise. diffusers' scheduler takes the
+        same step, but at one timestep for a whole batch."""
+        now, then = self._signal(timesteps), self._signal(following)
+        if self.scheduler.config.prediction_type == "v_prediction":
+            clean = now.sqrt() * noisy - (1 - now).sqrt() * prediction
+            noise = now.sqrt() * prediction + (1 - now).sqrt() * noisy
+        else:
+            noise = prediction
+            clean = (noisy - (1 - now).sqrt() * noise) / now.sqrt()
+        return then.sqrt() * clean + (1 - then).sqrt() * noise
+
+    def _signal(self, timesteps: Tensor) -> Tensor:
+        """Cumulative product of alphas, ``(B, 1, 1, 1)``; before timestep 0 what the scheduler ends with."""
+        products = self.scheduler.alphas_cumprod
+        signal = torch.where(timesteps >= 0, products[timesteps.clamp(min=0)], self.scheduler.final_alpha_cumprod)
+        return signal[:, None, None, None]
+
+    def latent_shape(self, resolution: int = 0) -> tuple[int, int, int]:
+        """See :class:`Denoiser`."""
+        side = (resolution or self.resolution) // int(self.pipeline.vae_scale_factor)
+        return int(self.weights.config.in_channels), side, side
+
+    def batch_rows(self, resolution: int = 0) -> int:
+        """See :class:`Denoiser`; under guidance a picture takes two."""
+        return 2 * self._sampling_batch(resolution or self.resolution)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """See :class:`Denoiser`."""

@@ -3,8 +3,9 @@
 With the adapter on, the prediction under the concept is pulled to what the frozen model predicts under the surrogate;
 everything retained is held to the frozen model:
 
-    w_f ||eps_D(x_t, c) - sg eps(x_t, s)||^2 + w_r ||eps_D(y_u, k) - sg eps(y_u, k)||^2
+    w_f ||eps_D(x_t, c) - eps(x_t, s)||^2 + w_r ||eps_D(y_u, k) - eps(y_u, k)||^2
 
+The frozen predictions are in the bank already (:mod:`spare_core.bank`).
 The loop takes its starting adapter and its forget side as given. All chance of a step comes from a generator seeded by
 (seed, step), so a resumed run repeats an uninterrupted one exactly.
 """
@@ -25,14 +26,15 @@ from torch import Tensor
 
 from spare_core.adapter import Adapter
 from spare_core.atomic import read_tensors, write_tensors
+from spare_core.batches import Batch, Batches
 from spare_core.denoiser import FP16_LOSS_SCALE, Denoiser
 from spare_core.errors import StageError, TrainingError
-from spare_core.examples import Examples, Side
 from spare_core.measures import Measurement, Meter
 from spare_core.settings import EraseSettings
-from spare_core.timesteps import TimestepSampler
 
 _WARMUP = 0.05
+_BETAS = (0.8, 0.95)
+"""Shorter memories than AdamW's usual ones: a run has some tens of steps, not thousands."""
 _FACTS = ("step", "history", "losses", "stopped_early", "seconds")
 
 
@@ -82,16 +84,9 @@ class TrainingState:
             raise StageError(f"{path} holds no state of this run: {error!r}; delete it to start anew") from None
 
 
-@dataclass(frozen=True)
-class _Batch:
-    side: Side
-    noise: Tensor
-    timesteps: Tensor
-
-
 def start(adapter: Adapter, settings: EraseSettings) -> TrainingState:
     """Step 0, from ``adapter`` as it is."""
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=settings.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=settings.lr, betas=_BETAS, weight_decay=0.0)
     return TrainingState(0, adapter, optimizer)
 
 
@@ -105,8 +100,7 @@ def learning_rate(step: int, settings: EraseSettings) -> float:
 
 def distill(
     denoiser: Denoiser,
-    examples: Examples,
-    sampler: TimestepSampler,
+    batches: Batches,
     meter: Meter,
     state: TrainingState,
     settings: EraseSettings,
@@ -124,7 +118,7 @@ def distill(
     while state.step < settings.steps and not state.stopped_early:
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(state.step, settings)
-        forget, retain = training_step(denoiser, examples, sampler, state.adapter, state.step, settings)
+        forget, retain = training_step(denoiser, batches, state.adapter, state.step, settings)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         state.adapter.project()
@@ -149,32 +143,24 @@ def plateaued(residuals: list[float], settings: EraseSettings) -> bool:
 
 
 def training_step(
-    denoiser: Denoiser,
-    examples: Examples,
-    sampler: TimestepSampler,
-    adapter: Adapter,
-    step: int,
-    settings: EraseSettings,
+    denoiser: Denoiser, batches: Batches, adapter: Adapter, step: int, settings: EraseSettings
 ) -> tuple[float, float]:
     """Gradients of one step on the adapter's parameters; returns the forget and the retain loss.
 
     One batch of both sides, or with ``low_memory`` one backward pass a side: equal to rounding, half the activations,
     slower (benchmarks/backward.py).
     """
-    generator = torch.Generator().manual_seed((settings.seed + 1) * 1_000_003 + step)
-    both = [_draw(examples.forget, sampler, generator, settings), _draw(examples.retain, sampler, generator, settings)]
+    both = batches.draw(step)
     weights = torch.tensor([settings.forget_weight, settings.retain_weight], device=denoiser.device)
     scale = FP16_LOSS_SCALE if denoiser.dtype is torch.float16 else 1.0
-    with torch.no_grad():
-        teacher = _predict(denoiser, examples, both, [batch.side.teacher for batch in both])
     groups = [[0], [1]] if settings.low_memory else [[0, 1]]
     losses = torch.zeros(2, device=denoiser.device)
     with adapter.attached(denoiser):
         for group in groups:
-            batches = [both[i] for i in group]
-            student = _predict(denoiser, examples, batches, [batch.side.student for batch in batches])
-            errors = [F.mse_loss(prediction, teacher[i]) for i, prediction in zip(group, student, strict=True)]
-            loss = torch.stack(errors)
+            joined = Batch.cat([both[i] for i in group]).to(denoiser.device)
+            found = denoiser.predict(joined.noisy, joined.timesteps, joined.conditioning)
+            parts = zip(found.chunk(len(group)), joined.target.chunk(len(group)), strict=True)
+            loss = torch.stack([F.mse_loss(prediction, target) for prediction, target in parts])
             (scale * (weights[group] * loss).sum()).backward()
             losses[group] = loss.detach()
     gradients = [parameter.grad for parameter in adapter.parameters() if parameter.grad is not None]
@@ -185,22 +171,6 @@ def training_step(
         timesteps = torch.cat([batch.timesteps for batch in both])
         raise TrainingError(_not_finite(values, step, timesteps, denoiser, settings))
     return values[0], values[1]
-
-
-def _predict(denoiser: Denoiser, examples: Examples, batches: list[_Batch], rows: list[Tensor]) -> tuple[Tensor, ...]:
-    """Predictions of several batches in one forward pass, each under its ``rows`` of the prompt table."""
-    noisy = torch.cat([denoiser.add_noise(b.side.latents, b.noise, b.timesteps) for b in batches])
-    timesteps = torch.cat([batch.timesteps for batch in batches])
-    prediction = denoiser.predict(
-        noisy.to(denoiser.device), timesteps.to(denoiser.device), examples.table[torch.cat(rows)]
-    )
-    return prediction.chunk(len(batches))
-
-
-def _draw(side: Side, sampler: TimestepSampler, generator: torch.Generator, settings: EraseSettings) -> _Batch:
-    chosen = side.take(torch.randint(len(side.latents), (settings.batch_size,), generator=generator))
-    timesteps = sampler.sample(settings.batch_size, generator)
-    return _Batch(chosen, torch.randn(chosen.latents.shape, generator=generator), timesteps)
 
 
 def _not_finite(values: list[float], step: int, timesteps: Tensor, denoiser: Denoiser, settings: EraseSettings) -> str:

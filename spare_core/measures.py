@@ -1,29 +1,33 @@
 """Residual and drift: how much of a concept is left and what happened to the rest, without any judge.
 
-Both are ratios of mean squared differences of predictions, on held-out latents, contexts and noise, at timesteps spread
-evenly (DESIGN 3, Measures)."""
+Both are ratios of mean squared differences of predictions, on trajectories from held-out contexts and noise, at
+timesteps spread over the schedule (DESIGN 3, Measures)."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spare_core.adapter import Adapter
-from spare_core.denoiser import Denoiser
-from spare_core.errors import InputError, TrainingError
-from spare_core.examples import NULL, Examples, Side
+from spare_core.atomic import read_tensors, write_tensors
+from spare_core.concept import Erasure
+from spare_core.denoiser import Conditioning, Denoiser
+from spare_core.errors import InputError, StageError
+from spare_core.prompts import EMPTY, NULL, PromptPlan
+from spare_core.settings import EraseSettings
+from spare_core.trajectories import Asked, predict_rows, sample_trajectories
 
 NULL_NAME = "(empty prompt)"
 NO_DIFFERENCE = (
     "the model predicts the same noise for the concept and its surrogate: it does not know one of them, so there is "
     "nothing to erase; check the spelling or choose another surrogate"
 )
-_REPEATS = 2
-"""Noise draws for each held-out latent."""
 
 
 @dataclass(frozen=True)
@@ -43,48 +47,122 @@ class Measurement:
         return {"residual": self.residual, "drift": self.drift, "mean_drift": self.mean_drift}
 
 
-@dataclass(frozen=True)
-class _Probe:
-    """Noisy inputs with what the frozen model predicts for them; ``unit`` is ||eps(c) - eps(s)||^2 of each row."""
+class Probe(NamedTuple):
+    """What is asked again with an adapter on: M noisy latents ``(M, C, H, W)`` at ``timesteps`` ``(M,)`` under rows
+    ``prompt`` ``(M,)`` of the prompt table, and the frozen model's answers ``teacher`` ``(M, C, H, W)`` to what they
+    should give. ``unit`` ``()`` is the mean of ||eps(c) - eps(s)||^2 on this side."""
 
-    side: Side
     noisy: Tensor
     timesteps: Tensor
+    prompt: Tensor
     teacher: Tensor
     unit: Tensor
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Probes of both sides. ``names[row]`` is the concept that prompt ``row`` of the table names."""
+
+    names: tuple[str, ...]
+    table: Conditioning
+    forget: Probe
+    retain: Probe
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file."""
+        tensors = {f"table/added/{key}": value for key, value in self.table.added.items()}
+        tensors["table/prompt_embeds"] = self.table.prompt_embeds
+        for side in ("forget", "retain"):
+            tensors |= {f"{side}/{key}": value for key, value in getattr(self, side)._asdict().items()}
+        write_tensors(path, tensors, {"names": json.dumps(self.names)})
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> HeldOut:
+        """What :meth:`save` wrote, its prompt table on ``device``.
+
+        Raises:
+            StageError: if the file is missing or damaged.
+        """
+        try:
+            tensors, metadata = read_tensors(path)
+            added = {key.removeprefix("table/added/"): value for key, value in tensors.items() if "/added/" in key}
+            sides = {side: Probe(*(tensors[f"{side}/{key}"] for key in Probe._fields)) for side in ("forget", "retain")}
+            table = Conditioning(tensors["table/prompt_embeds"], added).to(device)
+            return cls(tuple(json.loads(metadata["names"])), table, **sides)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StageError(f"{path} does not hold the probes of a prepare stage: {error!r}; run it again") from None
+
+
+def draw_held_out(denoiser: Denoiser, erasure: Erasure, settings: EraseSettings) -> HeldOut:
+    """Sample both sides in contexts and from noise that no training sees, and keep the frozen model's answers.
+
+    Half as many steps as a training trajectory has: their timesteps are spread over all of the schedule too.
+
+    Raises:
+        InputError: if concept and surrogate are the same to the frozen model.
+    """
+    plan = PromptPlan(erasure, settings.seed, heldout=True)
+    forget, retain = plan.forget(settings.heldout), plan.retain(settings.heldout)
+    pairs = [(plan.of_concept(prompts), plan.of_surrogate(prompts)) for prompts in (forget, retain)]
+    prompts = list(dict.fromkeys([EMPTY, *(p for pair in pairs for side in pair for p in side), *retain]))
+    rows = {prompt: row for row, prompt in enumerate(prompts)}
+    table = denoiser.encode_prompts([plan.text(prompt) for prompt in prompts], settings.resolution)
+    concepts, surrogates = ([rows[prompt] for prompt in side] for side in pairs[0])
+    own = [rows[prompt] for prompt in retain]
+    asked = [
+        *(Asked((*pair, rows[EMPTY]), i % 2, 2) for i, pair in enumerate(zip(concepts, surrogates, strict=True))),
+        *(Asked((row, rows[EMPTY]), 0, 1) for row in own),
+    ]
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + 31)
+    steps = max(2, settings.example_steps // 2)
+    drawn = sample_trajectories(denoiser, table, asked, steps, settings.guidance, generator, settings.resolution)
+    forgets, retains = drawn[: len(forget)], drawn[len(forget) :]
+    # One state of each retained trajectory, at all of its timesteps in turn, also answers for the empty prompt and for
+    # the pair whose gap is the unit of drift.
+    singles = [(one, i % steps) for i, one in enumerate(retains)]
+    noisy = torch.stack([one.noisy[i] for one, i in singles])
+    timesteps = torch.stack([one.timesteps[i] for one, i in singles])
+    under_pair = [
+        predict_rows(denoiser, table, noisy, timesteps, torch.tensor([rows[p] for p in side]), settings.resolution)
+        for side in pairs[1]
+    ]
+    concept, surrogate = (torch.cat([one.predictions[:, place] for one in forgets]) for place in (0, 1))
+    gap = _square(concept - surrogate).mean()
+    if not float(gap) > 0:
+        raise InputError(NO_DIFFERENCE)
+    return HeldOut(
+        names=tuple(prompt.name for prompt in prompts),
+        table=table,
+        forget=Probe(
+            noisy=torch.cat([one.noisy for one in forgets]),
+            timesteps=torch.cat([one.timesteps for one in forgets]),
+            prompt=torch.tensor(concepts).repeat_interleave(steps),
+            teacher=surrogate,
+            unit=gap,
+        ),
+        retain=Probe(
+            noisy=torch.cat([*(one.noisy for one in retains), noisy]),
+            timesteps=torch.cat([*(one.timesteps for one in retains), timesteps]),
+            prompt=torch.tensor([row for row in own for _ in range(steps)] + [rows[EMPTY]] * len(singles)),
+            teacher=torch.cat(
+                [
+                    *(one.predictions[:, 0] for one in retains),
+                    torch.stack([one.predictions[i, 1] for one, i in singles]),
+                ]
+            ),
+            unit=_square(under_pair[0] - under_pair[1]).mean(),
+        ),
+    )
+
+
 class Meter:
-    """Measures adapters of one denoiser on one set of held-out examples; the frozen predictions are made once."""
+    """Measures adapters of one denoiser on one set of probes."""
 
-    def __init__(self, denoiser: Denoiser, examples: Examples, seed: int, batch_size: int = 32) -> None:
-        self.denoiser, self.examples, self.batch_size = denoiser, examples, batch_size
-        self._forget = self._probe(examples.forget_heldout, seed * 1_000_003 + 31)
-        self._retain = self._probe(examples.retain_heldout, seed * 1_000_003 + 37)
-        if not float(self._forget.unit.mean()) > 0:
-            raise InputError(NO_DIFFERENCE)
+    def __init__(self, denoiser: Denoiser, held_out: HeldOut) -> None:
+        self.denoiser, self.held_out = denoiser, held_out
 
-    @torch.no_grad()
-    def _probe(self, side: Side, seed: int) -> _Probe:
-        generator = torch.Generator().manual_seed(seed)
-        side = side.take(torch.arange(len(side.latents)).repeat(_REPEATS))
-        count = len(side.latents)
-        order = torch.randperm(count, generator=generator)
-        timesteps = ((order + 0.5) / count * self.denoiser.num_timesteps).long()
-        noise = torch.randn(side.latents.shape, generator=generator)
-        noisy = self.denoiser.add_noise(side.latents, noise, timesteps)
-        teacher = self._predict(noisy, timesteps, side.teacher)
-        gap = self._predict(noisy, timesteps, side.concept) - self._predict(noisy, timesteps, side.surrogate)
-        return _Probe(side, noisy, timesteps, teacher, _square(gap))
-
-    def _predict(self, noisy: Tensor, timesteps: Tensor, rows: Tensor) -> Tensor:
-        device = self.denoiser.device
-        parts = []
-        for index in torch.arange(len(noisy)).split(self.batch_size):
-            conditioning = self.examples.table[rows[index]]
-            prediction = self.denoiser.predict(noisy[index].to(device), timesteps[index].to(device), conditioning)
-            parts.append(prediction.cpu())
-        return torch.cat(parts)
+    def _ask(self, probe: Probe) -> Tensor:
+        return predict_rows(self.denoiser, self.held_out.table, probe.noisy, probe.timesteps, probe.prompt)
 
     @torch.no_grad()
     def measure(self, *adapters: Adapter) -> Measurement:
@@ -92,19 +170,13 @@ class Meter:
         with contextlib.ExitStack() as stack:
             for adapter in adapters:
                 stack.enter_context(adapter.attached(self.denoiser))
-            forget = self._predict(self._forget.noisy, self._forget.timesteps, self._forget.side.student)
-            retain = self._predict(self._retain.noisy, self._retain.timesteps, self._retain.side.student)
-        if not (torch.isfinite(forget).all() and torch.isfinite(retain).all()):
-            raise TrainingError(
-                f"the adapter's predictions are not finite ({self.denoiser.dtype}); lower --lr or use --dtype float32"
-            )
-        residual = _square(forget - self._forget.teacher).mean() / self._forget.unit.mean()
-        moved, drift = _square(retain - self._retain.teacher), {}
-        names = [self.examples.names[row] for row in self._retain.side.student.tolist()]
+            forget, retain = self._ask(self.held_out.forget), self._ask(self.held_out.retain)
+        residual = _square(forget - self.held_out.forget.teacher).mean() / self.held_out.forget.unit
+        moved, drift = _square(retain - self.held_out.retain.teacher), {}
+        names = [self.held_out.names[row] for row in self.held_out.retain.prompt.tolist()]
         for name in dict.fromkeys(names):
             rows = torch.tensor([i for i, other in enumerate(names) if other == name])
-            # One unit for all concepts: the mean gap on the retain side's latents. That of a few rows is too noisy.
-            drift[name if name != NULL else NULL_NAME] = float(moved[rows].mean() / self._retain.unit.mean())
+            drift[name if name != NULL else NULL_NAME] = float(moved[rows].mean() / self.held_out.retain.unit)
         return Measurement(float(residual), drift)
 
 

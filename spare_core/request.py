@@ -16,9 +16,9 @@ from typing import Any
 from spare_core.canvas.erasures import canvas_erasure
 from spare_core.concept import DEFAULTS, KINDS, Erasure, Kind, same_concept
 from spare_core.errors import ConceptError
-from spare_core.examples import load_images
 from spare_core.locations import local_path
 from spare_core.model_files import find_model
+from spare_core.pictures import load_images
 from spare_core.settings import EraseSettings
 
 Progress = Callable[[str, int, int], None]

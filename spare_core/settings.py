@@ -51,21 +51,25 @@ class EraseSettings:
     floor: float = _setting(0.3, "share of p(t) that stays uniform for 'gap'", 0.0, 1.0)
     window_mass: float = _setting(0.8, "share of the gap that the window of 'window' holds", 0.0, 1.0, open_low=True)
     # Training
-    steps: int = _setting(120, "most optimiser steps", 1, 1_000_000)
-    batch_size: int = _setting(8, "examples a step on each side, forget and retain", 1, 4096)
-    lr: float = _setting(2e-3, "peak learning rate of AdamW; falls by a cosine", 0.0, 1.0, open_low=True)
+    steps: int = _setting(64, "most optimiser steps", 1, 1_000_000)
+    batch_size: int = _setting(4, "examples a step on each side, forget and retain", 1, 4096)
+    lr: float = _setting(8e-3, "peak learning rate of AdamW; falls by a cosine", 0.0, 1.0, open_low=True)
     forget_weight: float = _setting(0.3, "weight of the forget loss", 0.0, 1e6, open_low=True)
     retain_weight: float = _setting(1.0, "weight of the retain loss", 0.0, 1e6)
-    measure_every: int = _setting(20, "steps between measurements of the residual", 1, 1_000_000)
+    measure_every: int = _setting(32, "steps between measurements of the residual", 1, 1_000_000)
     patience: int = _setting(3, "measurements without improvement of the residual before stopping early", 1, 1_000_000)
     min_improvement: float = _setting(0.02, "relative fall of the residual that counts as improvement", 0.0, 1.0)
     # Examples
-    examples: int = _setting(48, "latents generated on the forget side", 2, 100_000)
-    retain_examples: int = _setting(96, "latents generated on the retain side, at least one a kept concept", 2, 100_000)
-    heldout: int = _setting(24, "further latents that only measure, each side, at least one a kept concept", 1, 100_000)
-    example_steps: int = _setting(12, "sampler steps when the model generates its own examples", 1, 999)
-    guidance: float = _setting(4.0, "guidance scale when the model generates its own examples", 0.0, 100.0)
-    resolution: int = _setting(0, "side of the generated examples in pixels; 0: the model's own", 0, 8192)
+    examples: int = _setting(16, "trajectories sampled on the forget side", 2, 100_000)
+    retain_examples: int = _setting(
+        32, "trajectories sampled on the retain side, at least one a kept concept", 2, 100_000
+    )
+    heldout: int = _setting(
+        8, "further trajectories that only measure, each side, at least one a kept concept", 1, 100_000
+    )
+    example_steps: int = _setting(8, "sampler steps, and so states, of a trajectory", 1, 999)
+    guidance: float = _setting(4.0, "guidance scale of the trajectories", 0.0, 100.0)
+    resolution: int = _setting(0, "side of the sampled pictures in pixels; 0: the model's own", 0, 8192)
     # The machine
     seed: int = _setting(0, "seed of all chance", 0, 2**31 - 1)
     dtype: Precision = _setting("auto", "precision of the forward passes; auto: bfloat16 where the device has it")

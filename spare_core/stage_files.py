@@ -17,7 +17,8 @@ from spare_core.request import Request
 
 SCHEMA: Final = "spare.stage/1"
 STAGE: Final = "stage.json"
-EXAMPLES: Final = "examples.safetensors"
+BANK: Final = "bank.safetensors"
+HELD_OUT: Final = "held_out.safetensors"
 PROFILE: Final = "profile.json"
 MASKS: Final = "masks.safetensors"
 STATE: Final = "state.safetensors"

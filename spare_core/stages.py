@@ -24,16 +24,18 @@ import torch
 
 from spare_core.adapter import Adapter, check_rank
 from spare_core.artifact import save_adapter
+from spare_core.bank import Bank, fill_bank
+from spare_core.batches import Batches
 from spare_core.denoiser import UNetDenoiser, load_denoiser
 from spare_core.distill import TrainingState, start
 from spare_core.distill import distill as train
-from spare_core.errors import InputError, ModelError
-from spare_core.examples import Examples, all_prompts, generate_examples
+from spare_core.errors import ModelError
 from spare_core.masks import describe_masks, load_masks, save_masks
-from spare_core.measures import NO_DIFFERENCE, Meter
+from spare_core.measures import HeldOut, Meter, draw_held_out
+from spare_core.prompts import all_prompts
 from spare_core.request import Progress, Request
 from spare_core.saliency import choose_masks
-from spare_core.stage_files import EXAMPLES, MASKS, PROFILE, STATE, read_stage, write_stage
+from spare_core.stage_files import BANK, HELD_OUT, MASKS, PROFILE, STATE, read_stage, write_stage
 from spare_core.timesteps import TimestepProfile, TimestepSampler, profile_timesteps
 
 ERASING = ("prepare", "timesteps", "saliency", "distill")
@@ -95,28 +97,30 @@ def open_work(request: Request, progress: Progress = lambda stage, done, total: 
 
 
 def prepare(work: Work, output: Path) -> None:
-    """Draw latents and encode prompts of both sides, to train on and held out."""
+    """Sample the trajectories of both sides, to train on and held out.
+
+    Raises:
+        InputError: if concept and surrogate are the same to the model.
+    """
     facts: dict[str, Any] = {}
     with work.stage("prepare", output, facts):
         request = work.request
-        examples = generate_examples(work.denoiser, request.erasure, request.settings, request.local_images())
-        examples.save(output / EXAMPLES)
-        facts["prompts"] = len(examples.prompts)
-        for side in ("forget", "retain", "forget_heldout", "retain_heldout"):
-            facts[side] = len(getattr(examples, side).latents)
+        held_out = draw_held_out(work.denoiser, request.erasure, request.settings)
+        held_out.save(output / HELD_OUT)
+        bank = fill_bank(work.denoiser, request.erasure, request.settings, request.local_images())
+        bank.save(output / BANK)
+        facts["prompts"] = len(bank.prompts)
+        for side in ("forget", "retain"):
+            facts[side] = len(getattr(bank, side).timesteps)
+            facts[f"{side}_heldout"] = len(getattr(held_out, side).timesteps)
 
 
 def timesteps(work: Work, examples: Path, output: Path) -> None:
-    """Profile when in the denoising concept and surrogate differ.
-
-    Raises:
-        InputError: if they never do.
-    """
+    """Profile when in the denoising concept and surrogate differ."""
     facts: dict[str, Any] = {}
     with work.stage("timesteps", output, facts):
-        profile = profile_timesteps(work.denoiser, _examples(work, examples), work.request.settings)
-        if not float(profile.gap.sum()) > 0:
-            raise InputError(NO_DIFFERENCE)
+        bank = _bank(work, examples)
+        profile = profile_timesteps(bank, work.denoiser.num_timesteps, work.request.settings.bins)
         profile.save(output / PROFILE)
         facts["probabilities"] = TimestepSampler.from_profile(profile, work.request.settings).probabilities.tolist()
 
@@ -125,7 +129,7 @@ def saliency(work: Work, examples: Path, profile: Path, output: Path) -> None:
     """Score the weights and choose those that may move."""
     facts: dict[str, Any] = {}
     with work.stage("saliency", output, facts):
-        masks = choose_masks(work.denoiser, _examples(work, examples), _profile(work, profile), work.request.settings)
+        masks = choose_masks(work.denoiser, _bank(work, examples), _profile(work, profile), work.request.settings)
         save_masks(masks, output / MASKS)
         facts["mask"] = {"kind": work.request.settings.mask, **describe_masks(masks)}
 
@@ -148,9 +152,9 @@ def distill(
     before = {name: read_stage(folder, name, request) for name, folder in inputs.items()}
     started = time.perf_counter()
     work.progress("distill", 0, settings.steps)
-    loaded, profiled, chosen = _examples(work, examples), _profile(work, profile), load_masks(masks / MASKS)
-    sampler = TimestepSampler.from_profile(profiled, settings)
-    meter = Meter(denoiser, loaded, settings.seed)
+    profiled, chosen = _profile(work, profile), load_masks(masks / MASKS)
+    batches = Batches(_bank(work, examples), profiled, settings)
+    meter = Meter(denoiser, HeldOut.load(examples / HELD_OUT, denoiser.device))
     state = start(Adapter.initialise(denoiser, chosen, settings.rank, settings.alpha, settings.seed), settings)
     kept = None if state_folder is None else state_folder / STATE
     if kept is not None and kept.exists():
@@ -165,7 +169,7 @@ def distill(
         if kept is not None:
             state.save(kept)
 
-    measured = train(denoiser, loaded, sampler, meter, state, settings, on_measure=measured_at, on_step=stepped)
+    measured = train(denoiser, batches, meter, state, settings, on_measure=measured_at, on_step=stepped)
     seconds = {name: facts["seconds"] for name, facts in before.items()}
     seconds["distill"] = round(earlier + time.perf_counter() - started, 3)
     memory = _most(*(facts["peak_memory_bytes"] for facts in before.values()), peak_memory(denoiser.device))
@@ -174,7 +178,7 @@ def distill(
         "settings": settings.as_dict(),
         "seeds": {"run": settings.seed},
         "mask": before["saliency"]["mask"],
-        "timestep_profile": {**profiled.as_dict(), "probabilities": sampler.probabilities.tolist()},
+        "timestep_profile": {**profiled.as_dict(), "probabilities": before["timesteps"]["probabilities"]},
         "training": {
             "steps": state.step,
             "stopped_early": state.stopped_early,
@@ -190,9 +194,9 @@ def distill(
     return save_adapter(output, state.adapter, denoiser.lora_prefix, manifest)
 
 
-def _examples(work: Work, folder: Path) -> Examples:
+def _bank(work: Work, folder: Path) -> Bank:
     read_stage(folder, "prepare", work.request)
-    return Examples.load(folder / EXAMPLES, work.denoiser.device)
+    return Bank.load(folder / BANK, work.denoiser.device)
 
 
 def _profile(work: Work, folder: Path) -> TimestepProfile:

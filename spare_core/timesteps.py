@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from spare_core.atomic import write_json
-from spare_core.denoiser import Denoiser
-from spare_core.errors import StageError, TrainingError
-from spare_core.examples import Examples
+from spare_core.bank import Bank
+from spare_core.errors import StageError
 from spare_core.settings import EraseSettings
 
 
@@ -58,28 +58,23 @@ def bin_edges(num_timesteps: int, bins: int) -> Tensor:
     return torch.linspace(0, num_timesteps, bins + 1).round().long()
 
 
-@torch.no_grad()
-def profile_timesteps(denoiser: Denoiser, examples: Examples, settings: EraseSettings) -> TimestepProfile:
-    """gap(t) = E ||eps(x_t, c) - eps(x_t, s)||^2 per bin, on the frozen model (DESIGN 3, Timesteps)."""
-    edges = bin_edges(denoiser.num_timesteps, min(settings.bins, denoiser.num_timesteps))
-    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + 17)
-    gaps = []
-    for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        index = torch.randint(len(examples.forget.latents), (settings.batch_size,), generator=generator)
-        side = examples.forget.take(index)
-        timesteps = torch.randint(low, high, (settings.batch_size,), generator=generator)
-        noise = torch.randn(side.latents.shape, generator=generator)
-        noisy = denoiser.add_noise(side.latents, noise, timesteps).to(denoiser.device)
-        both = torch.cat([side.concept, side.surrogate])
-        prediction = denoiser.predict(
-            torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps]).to(denoiser.device), examples.table[both]
-        )
-        concept, surrogate = prediction.chunk(2)
-        gaps.append((concept - surrogate).pow(2).mean().item())
-    gap = torch.tensor(gaps)
-    if not torch.isfinite(gap).all():
-        raise TrainingError(f"the frozen model's predictions are not finite ({denoiser.dtype}); try --dtype float32")
-    return TimestepProfile(edges, gap)
+def profile_timesteps(bank: Bank, num_timesteps: int, bins: int) -> TimestepProfile:
+    """gap(t) = E ||eps(x_t, c) - eps(x_t, s)||^2 per bin, of the frozen model, as the bank holds it (DESIGN 3,
+    Timesteps). A bin that no state of the forget side lies in gets the value between its neighbours'."""
+    edges = bin_edges(num_timesteps, min(bins, num_timesteps))
+    side = bank.forget
+    gaps = (side.under_student - side.under_teacher).pow(2).flatten(1).mean(dim=1).double()
+    place = _bins(edges, side.timesteps)
+    counts = torch.bincount(place, minlength=len(edges) - 1)
+    sums = torch.zeros(len(counts), dtype=torch.double).index_add_(0, place, gaps)
+    known = counts.nonzero().flatten()
+    between = np.interp(np.arange(len(counts)), known.numpy(), (sums[known] / counts[known]).numpy())
+    return TimestepProfile(edges, torch.from_numpy(between).float())
+
+
+def _bins(edges: Tensor, timesteps: Tensor) -> Tensor:
+    """The bin of each timestep."""
+    return torch.bucketize(timesteps, edges[1:-1], right=True)
 
 
 def gap_probabilities(gap: Tensor, gamma: float, floor: float) -> Tensor:
@@ -134,3 +129,27 @@ class TimestepSampler:
         within = torch.rand(count, generator=generator, dtype=torch.double)
         timesteps = low + (within * (high - low)).long()
         return timesteps.minimum(high - 1)[torch.randperm(count, generator=generator)]
+
+
+class StateSampler:
+    """Draws states of a bank so that their timesteps follow a :class:`TimestepSampler`.
+
+    A timestep is drawn, then one of the states in its bin; where the bin has none, in the nearest bin that has.
+    """
+
+    def __init__(self, sampler: TimestepSampler, timesteps: Tensor) -> None:
+        self._sampler = sampler
+        place = _bins(sampler.edges, timesteps)
+        self._order = place.argsort(stable=True)
+        self._counts = torch.bincount(place, minlength=len(sampler.probabilities))
+        self._first = self._counts.cumsum(0) - self._counts
+        known = self._counts.nonzero().flatten()
+        distance = (torch.arange(len(self._counts))[:, None] - known).abs()
+        self._nearest = known[distance.argmin(dim=1)]
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Indices of ``count`` states, ``(count,)``."""
+        timesteps = self._sampler.sample(count, generator)
+        place = self._nearest[_bins(self._sampler.edges, timesteps)]
+        within = (torch.rand(count, generator=generator, dtype=torch.double) * self._counts[place]).long()
+        return self._order[self._first[place] + within.minimum(self._counts[place] - 1)]

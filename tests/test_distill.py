@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spare_core.adapter import Adapter, LowRankUpdate
+from spare_core.batches import Batches
 from spare_core.distill import TrainingState, distill, learning_rate, plateaued, start, training_step
 from spare_core.errors import TrainingError
 from spare_core.masks import LayerMask, Masks
 from spare_core.measures import Meter
 from spare_core.settings import EraseSettings
-from spare_core.timesteps import TimestepSampler
-from tests.toy import CONCEPT, EMBEDDINGS, SURROGATE, ToyDenoiser, toy_examples
+from spare_core.timesteps import TimestepProfile
+from tests.toy import EMBEDDINGS, SURROGATE, ToyDenoiser, toy_bank, toy_held_out
 
 SETTINGS = EraseSettings(rank=2, alpha=3.0, batch_size=4, forget_weight=0.3, retain_weight=2.0, steps=100, lr=0.05)
-SAMPLER = TimestepSampler(torch.arange(11), torch.full((10,), 0.1, dtype=torch.double))
+PROFILE = TimestepProfile(torch.arange(11), torch.ones(10))
 FULL: Masks = {
     "mix": LayerMask(torch.ones(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool)),
     "text": LayerMask(torch.ones(3, dtype=torch.bool), torch.ones(2, dtype=torch.bool)),
@@ -49,18 +50,24 @@ def moving(denoiser: ToyDenoiser, masks: Masks = FULL) -> Adapter:
     return adapter
 
 
+def batches(denoiser: ToyDenoiser, settings: EraseSettings = SETTINGS, embeddings: Tensor = EMBEDDINGS) -> Batches:
+    """Drawn from the toy's bank."""
+    return Batches(toy_bank(denoiser, embeddings), PROFILE, settings)
+
+
 def training(adapter: Adapter, settings: EraseSettings, denoiser: ToyDenoiser, **hooks: Any) -> TrainingState:
     """A whole run."""
     state = start(adapter, settings)
-    distill(denoiser, toy_examples(), SAMPLER, Meter(denoiser, toy_examples(), seed=0), state, settings, **hooks)
+    distill(denoiser, batches(denoiser, settings), Meter(denoiser, toy_held_out(denoiser)), state, settings, **hooks)
     return state
 
 
 def by_hand(denoiser: ToyDenoiser, adapter: Adapter) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
     """Forget and retain loss of the step that ``denoiser`` remembers, and the gradients on (down, up) of each layer."""
-    teacher_call, student_call = denoiser.calls
+    (student_call,) = denoiser.calls
     base = {name: layer.weight for name, layer in denoiser.target_layers().items()}
-    teacher = teacher_call.noisy @ base["mix"].T + teacher_call.embeds @ base["text"].T
+    asked = torch.cat([EMBEDDINGS[[SURROGATE] * 4], student_call.embeds[4:]])
+    teacher = student_call.noisy @ base["mix"].T + asked @ base["text"].T
     leaves: dict[str, tuple[Tensor, Tensor]] = {}
     changed = dict(base)
     for name, update in adapter.updates.items():
@@ -84,23 +91,12 @@ def by_hand(denoiser: ToyDenoiser, adapter: Adapter) -> tuple[Tensor, Tensor, di
 def test_a_step_is_the_equation(masks: Masks) -> None:
     denoiser = ToyDenoiser()
     adapter = moving(denoiser, masks)
-    forget, retain = training_step(denoiser, toy_examples(), SAMPLER, adapter, 5, SETTINGS)
+    forget, retain = training_step(denoiser, batches(denoiser), adapter, 5, SETTINGS)
     expected_forget, expected_retain, gradients = by_hand(denoiser, adapter)
     assert (forget, retain) == pytest.approx((float(expected_forget), float(expected_retain)), rel=1e-5)
     for name, (down, up) in gradients.items():
         torch.testing.assert_close(adapter.updates[name].down.grad, down)
         torch.testing.assert_close(adapter.updates[name].up.grad, up)
-
-
-def test_the_student_is_asked_for_the_concept_and_the_teacher_for_the_surrogate() -> None:
-    denoiser = ToyDenoiser()
-    training_step(denoiser, toy_examples(), SAMPLER, moving(denoiser), 0, SETTINGS)
-    teacher, student = denoiser.calls
-    assert torch.equal(teacher.noisy, student.noisy)
-    assert torch.equal(teacher.timesteps, student.timesteps)
-    assert (teacher.embeds[:4] == EMBEDDINGS[SURROGATE]).all()
-    assert (student.embeds[:4] == EMBEDDINGS[CONCEPT]).all()
-    assert torch.equal(teacher.embeds[4:], student.embeds[4:])
 
 
 def test_low_memory_gives_the_same_gradients() -> None:
@@ -109,9 +105,9 @@ def test_low_memory_gives_the_same_gradients() -> None:
         denoiser = ToyDenoiser(timed=True)
         adapter = moving(denoiser)
         settings = dataclasses.replace(SETTINGS, low_memory=low_memory)
-        losses = training_step(denoiser, toy_examples(), SAMPLER, adapter, 3, settings)
+        losses = training_step(denoiser, batches(denoiser, settings), adapter, 3, settings)
         found.append((losses, [parameter.grad for parameter in adapter.parameters()]))
-        assert len(denoiser.calls) == (3 if low_memory else 2)
+        assert len(denoiser.calls) == (2 if low_memory else 1)
     (joint_losses, joint), (split_losses, split) = found
     assert split_losses == pytest.approx(joint_losses, rel=1e-6)
     for one, two in zip(joint, split, strict=True):
@@ -124,7 +120,7 @@ def test_the_loss_scale_of_half_precision_is_taken_out_again() -> None:
         denoiser = ToyDenoiser()
         denoiser.dtype = dtype  # only the scale follows; the toy computes in float32
         adapter = moving(denoiser)
-        training_step(denoiser, toy_examples(), SAMPLER, adapter, 3, SETTINGS)
+        training_step(denoiser, batches(denoiser), adapter, 3, SETTINGS)
         found.append([parameter.grad for parameter in adapter.parameters()])
     for plain, scaled in zip(*found, strict=True):
         torch.testing.assert_close(plain, scaled)
@@ -135,7 +131,7 @@ def test_a_steps_chance_comes_from_seed_and_step_alone() -> None:
         denoiser = ToyDenoiser()
         torch.manual_seed(step + seed)  # the global generator has no say
         settings = dataclasses.replace(SETTINGS, seed=seed)
-        training_step(denoiser, toy_examples(), SAMPLER, moving(denoiser), step, settings)
+        training_step(denoiser, batches(denoiser, settings), moving(denoiser), step, settings)
         return denoiser.calls[0].noisy
 
     assert torch.equal(noisy(3, 0), noisy(3, 0))
@@ -145,7 +141,7 @@ def test_a_steps_chance_comes_from_seed_and_step_alone() -> None:
 
 def test_a_step_leaves_the_base_frozen_and_unhooked() -> None:
     denoiser = ToyDenoiser()
-    training_step(denoiser, toy_examples(), SAMPLER, moving(denoiser), 0, SETTINGS)
+    training_step(denoiser, batches(denoiser), moving(denoiser), 0, SETTINGS)
     for layer in denoiser.target_layers().values():
         assert layer.weight.grad is None
         assert not layer._forward_hooks
@@ -157,7 +153,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_facts(low_memory: bool) -> Non
     adapter = moving(denoiser)
     settings = dataclasses.replace(SETTINGS, low_memory=low_memory)
     with pytest.raises(TrainingError, match=r"step 7: forget loss nan.*lr .*rank 2, timesteps \[") as caught:
-        training_step(denoiser, toy_examples(EMBEDDINGS * torch.inf), SAMPLER, adapter, 7, settings)
+        training_step(denoiser, batches(denoiser, settings, EMBEDDINGS * torch.inf), adapter, 7, settings)
     assert "lower --lr or use --dtype float32" in str(caught.value)
     assert not denoiser.weights.text._forward_hooks
 
@@ -167,9 +163,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_facts(low_memory: bool) -> Non
 
 def test_training_overwrites_the_concept_and_spares_the_rest() -> None:
     denoiser = ToyDenoiser()
-    before = Meter(denoiser, toy_examples(), seed=0).measure()
+    before = Meter(denoiser, toy_held_out(denoiser)).measure()
     state = training(Adapter.initialise(denoiser, FULL, 2, 2.0, seed=0), SETTINGS, denoiser)
-    after = Meter(denoiser, toy_examples(), seed=0).measure(state.adapter)
+    after = Meter(denoiser, toy_held_out(denoiser)).measure(state.adapter)
     assert before.residual == pytest.approx(1.0)
     assert after.residual < 0.15
     assert state.step == len(state.losses) == 100
@@ -226,8 +222,8 @@ def test_a_run_that_stopped_early_does_not_go_on() -> None:
     denoiser = ToyDenoiser()
     state = start(moving(denoiser), SETTINGS)
     state.stopped_early = True
-    meter = Meter(denoiser, toy_examples(), seed=0)
-    measured = distill(denoiser, toy_examples(), SAMPLER, meter, state, SETTINGS)
+    meter = Meter(denoiser, toy_held_out(denoiser))
+    measured = distill(denoiser, batches(denoiser), meter, state, SETTINGS)
     assert state.step == 0
     assert measured == meter.measure(state.adapter)
 

@@ -62,7 +62,7 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_result(
     step = distill.training_step
 
     def dying(*args: object) -> tuple[float, float]:
-        if args[4] == stop_at:
+        if args[3] == stop_at:
             raise KeyboardInterrupt
         return step(*args)
 
@@ -165,8 +165,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_settings(
     step = distill.training_step
 
     def overflowing(*args: object) -> tuple[float, float]:
-        if args[4] == 3:
-            args[3].parameters()[0].data.fill_(float("inf"))  # type: ignore[attr-defined]
+        if args[3] == 3:
+            args[2].parameters()[0].data.fill_(float("inf"))  # type: ignore[attr-defined]
         return step(*args)
 
     monkeypatch.setattr(distill, "training_step", overflowing)
@@ -254,17 +254,17 @@ def test_two_processes_cannot_work_in_one_folder(sd1_dir: Path, tmp_path: Path) 
 
 def test_erasing_leaves_no_gradient_and_no_hook_on_the_model(sd1_dir: Path, tmp_path: Path) -> None:
     """The saliency borrows the weights' gradients and gives them back."""
+    from spare_core.bank import fill_bank
     from spare_core.denoiser import load_denoiser
-    from spare_core.examples import generate_examples
     from spare_core.saliency import score_layers
     from spare_core.timesteps import profile_timesteps
 
     denoiser = load_denoiser(str(sd1_dir), "cpu", "float32")
     before = {name: value.clone() for name, value in denoiser.weights.state_dict().items()}
     asked = request(sd1_dir)
-    examples = generate_examples(denoiser, asked["erasure"], asked["settings"])
-    profile = profile_timesteps(denoiser, examples, asked["settings"])
-    scores = score_layers(denoiser, examples, profile, asked["settings"])
+    bank = fill_bank(denoiser, asked["erasure"], asked["settings"])
+    profile = profile_timesteps(bank, denoiser.num_timesteps, asked["settings"].bins)
+    scores = score_layers(denoiser, bank, profile, asked["settings"])
     assert all(bool(torch.isfinite(part).all()) for score in scores.values() for part in score.parts)
     assert all(not p.requires_grad and p.grad is None for p in denoiser.weights.parameters())
     assert all(torch.equal(before[name], value) for name, value in denoiser.weights.state_dict().items())

@@ -12,14 +12,15 @@ import torch
 
 from spare_core import stages
 from spare_core.artifact import LORA, MANIFEST
+from spare_core.bank import Bank
 from spare_core.denoiser import UNetDenoiser
 from spare_core.erase import erase
 from spare_core.errors import InputError, ModelError, StageError, StorageError
-from spare_core.examples import Examples
 from spare_core.masks import load_masks, save_masks
+from spare_core.measures import HeldOut
 from spare_core.request import Request, build_erasure, build_request
 from spare_core.settings import EraseSettings
-from spare_core.stage_files import EXAMPLES, MASKS, PROFILE, STAGE, STATE, is_finished, read_stage
+from spare_core.stage_files import BANK, HELD_OUT, MASKS, PROFILE, STAGE, STATE, is_finished, read_stage
 from spare_core.timesteps import TimestepProfile
 
 SMALL = EraseSettings(
@@ -64,18 +65,18 @@ def test_stages_apart_give_the_adapter_of_one_process(done: Path, request_: Requ
 def test_every_stage_says_what_it_did(done: Path, request_: Request) -> None:
     said = {name: read_stage(done / name, name, request_) for name in ("prepare", "timesteps", "saliency")}
     assert all(facts["seconds"] > 0 and facts["peak_memory_bytes"]["host"] > 2**20 for facts in said.values())
-    assert (said["prepare"]["forget"], said["prepare"]["forget_heldout"]) == (4, 4)
+    assert (said["prepare"]["forget"], said["prepare"]["forget_heldout"]) == (4 * 2, 4 * 2)
     assert sum(said["timesteps"]["probabilities"]) == pytest.approx(1.0)
     assert 0 < said["saliency"]["mask"]["moving"] <= 0.25 * said["saliency"]["mask"]["weights"]
 
 
 def test_what_is_saved_is_what_is_loaded(done: Path, tmp_path: Path) -> None:
     """Written again, the files have the same bytes."""
-    examples = Examples.load(done / "prepare" / EXAMPLES, torch.device("cpu"))
-    examples.save(tmp_path / EXAMPLES)
+    Bank.load(done / "prepare" / BANK, torch.device("cpu")).save(tmp_path / BANK)
+    HeldOut.load(done / "prepare" / HELD_OUT, torch.device("cpu")).save(tmp_path / HELD_OUT)
     TimestepProfile.load(done / "timesteps" / PROFILE).save(tmp_path / PROFILE)
     save_masks(load_masks(done / "saliency" / MASKS), tmp_path / MASKS)
-    for stage, name in (("prepare", EXAMPLES), ("timesteps", PROFILE), ("saliency", MASKS)):
+    for stage, name in (("prepare", BANK), ("prepare", HELD_OUT), ("timesteps", PROFILE), ("saliency", MASKS)):
         assert (tmp_path / name).read_bytes() == (done / stage / name).read_bytes()
 
 
@@ -114,7 +115,8 @@ def damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("stage", "name", "load"),
     [
-        ("prepare", EXAMPLES, lambda path: Examples.load(path, torch.device("cpu"))),
+        ("prepare", BANK, lambda path: Bank.load(path, torch.device("cpu"))),
+        ("prepare", HELD_OUT, lambda path: HeldOut.load(path, torch.device("cpu"))),
         ("timesteps", PROFILE, TimestepProfile.load),
         ("saliency", MASKS, load_masks),
         ("prepare", STAGE, None),
@@ -152,11 +154,11 @@ def test_another_model_in_the_same_place_is_refused(request_: Request) -> None:
 
 
 def test_a_model_that_sees_no_difference_is_told_of_at_once(
-    done: Path, request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(UNetDenoiser, "predict", lambda self, noisy, timesteps, conditioning: torch.zeros_like(noisy))
     with pytest.raises(InputError, match="nothing to erase"):
-        stages.timesteps(stages.open_work(request_), done / "prepare", tmp_path / "out")
+        stages.prepare(stages.open_work(request_), tmp_path / "out")
     assert not is_finished(tmp_path / "out")
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spare_core.errors import TrainingError
 from spare_core.settings import EraseSettings, TimestepSampling
 from spare_core.timesteps import (
+    StateSampler,
     TimestepProfile,
     TimestepSampler,
     bin_edges,
@@ -20,7 +18,7 @@ from spare_core.timesteps import (
     profile_timesteps,
     window,
 )
-from tests.toy import CONCEPT, EMBEDDINGS, SURROGATE, ToyDenoiser, toy_examples
+from tests.toy import CONCEPT, EMBEDDINGS, SURROGATE, ToyDenoiser, toy_bank
 
 gaps = st.lists(st.floats(0.0, 1e6, width=32), min_size=1, max_size=25).map(torch.tensor)
 distributions = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=12).map(
@@ -53,29 +51,21 @@ def test_bins_cover_every_timestep_evenly(num_timesteps: int, data: st.DataObjec
 
 
 def test_the_profile_is_the_squared_gap_between_concept_and_surrogate() -> None:
-    denoiser, examples = ToyDenoiser(timed=True), toy_examples()
-    found = profile_timesteps(denoiser, examples, EraseSettings(bins=10))
+    denoiser = ToyDenoiser(timed=True)
+    found = profile_timesteps(toy_bank(denoiser), 10, 5)  # five states, at 0, 2, 4, 6, 8
     apart = denoiser.weights.text(EMBEDDINGS[CONCEPT] - EMBEDDINGS[SURROGATE]).pow(2).mean()
-    expected = (torch.arange(10) / 10).pow(2) * apart
-    assert found.edges.tolist() == list(range(11))
-    torch.testing.assert_close(found.gap, expected)
+    assert found.edges.tolist() == [0, 2, 4, 6, 8, 10]
+    torch.testing.assert_close(found.gap, (torch.arange(0, 10, 2) / 10).pow(2) * apart)
+
+
+def test_a_bin_without_a_state_lies_between_its_neighbours() -> None:
+    found = profile_timesteps(toy_bank(ToyDenoiser(timed=True)), 10, 10).gap
+    torch.testing.assert_close(found[1::2][:4], (found[0:8:2] + found[2:10:2]) / 2)
+    assert found[9] == found[8]
 
 
 def test_a_model_with_few_timesteps_gets_few_bins() -> None:
-    assert len(profile_timesteps(ToyDenoiser(), toy_examples(), EraseSettings(bins=1000)).gap) == 10
-
-
-def test_the_same_seed_gives_the_same_profile() -> None:
-    settings_ = EraseSettings(bins=4, seed=3)
-    one, two = (profile_timesteps(ToyDenoiser(timed=True), toy_examples(), settings_) for _ in range(2))
-    assert one.as_dict() == two.as_dict()
-    other = profile_timesteps(ToyDenoiser(timed=True), toy_examples(), dataclasses.replace(settings_, seed=4))
-    assert other.as_dict() != one.as_dict()
-
-
-def test_predictions_that_are_not_finite_stop_the_profile() -> None:
-    with pytest.raises(TrainingError, match=r"not finite .* --dtype float32"):
-        profile_timesteps(ToyDenoiser(), toy_examples(EMBEDDINGS * torch.inf), EraseSettings())
+    assert len(profile_timesteps(toy_bank(ToyDenoiser()), 10, 1000).gap) == 10
 
 
 # --- probabilities ---------------------------------------------------------------------------------------------------
@@ -217,3 +207,28 @@ def test_the_same_generator_draws_the_same() -> None:
     sampler = TimestepSampler(torch.arange(101), torch.full((100,), 0.01, dtype=torch.double))
     assert torch.equal(sampler.sample(8, seeded(7)), sampler.sample(8, seeded(7)))
     assert not torch.equal(sampler.sample(8, seeded(7)), sampler.sample(8, seeded(8)))
+
+
+# --- states ----------------------------------------------------------------------------------------------------------
+
+
+@given(distributions, st.lists(st.integers(0, 35), min_size=1, max_size=30), st.integers(0, 2**31))
+@settings(deadline=None)
+def test_states_come_from_the_bin_drawn_or_the_nearest_that_has_any(
+    probabilities: Tensor, times: list[int], seed: int
+) -> None:
+    edges = torch.arange(len(probabilities) + 1) * 3
+    states = torch.tensor(times).clamp(max=int(edges[-1]) - 1)
+    sampler = TimestepSampler(edges, probabilities)
+    drawn = StateSampler(sampler, states).sample(8, seeded(seed))
+    wanted = sampler.sample(8, seeded(seed)) // 3
+    distance = (states[None, :] // 3 - wanted[:, None]).abs()
+    assert torch.equal((states[drawn] // 3 - wanted).abs(), distance.min(dim=1).values)
+
+
+def test_states_of_a_bin_are_drawn_alike() -> None:
+    sampler = TimestepSampler(torch.tensor([0, 10, 20]), torch.tensor([0.75, 0.25], dtype=torch.double))
+    states = StateSampler(sampler, torch.tensor([12, 3, 4, 15, 3]))
+    drawn = torch.cat([states.sample(4, seeded(seed)) for seed in range(2000)])
+    shares = torch.bincount(drawn, minlength=5) / len(drawn)
+    assert shares.tolist() == pytest.approx([0.125, 0.25, 0.25, 0.125, 0.25], abs=0.02)

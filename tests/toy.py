@@ -12,8 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spare_core.bank import Bank, Side
 from spare_core.denoiser import Conditioning
-from spare_core.examples import NULL, Examples, Side
+from spare_core.measures import HeldOut, Probe
+from spare_core.prompts import NULL
 
 NULL_ROW, CONCEPT, SURROGATE, KEPT = range(4)
 NAMES = (NULL, "Neon Lines", "Photo", "Rust")
@@ -43,20 +45,37 @@ class ToyDenoiser:
     num_timesteps = 10
     lora_prefix = "toy"
 
-    def __init__(self, *, timed: bool = False, velocity: bool = False) -> None:
+    def __init__(self, *, timed: bool = False, velocity: bool = False, rows_at_once: int = 64) -> None:
         torch.manual_seed(0)
         self.weights = _Weights().requires_grad_(False)
-        self.timed, self.velocity = timed, velocity
+        self.timed, self.velocity, self.rows_at_once = timed, velocity, rows_at_once
         self.calls: list[Call] = []
-        self.noises: list[tuple[Tensor, Tensor]] = []
 
     def target_layers(self) -> dict[str, nn.Linear]:
         return {"mix": self.weights.mix, "text": self.weights.text}
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        self.noises.append((latents, noise))
-        signal = (1 - timesteps / self.num_timesteps)[:, None, None, None]
+        signal = self._signal(timesteps)
         return signal.sqrt() * latents + (1 - signal).sqrt() * noise
+
+    def noise_in(self, noisy: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
+        signal = self._signal(timesteps)
+        return (noisy - signal.sqrt() * latents) / (1 - signal).sqrt()
+
+    def denoise(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor, following: Tensor) -> Tensor:
+        now, then = self._signal(timesteps), self._signal(following)
+        clean = (noisy - (1 - now).sqrt() * prediction) / now.sqrt()
+        return then.sqrt() * clean + (1 - then).sqrt() * prediction
+
+    def _signal(self, timesteps: Tensor) -> Tensor:
+        """1 before the first timestep, so that sampling ends on the picture."""
+        return (1 - (timesteps + 1) / (self.num_timesteps + 1))[:, None, None, None]
+
+    def latent_shape(self, resolution: int = 0) -> tuple[int, int, int]:
+        return (3, 1, 1)
+
+    def batch_rows(self, resolution: int = 0) -> int:
+        return self.rows_at_once
 
     def training_target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return noise - latents if self.velocity else noise
@@ -70,23 +89,50 @@ class ToyDenoiser:
         return (self.weights.mix(noisy.flatten(1)) + spoken)[:, :, None, None]
 
 
-def toy_side(student: Sequence[int], teacher: Sequence[int], seed: int) -> Side:
-    """Random latents, one for each row asked for."""
-    latents = torch.randn(len(student), 3, 1, 1, generator=torch.Generator().manual_seed(seed))
-    pair = (torch.full((len(student),), CONCEPT), torch.full((len(student),), SURROGATE))
-    return Side(latents, torch.tensor(student), torch.tensor(teacher), *pair)
+def toy_side(denoiser: ToyDenoiser, student: Sequence[int], teacher: Sequence[int], seed: int,
+             embeddings: Tensor = EMBEDDINGS) -> Side:  # fmt: skip
+    """Random latents, noised at timesteps that are spread over the schedule, one for each row asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    count = len(student)
+    latents = torch.randn(count, 3, 1, 1, generator=generator)
+    timesteps = torch.arange(count) * denoiser.num_timesteps // count
+    noisy = denoiser.add_noise(latents, torch.randn(latents.shape, generator=generator), timesteps)
+    own, theirs = torch.tensor(student), torch.tensor(teacher)
+
+    def under(rows: Tensor) -> Tensor:
+        found = denoiser.predict(noisy, timesteps, Conditioning(embeddings[rows][:, None]))
+        denoiser.calls.pop()
+        return found
+
+    null = torch.full_like(own, NULL_ROW)
+    return Side(noisy, timesteps, own, theirs, under(own), under(theirs), under(null), torch.arange(count), latents)
 
 
-def toy_examples(embeddings: Tensor = EMBEDDINGS) -> Examples:
+KEPT_ROWS = (SURROGATE, KEPT, NULL_ROW, KEPT, SURROGATE, NULL_ROW)
+
+
+def toy_bank(denoiser: ToyDenoiser, embeddings: Tensor = EMBEDDINGS) -> Bank:
     """Erase Neon Lines in favour of Photo, keep Rust."""
-    kept = [SURROGATE, KEPT, NULL_ROW, KEPT, SURROGATE, NULL_ROW]
-    return Examples(
+    return Bank(
         prompts=tuple(f"in {name} style" if name else NULL for name in NAMES),
         names=NAMES,
         table=Conditioning(embeddings[:, None, :]),
         null_row=NULL_ROW,
-        forget=toy_side([CONCEPT] * 5, [SURROGATE] * 5, seed=1),
-        retain=toy_side(kept, kept, seed=2),
-        forget_heldout=toy_side([CONCEPT] * 4, [SURROGATE] * 4, seed=3),
-        retain_heldout=toy_side(kept, kept, seed=4),
+        forget=toy_side(denoiser, [CONCEPT] * 5, [SURROGATE] * 5, 1, embeddings),
+        retain=toy_side(denoiser, KEPT_ROWS, KEPT_ROWS, 2, embeddings),
     )
+
+
+def toy_held_out(denoiser: ToyDenoiser) -> HeldOut:
+    """Probes of the same erasure; the unit of drift is that of all rows of the retain side."""
+    forget = toy_side(denoiser, [CONCEPT] * 4, [SURROGATE] * 4, 3)
+    retain = toy_side(denoiser, KEPT_ROWS, KEPT_ROWS, 4)
+    pair = (toy_side(denoiser, [row] * len(KEPT_ROWS), KEPT_ROWS, 4).under_student for row in (CONCEPT, SURROGATE))
+    probes = [
+        Probe(side.noisy, side.timesteps, side.student, side.under_teacher, unit)
+        for side, unit in (
+            (forget, (forget.under_student - forget.under_teacher).pow(2).mean()),
+            (retain, (next(pair) - next(pair)).pow(2).mean()),
+        )
+    ]
+    return HeldOut(NAMES, Conditioning(EMBEDDINGS[:, None, :]), *probes)

@@ -24,11 +24,12 @@ from spare_core.evaluation.metrics import check_drawn
 from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.report import contact_sheet, profile_plot, sheet_rows
 from spare_core.evaluation.suite import DOMAINS, Suite
-from spare_core.examples import generate_examples
-from spare_core.measures import Measurement, Meter
+from spare_core.measures import Measurement, Meter, draw_held_out
 from spare_core.settings import EraseSettings
 
 SCHEMA: Final = "spare.evaluation/1"
+_HELD_OUT: Final = 24
+"""Trajectories a side that an evaluation measures on, if the training measured on fewer."""
 EVALUATION: Final = "evaluation.json"
 SHEET: Final = "contact_sheet.png"
 PROFILE: Final = "timesteps.png"
@@ -171,15 +172,17 @@ def _measure(
     denoiser: UNetDenoiser, stored_adapters: Sequence[StoredAdapter], names: Sequence[str]
 ) -> list[tuple[StoredAdapter, Measurement]]:
     """Residual and drift of each erasure that is evaluated, on latents and noise its training never saw, all adapters
-    on. Another seed makes the examples new; two to train on are the fewest that can be asked for."""
+    on."""
     measured = []
     for stored in stored_adapters:
         manifest = stored.manifest
         if not any(same_concept(manifest.get("concept", ""), name) for name in names):
             continue
         erasure, settings = Erasure.from_dict(manifest), EraseSettings.from_mapping(manifest["settings"])
-        fresh = dataclasses.replace(settings, examples=2, retain_examples=2, seed=(settings.seed + 1) % 2**31)
-        meter = Meter(denoiser, generate_examples(denoiser, erasure, fresh), fresh.seed)
+        fresh = dataclasses.replace(
+            settings, seed=(settings.seed + 1) % 2**31, heldout=max(_HELD_OUT, settings.heldout)
+        )
+        meter = Meter(denoiser, draw_held_out(denoiser, erasure, fresh))
         measured.append((stored, meter.measure(*(other.adapter for other in stored_adapters))))
     return measured
 
