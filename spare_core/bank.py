@@ -65,8 +65,7 @@ class Bank:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file: the prompt table, both sides, and the texts as metadata."""
-        tensors = {f"table/added/{key}": value for key, value in self.table.added.items()}
-        tensors["table/prompt_embeds"] = self.table.prompt_embeds
+        tensors = self.table.as_tensors()
         for name in ("forget", "retain"):
             side: Side = getattr(self, name)
             # The retain side's teacher is its student: once is enough.
@@ -85,10 +84,9 @@ class Bank:
         try:
             tensors, metadata = read_tensors(path)
             texts = json.loads(metadata["texts"])
-            added = {key.removeprefix("table/added/"): value for key, value in tensors.items() if "/added/" in key}
             tensors.setdefault("retain/under_teacher", tensors["retain/under_student"])
             sides = {side: Side(*(tensors[f"{side}/{key}"] for key in Side._fields)) for side in ("forget", "retain")}
-            table = Conditioning(tensors["table/prompt_embeds"], added).to(device)
+            table = Conditioning.from_tensors(tensors).to(device)
             return cls(tuple(texts["prompts"]), tuple(texts["names"]), table, texts["null_row"], **sides)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StageError(f"{path} does not hold the bank of a prepare stage: {error!r}; run it again") from None
@@ -119,7 +117,7 @@ def fill_bank(denoiser: Denoiser, erasure: Erasure, settings: EraseSettings, ima
         own, overwritten = overwritten[::2], overwritten[1::2]
         latents = denoiser.encode_images(pictures).cpu()
         latents = latents[torch.arange(len(own)) % len(latents)]
-        given = noise_latents(denoiser, table, own, latents, settings.example_steps, generator, settings.resolution)
+        given = noise_latents(denoiser, table, own, latents, settings.example_steps, generator)
     sampled = sample_trajectories(
         denoiser,
         table,

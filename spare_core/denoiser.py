@@ -7,7 +7,7 @@ is whatever the model was trained to predict; with v-prediction, differences are
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -49,6 +49,17 @@ class Conditioning:
         return Conditioning(
             self.prompt_embeds.to(device), {name: value.to(device) for name, value in self.added.items()}
         )
+
+    def as_tensors(self) -> dict[str, Tensor]:
+        """Named tensors for a file."""
+        return {"table/prompt_embeds": self.prompt_embeds, **{f"table/added/{k}": v for k, v in self.added.items()}}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Conditioning:
+        """The inverse of :meth:`as_tensors`, among whatever else ``tensors`` holds."""
+        start = "table/added/"
+        added = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+        return cls(tensors["table/prompt_embeds"], added)
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
@@ -104,8 +115,8 @@ class Denoiser(Protocol):
     def latent_shape(self, resolution: int = 0) -> tuple[int, int, int]:
         """Channels, height and width of the latents of a picture."""
 
-    def batch_rows(self, resolution: int = 0) -> int:
-        """Predictions made at once where nothing is trained."""
+    def batch_rows(self, latent_side: int) -> int:
+        """Predictions made at once where nothing is trained, on latents of this height and width."""
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The model's prediction at x_t, float32."""
@@ -305,12 +316,13 @@ class UNetDenoiser:
 
     def latent_shape(self, resolution: int = 0) -> tuple[int, int, int]:
         """See :class:`Denoiser`."""
-        side = (resolution or self.resolution) // int(self.pipeline.vae_scale_factor)
+        side = max(1, (resolution or self.resolution) // int(self.pipeline.vae_scale_factor))
         return int(self.weights.config.in_channels), side, side
 
-    def batch_rows(self, resolution: int = 0) -> int:
-        """See :class:`Denoiser`; under guidance a picture takes two."""
-        return 2 * self._sampling_batch(resolution or self.resolution)
+    def batch_rows(self, latent_side: int) -> int:
+        """See :class:`Denoiser`: two a picture, as guidance takes them, for 64 pictures of up to 16 x 16 latents, 4 of
+        Stable Diffusion's 64 x 64, 1 of SDXL's."""
+        return 2 * max(1, min(64, 64 * 16**2 // latent_side**2))
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """See :class:`Denoiser`."""
@@ -325,7 +337,7 @@ class UNetDenoiser:
                  resolution: int = 0, batch_size: int = 0) -> Tensor:  # fmt: skip
         """See :class:`Denoiser`."""
         side = resolution or self.resolution
-        batch_size = batch_size or self._sampling_batch(side)
+        batch_size = batch_size or self.batch_rows(self.latent_shape(side)[-1]) // 2
         conditioning = self.encode_prompts(prompts, side)
         null = self.encode_prompts([""], side)
         latents = []
@@ -357,11 +369,6 @@ class UNetDenoiser:
                 "are not finite; try --dtype float32"
             )
         return result
-
-    def _sampling_batch(self, side: int) -> int:
-        """Pictures sampled at once: 64 of up to 16 x 16 latents, 4 of Stable Diffusion's 64 x 64, 1 of SDXL's."""
-        latent_side = max(1, side // int(self.pipeline.vae_scale_factor))
-        return max(1, min(64, 64 * 16**2 // latent_side**2))
 
     def settings(self) -> dict[str, Any]:
         """What a report says of the model."""

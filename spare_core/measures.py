@@ -70,8 +70,7 @@ class HeldOut:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
-        tensors = {f"table/added/{key}": value for key, value in self.table.added.items()}
-        tensors["table/prompt_embeds"] = self.table.prompt_embeds
+        tensors = self.table.as_tensors()
         for side in ("forget", "retain"):
             tensors |= {f"{side}/{key}": value for key, value in getattr(self, side)._asdict().items()}
         write_tensors(path, tensors, {"names": json.dumps(self.names)})
@@ -85,9 +84,8 @@ class HeldOut:
         """
         try:
             tensors, metadata = read_tensors(path)
-            added = {key.removeprefix("table/added/"): value for key, value in tensors.items() if "/added/" in key}
             sides = {side: Probe(*(tensors[f"{side}/{key}"] for key in Probe._fields)) for side in ("forget", "retain")}
-            table = Conditioning(tensors["table/prompt_embeds"], added).to(device)
+            table = Conditioning.from_tensors(tensors).to(device)
             return cls(tuple(json.loads(metadata["names"])), table, **sides)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StageError(f"{path} does not hold the probes of a prepare stage: {error!r}; run it again") from None
@@ -123,8 +121,7 @@ def draw_held_out(denoiser: Denoiser, erasure: Erasure, settings: EraseSettings)
     noisy = torch.stack([one.noisy[i] for one, i in singles])
     timesteps = torch.stack([one.timesteps[i] for one, i in singles])
     under_pair = [
-        predict_rows(denoiser, table, noisy, timesteps, torch.tensor([rows[p] for p in side]), settings.resolution)
-        for side in pairs[1]
+        predict_rows(denoiser, table, noisy, timesteps, torch.tensor([rows[p] for p in side])) for side in pairs[1]
     ]
     concept, surrogate = (torch.cat([one.predictions[:, place] for one in forgets]) for place in (0, 1))
     gap = _square(concept - surrogate).mean()

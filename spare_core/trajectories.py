@@ -58,8 +58,8 @@ def sample_trajectories(
     start = torch.randn((len(asked), *shape), generator=generator)
     timesteps = jittered_timesteps(len(asked), steps, denoiser.num_timesteps, generator)
     found: list[Trajectory] = []
-    for chunk in _chunks(asked, denoiser.batch_rows(resolution)):
-        found += _drive(denoiser, table, asked[chunk], start[chunk], timesteps[chunk], guidance, resolution)
+    for chunk in _chunks(asked, denoiser.batch_rows(shape[-1])):
+        found += _drive(denoiser, table, asked[chunk], start[chunk], timesteps[chunk], guidance)
     return found
 
 
@@ -89,7 +89,6 @@ def _drive(
     start: Tensor,
     timesteps: Tensor,
     guidance: float,
-    resolution: int,
 ) -> list[Trajectory]:
     """N trajectories at once, from ``start`` ``(N, C, H, W)`` through ``timesteps`` ``(N, S)``."""
     counts = torch.tensor([len(one.rows) for one in asked])
@@ -101,7 +100,7 @@ def _drive(
     after = torch.cat([timesteps[:, 1:], torch.full((len(asked), 1), -1)], dim=1)
     noisy, passed, predictions = start, [], []
     for now, following in zip(timesteps.unbind(1), after.unbind(1), strict=True):
-        found = predict_rows(denoiser, table, noisy[owner], now[owner], rows, resolution)
+        found = predict_rows(denoiser, table, noisy[owner], now[owner], rows)
         passed.append(noisy)
         predictions.append(found)
         guided = found[empty] + guidance * (found[driver] - found[empty])
@@ -121,7 +120,6 @@ def noise_latents(
     latents: Tensor,
     steps: int,
     generator: torch.Generator,
-    resolution: int = 0,
 ) -> list[Trajectory]:
     """The same of given pictures: ``latents`` ``(N, C, H, W)``, one for each of ``asked``, noised anew at each of
     ``steps`` timesteps."""
@@ -132,21 +130,19 @@ def noise_latents(
         noisy = denoiser.add_noise(clean.expand(steps, *clean.shape), noise, now)
         owner = torch.arange(steps).repeat_interleave(len(one.rows))
         rows = torch.tensor(one.rows).repeat(steps)
-        answers = predict_rows(denoiser, table, noisy[owner], now[owner], rows, resolution)
+        answers = predict_rows(denoiser, table, noisy[owner], now[owner], rows)
         found.append(Trajectory(one, noisy, now, answers.unflatten(0, (steps, len(one.rows))), clean))
     return found
 
 
-def predict_rows(
-    denoiser: Denoiser, table: Conditioning, noisy: Tensor, timesteps: Tensor, rows: Tensor, resolution: int = 0
-) -> Tensor:
+def predict_rows(denoiser: Denoiser, table: Conditioning, noisy: Tensor, timesteps: Tensor, rows: Tensor) -> Tensor:
     """Predictions on ``noisy`` ``(N, C, H, W)``, each under its row of ``table``, as many at once as fit; on the CPU.
 
     Raises:
         TrainingError: if one is not finite.
     """
     parts = []
-    for index in torch.arange(len(noisy)).split(denoiser.batch_rows(resolution)):
+    for index in torch.arange(len(noisy)).split(denoiser.batch_rows(noisy.shape[-1])):
         batch = noisy[index].to(denoiser.device), timesteps[index].to(denoiser.device)
         parts.append(denoiser.predict(*batch, table[rows[index]]).cpu())
     found = torch.cat(parts)

@@ -74,7 +74,7 @@ class ToyDenoiser:
     def latent_shape(self, resolution: int = 0) -> tuple[int, int, int]:
         return (3, 1, 1)
 
-    def batch_rows(self, resolution: int = 0) -> int:
+    def batch_rows(self, latent_side: int) -> int:
         return self.rows_at_once
 
     def training_target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
