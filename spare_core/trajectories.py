@@ -147,5 +147,7 @@ def predict_rows(denoiser: Denoiser, table: Conditioning, noisy: Tensor, timeste
         parts.append(denoiser.predict(*batch, table[rows[index]]).cpu())
     found = torch.cat(parts)
     if not torch.isfinite(found).all():
-        raise TrainingError(f"the model's predictions are not finite ({denoiser.dtype}); try --dtype float32")
+        raise TrainingError(
+            f"predictions are not finite ({denoiser.dtype}); use --dtype float32, or a lower --lr if an adapter is on"
+        )
     return found
