@@ -7,7 +7,8 @@ is whatever the model was trained to predict; with v-prediction, differences are
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -170,11 +171,12 @@ class UNetDenoiser:
     lora_prefix = "unet"
 
     def __init__(self, files: ModelFiles, device: torch.device, dtype: torch.dtype, low_memory: bool) -> None:
-        from diffusers import DDIMScheduler
-
         self.files, self.device, self.dtype = files, device, dtype
         # Frozen weights may rest in half precision on an accelerator; on a CPU autocast converts them as they are used.
-        self.pipeline = _load_pipeline(files, torch.float32 if device.type == "cpu" else dtype).to(device)
+        with _without_collection():
+            from diffusers import DDIMScheduler
+
+            self.pipeline = _load_pipeline(files, torch.float32 if device.type == "cpu" else dtype).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config, clip_sample=False)
         self.pipeline.scheduler = self.scheduler
@@ -384,6 +386,19 @@ class UNetDenoiser:
                 for name in ("layers_per_block", "down_block_types", "up_block_types", "transformer_layers_per_block")
             },
         }
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Importing diffusers and transformers makes objects that stay; Python's collector would look through them a
+    hundred times."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _load_pipeline(files: ModelFiles, dtype: torch.dtype) -> Any:
