@@ -20,7 +20,8 @@ from torch import Tensor
 
 from spare_core.atomic import read_tensors, write_tensors
 from spare_core.concept import Erasure
-from spare_core.denoiser import Conditioning, Denoiser
+from spare_core.conditioning import Conditioning
+from spare_core.denoiser import Denoiser
 from spare_core.errors import StageError
 from spare_core.pictures import load_images
 from spare_core.prompts import EMPTY, PromptPlan

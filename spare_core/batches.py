@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spare_core.bank import Bank, Side
-from spare_core.denoiser import Conditioning
+from spare_core.conditioning import Conditioning
 from spare_core.settings import EraseSettings
 from spare_core.timesteps import StateSampler, TimestepProfile, TimestepSampler
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from spare_core.conditioning import Conditioning
 from spare_core.errors import ConceptError, ModelError, TrainingError
 from spare_core.model_files import ModelFiles, find_model
 from spare_core.settings import Device, Precision
@@ -26,49 +26,6 @@ _PLAIN_ATTENTION_SIDE: Final = 32
 """Largest side of latents whose attention is computed plainly on a CPU."""
 FP16_LOSS_SCALE: Final = 2.0**16
 """What a loss is multiplied with under float16, to keep gradients above underflow; fixed, so that runs repeat."""
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What a prediction is conditioned on.
-
-    ``prompt_embeds``: ``(B, L, D)``; ``added``: further tensors with leading ``B`` (SDXL: ``text_embeds`` and
-    ``time_ids``). Indexing takes rows.
-    """
-
-    prompt_embeds: Tensor
-    added: dict[str, Tensor] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.prompt_embeds)
-
-    def __getitem__(self, index: Tensor | slice | list[int]) -> Conditioning:
-        return Conditioning(self.prompt_embeds[index], {name: value[index] for name, value in self.added.items()})
-
-    def to(self, device: torch.device) -> Conditioning:
-        """The same on ``device``."""
-        return Conditioning(
-            self.prompt_embeds.to(device), {name: value.to(device) for name, value in self.added.items()}
-        )
-
-    def as_tensors(self) -> dict[str, Tensor]:
-        """Named tensors for a file."""
-        return {"table/prompt_embeds": self.prompt_embeds, **{f"table/added/{k}": v for k, v in self.added.items()}}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Conditioning:
-        """The inverse of :meth:`as_tensors`, among whatever else ``tensors`` holds."""
-        start = "table/added/"
-        added = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-        return cls(tensors["table/prompt_embeds"], added)
-
-    @staticmethod
-    def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Rows of all ``parts``, one after the other."""
-        return Conditioning(
-            torch.cat([part.prompt_embeds for part in parts]),
-            {name: torch.cat([part.added[name] for part in parts]) for name in parts[0].added},
-        )
 
 
 class Denoiser(Protocol):
@@ -432,4 +389,4 @@ def _check_loaded(files: ModelFiles, component: str, module: nn.Module) -> None:
             )
 
 
-__all__ = ["Conditioning", "Denoiser", "UNetDenoiser", "choose_device", "choose_dtype", "load_denoiser"]
+__all__ = ["Denoiser", "UNetDenoiser", "choose_device", "choose_dtype", "load_denoiser"]

@@ -17,7 +17,8 @@ from torch import Tensor
 from spare_core.adapter import Adapter
 from spare_core.atomic import read_tensors, write_tensors
 from spare_core.concept import Erasure
-from spare_core.denoiser import Conditioning, Denoiser
+from spare_core.conditioning import Conditioning
+from spare_core.denoiser import Denoiser
 from spare_core.errors import InputError, StageError
 from spare_core.prompts import EMPTY, NULL, PromptPlan
 from spare_core.settings import EraseSettings

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spare_core.denoiser import Conditioning, Denoiser
+from spare_core.conditioning import Conditioning
+from spare_core.denoiser import Denoiser
 from spare_core.errors import TrainingError
 
 

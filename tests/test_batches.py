@@ -9,7 +9,7 @@ import torch
 
 from spare_core.bank import Side
 from spare_core.batches import Batch, Batches
-from spare_core.denoiser import Conditioning
+from spare_core.conditioning import Conditioning
 from spare_core.settings import EraseSettings
 from spare_core.timesteps import TimestepProfile
 from tests.toy import CONCEPT, EMBEDDINGS, NULL_ROW, SURROGATE, ToyDenoiser, toy_bank

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spare_core.bank import Side
-from spare_core.denoiser import Conditioning
+from spare_core.conditioning import Conditioning
 from spare_core.errors import TrainingError
 from spare_core.saliency import TARGETS, score_layers
 from spare_core.settings import EraseSettings, MaskKind, SaliencyLoss

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spare_core import trajectories
-from spare_core.denoiser import Conditioning, UNetDenoiser, load_denoiser
+from spare_core.conditioning import Conditioning
+from spare_core.denoiser import UNetDenoiser, load_denoiser
 from spare_core.errors import TrainingError
 from spare_core.trajectories import Asked, jittered_timesteps, sample_trajectories
 from tests.toy import CONCEPT, EMBEDDINGS, KEPT, NULL_ROW, SURROGATE, ToyDenoiser

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spare_core.bank import Bank, Side
-from spare_core.denoiser import Conditioning
+from spare_core.conditioning import Conditioning
 from spare_core.measures import HeldOut, Probe
 from spare_core.prompts import NULL
 
