@@ -146,6 +146,8 @@ class UNetDenoiser:
             self.pipeline.vae.to(torch.float32)  # SDXL's overflows in float16
         for component in (*files.components, "vae"):
             getattr(self.pipeline, component).requires_grad_(False).eval()
+        # The layout that convolutions compute in, on CPUs and on tensor cores alike.
+        self.weights.to(memory_format=torch.channels_last)
         if low_memory:
             self.weights.enable_gradient_checkpointing()
         elif device.type == "cpu" and self.weights.config.sample_size <= _PLAIN_ATTENTION_SIDE:

@@ -74,7 +74,7 @@ class TrainingState:
             for i, parameter in enumerate(self.adapter.parameters()):
                 parameter.copy_(tensors[f"{i}/value"])
                 self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(facts["step"])),
+                    "step": torch.tensor(float(facts["step"]), device=parameter.device),
                     "exp_avg": tensors[f"{i}/first"].to(parameter.device),
                     "exp_avg_sq": tensors[f"{i}/second"].to(parameter.device),
                 }
@@ -86,7 +86,7 @@ class TrainingState:
 
 def start(adapter: Adapter, settings: EraseSettings) -> TrainingState:
     """Step 0, from ``adapter`` as it is."""
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=settings.lr, betas=_BETAS, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=settings.lr, betas=_BETAS, weight_decay=0.0, fused=True)
     return TrainingState(0, adapter, optimizer)
 
 
