@@ -20,7 +20,7 @@ from spare_core.adapter import Adapter
 from spare_core.bank import fill_bank
 from spare_core.batches import Batches
 from spare_core.denoiser import load_denoiser
-from spare_core.distill import distill, start
+from spare_core.distill import distill
 from spare_core.evaluation.findings import Question, findings
 from spare_core.evaluation.grid import base_grid, draw_grid
 from spare_core.evaluation.judges import load_judge
@@ -28,6 +28,7 @@ from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.suite import load_suite
 from spare_core.masks import describe_masks
 from spare_core.measures import Meter, draw_held_out
+from spare_core.opening import open_training
 from spare_core.request import build_erasure
 from spare_core.saliency import choose_masks
 from spare_core.settings import EraseSettings
@@ -146,8 +147,9 @@ class Bench:
                 started = time.perf_counter()
             masks = choose_masks(self.denoiser, bank, profile, settings)
             adapter = Adapter.initialise(self.denoiser, masks, settings.rank, settings.alpha, settings.seed)
-            state = start(adapter, settings)
-            measured = distill(self.denoiser, Batches(bank, profile, settings), meter, state, settings)
+            batches = Batches(bank, profile, settings)
+            state = open_training(self.denoiser, batches, meter, adapter, erasure, settings)
+            measured = distill(self.denoiser, batches, meter, state, settings)
             seconds = shared + time.perf_counter() - started
             after = draw_grid(self.denoiser, self.suite, self.judge, [adapter])
             found = findings(self.base, after, question, self.reference)

@@ -49,6 +49,12 @@ class Denoiser(Protocol):
     def target_layers(self) -> dict[str, nn.Linear]:
         """The layers that an adapter may change, by name within :attr:`weights`."""
 
+    def text_layers(self) -> dict[str, nn.Linear]:
+        """Those of the target layers whose inputs are ``prompt_embeds``."""
+
+    def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each prompt without padding, in the order of ``prompt_embeds``."""
+
     def encode_prompts(self, prompts: Sequence[str], resolution: int = 0) -> Conditioning:
         """Prompts as the model's sampler would condition on them; "" is what guidance is measured against."""
 
@@ -170,6 +176,15 @@ class UNetDenoiser:
             for name, module in self.weights.named_modules()
             if isinstance(module, nn.Linear) and name.endswith(ends) and ".attn" in name
         }
+
+    def text_layers(self) -> dict[str, nn.Linear]:
+        """Key and value projections of every cross-attention."""
+        ends = (".attn2.to_k", ".attn2.to_v")
+        return {name: layer for name, layer in self.target_layers().items() if name.endswith(ends)}
+
+    def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """See :class:`Denoiser`; both of SDXL's tokenizers split alike."""
+        return [list(ids) for ids in self.pipeline.tokenizer(list(prompts), truncation=False).input_ids]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Forward passes in :attr:`dtype`."""

@@ -6,8 +6,9 @@ everything retained is held to the frozen model:
     w_f ||eps_D(x_t, c) - eps(x_t, s)||^2 + w_r ||eps_D(y_u, k) - eps(y_u, k)||^2
 
 The frozen predictions are in the bank already (:mod:`spare_core.bank`).
-The loop takes its starting adapter and its forget side as given. All chance of a step comes from a generator seeded by
-(seed, step), so a resumed run repeats an uninterrupted one exactly.
+The loop takes its starting adapter, its rate and its forget side as given (:mod:`spare_core.opening` finds
+the first two). All chance of a step comes from a generator seeded by (seed, step), so a
+resumed run repeats an uninterrupted one exactly.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from spare_core.settings import EraseSettings
 _WARMUP = 0.05
 _BETAS = (0.8, 0.95)
 """Shorter memories than AdamW's usual ones: a run has some tens of steps, not thousands."""
-_FACTS = ("step", "history", "losses", "stopped_early", "seconds")
+_FACTS = ("step", "lr", "closed_form", "trials", "history", "losses", "stopped_early", "seconds")
 
 
 @dataclass
@@ -45,6 +46,12 @@ class TrainingState:
     step: int
     adapter: Adapter
     optimizer: torch.optim.AdamW
+    lr: float
+    """The peak; 0 where no step was needed."""
+    closed_form: dict[str, float | None] | None = None
+    """What the adapter was solved with before the first step, and measured then."""
+    trials: list[dict[str, float]] = field(default_factory=list)
+    """What each rate that was tried came to."""
     history: list[dict[str, float]] = field(default_factory=list)
     losses: list[list[float]] = field(default_factory=list)
     stopped_early: bool = False
@@ -84,18 +91,18 @@ class TrainingState:
             raise StageError(f"{path} holds no state of this run: {error!r}; delete it to start anew") from None
 
 
-def start(adapter: Adapter, settings: EraseSettings) -> TrainingState:
+def start(adapter: Adapter, lr: float) -> TrainingState:
     """Step 0, from ``adapter`` as it is."""
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=settings.lr, betas=_BETAS, weight_decay=0.0, fused=True)
-    return TrainingState(0, adapter, optimizer)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=lr, betas=_BETAS, weight_decay=0.0, fused=True)
+    return TrainingState(0, adapter, optimizer, lr)
 
 
-def learning_rate(step: int, settings: EraseSettings) -> float:
+def learning_rate(step: int, peak: float, steps: int) -> float:
     """Linear warm-up over the first 5 % of the steps, then half a cosine."""
-    warmup = max(1, round(_WARMUP * settings.steps))
+    warmup = max(1, round(_WARMUP * steps))
     if step < warmup:
-        return settings.lr * (step + 1) / warmup
-    return settings.lr * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, settings.steps - warmup)))
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def distill(
@@ -107,7 +114,8 @@ def distill(
     on_measure: Callable[[TrainingState], None] = lambda state: None,
     on_step: Callable[[TrainingState], None] = lambda state: None,
 ) -> Measurement:
-    """Train ``state.adapter`` in place until ``settings.steps`` or a plateau of the measured residual.
+    """Train ``state.adapter`` in place until ``settings.steps``, or a measurement that is good enough, or a plateau of
+    the measured residual.
 
     ``on_measure`` is called after every measurement, when ``state`` may be saved; ``on_step`` after every step.
 
@@ -116,22 +124,34 @@ def distill(
     """
     spent, started = state.seconds, time.perf_counter()
     while state.step < settings.steps and not state.stopped_early:
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(state.step, settings)
-        forget, retain = training_step(denoiser, batches, state.adapter, state.step, settings)
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
-        state.adapter.project()
-        state.losses.append([forget, retain])
-        state.step += 1
+        advance(denoiser, batches, state, settings)
         state.seconds = round(spent + time.perf_counter() - started, 3)
         on_step(state)
         if state.step % settings.measure_every == 0 and state.step < settings.steps:
             measured = meter.measure(state.adapter)
             state.history.append({"step": state.step, "residual": measured.residual, "mean_drift": measured.mean_drift})
-            state.stopped_early = plateaued([row["residual"] for row in state.history], settings)
+            residuals = [row["residual"] for row in state.history]
+            state.stopped_early = enough(measured, settings) or plateaued(residuals, settings)
             on_measure(state)
     return meter.measure(state.adapter)
+
+
+def advance(denoiser: Denoiser, batches: Batches, state: TrainingState, settings: EraseSettings) -> None:
+    """One step of the schedule, in place."""
+    rate = learning_rate(state.step, state.lr, settings.steps)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    losses = training_step(denoiser, batches, state.adapter, state.step, settings, rate)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.adapter.project()
+    state.losses.append(list(losses))
+    state.step += 1
+
+
+def enough(measured: Measurement, settings: EraseSettings) -> bool:
+    """Whether what is measured needs no further step."""
+    return measured.residual <= settings.enough_residual and measured.mean_drift <= settings.enough_drift
 
 
 def plateaued(residuals: list[float], settings: EraseSettings) -> bool:
@@ -143,9 +163,10 @@ def plateaued(residuals: list[float], settings: EraseSettings) -> bool:
 
 
 def training_step(
-    denoiser: Denoiser, batches: Batches, adapter: Adapter, step: int, settings: EraseSettings
+    denoiser: Denoiser, batches: Batches, adapter: Adapter, step: int, settings: EraseSettings, rate: float
 ) -> tuple[float, float]:
-    """Gradients of one step on the adapter's parameters; returns the forget and the retain loss.
+    """Gradients of one step on the adapter's parameters; returns the forget and the retain loss. ``rate`` is only said
+    in an error.
 
     One batch of both sides, or with ``low_memory`` one backward pass a side: equal to rounding, half the activations,
     slower (benchmarks/backward.py).
@@ -169,15 +190,17 @@ def training_step(
     values = losses.tolist()
     if not all(map(math.isfinite, values)) or not torch.stack([g.isfinite().all() for g in gradients]).all():
         timesteps = torch.cat([batch.timesteps for batch in both])
-        raise TrainingError(_not_finite(values, step, timesteps, denoiser, settings))
+        raise TrainingError(_not_finite(values, step, timesteps, denoiser, settings, rate))
     return values[0], values[1]
 
 
-def _not_finite(values: list[float], step: int, timesteps: Tensor, denoiser: Denoiser, settings: EraseSettings) -> str:
+def _not_finite(
+    values: list[float], step: int, timesteps: Tensor, denoiser: Denoiser, settings: EraseSettings, rate: float
+) -> str:
     facts: dict[str, Any] = {
         "forget loss": values[0],
         "retain loss": values[1],
-        "lr": f"{learning_rate(step, settings):.2e}",
+        "lr": f"{rate:.2e}",
         "dtype": str(denoiser.dtype).removeprefix("torch."),
         "rank": settings.rank,
         "timesteps": timesteps.tolist(),

@@ -43,9 +43,17 @@ class Measurement:
         """Mean over the kept concepts."""
         return sum(self.drift.values()) / len(self.drift)
 
+    def cost(self, drift_weight: float) -> float:
+        """One figure to choose by."""
+        return self.residual + drift_weight * self.mean_drift
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {"residual": self.residual, "drift": self.drift, "mean_drift": self.mean_drift}
+
+
+UNTOUCHED = Measurement(1.0, {NULL_NAME: 0.0})
+"""What an adapter that changes nothing measures, by definition."""
 
 
 class Probe(NamedTuple):
@@ -90,6 +98,16 @@ class HeldOut:
             return cls(tuple(json.loads(metadata["names"])), table, **sides)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StageError(f"{path} does not hold the probes of a prepare stage: {error!r}; run it again") from None
+
+    def thinned(self) -> HeldOut:
+        """A fifth of the probes, the same ones each time: enough to tell candidates apart."""
+
+        def part(probe: Probe) -> Probe:
+            count = len(probe.timesteps)
+            some = torch.randperm(count, generator=torch.Generator().manual_seed(count))[: -(-count // 5)]
+            return Probe(probe.noisy[some], probe.timesteps[some], probe.prompt[some], probe.teacher[some], probe.unit)
+
+        return HeldOut(self.names, self.table, part(self.forget), part(self.retain))
 
 
 def draw_held_out(denoiser: Denoiser, erasure: Erasure, settings: EraseSettings) -> HeldOut:

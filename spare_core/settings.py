@@ -18,6 +18,7 @@ SaliencyLoss = Literal["denoise", "gap"]
 TimestepSampling = Literal["gap", "uniform", "window"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+LearningRate = float | Literal["auto"]
 
 
 def _setting(
@@ -40,7 +41,7 @@ class EraseSettings:
     density: float = _setting(0.25, "share of the target layers' weights that may move", 0.0, 1.0, open_low=True)
     saliency: SaliencyLoss = _setting("gap", "loss whose gradient scores the weights (DESIGN 3)")
     contrast: bool = _setting(True, "divide the score by the same score on the retain set")
-    saliency_batches: int = _setting(8, "batches the saliency is summed over", 1, 10_000)
+    saliency_batches: int = _setting(6, "batches the saliency is summed over", 1, 10_000)
     # The adapter
     rank: int = _setting(8, "rank of the LoRA", 1, 1024)
     alpha: float = _setting(8.0, "LoRA alpha; the update is scaled by alpha / rank", 0.0, 4096.0, open_low=True)
@@ -51,18 +52,25 @@ class EraseSettings:
     floor: float = _setting(0.3, "share of p(t) that stays uniform for 'gap'", 0.0, 1.0)
     window_mass: float = _setting(0.8, "share of the gap that the window of 'window' holds", 0.0, 1.0, open_low=True)
     # Training
-    steps: int = _setting(64, "most optimiser steps", 1, 1_000_000)
+    closed_form: bool = _setting(
+        True, "start from the cross-attention that solves for the surrogate, if it measures well"
+    )
+    steps: int = _setting(20, "most optimiser steps", 1, 1_000_000)
     batch_size: int = _setting(4, "examples a step on each side, forget and retain", 1, 4096)
-    lr: float = _setting(8e-3, "peak learning rate of AdamW; falls by a cosine", 0.0, 1.0, open_low=True)
+    lr: LearningRate = _setting(
+        "auto", "peak learning rate of AdamW, which falls by a cosine; auto: found by trials", 0.0, 1.0, open_low=True
+    )
     forget_weight: float = _setting(0.3, "weight of the forget loss", 0.0, 1e6, open_low=True)
     retain_weight: float = _setting(1.0, "weight of the retain loss", 0.0, 1e6)
     measure_every: int = _setting(32, "steps between measurements of the residual", 1, 1_000_000)
     patience: int = _setting(3, "measurements without improvement of the residual before stopping early", 1, 1_000_000)
+    enough_residual: float = _setting(0.05, "training ends early once both are measured: this residual, and", 0.0, 1.0)
+    enough_drift: float = _setting(0.01, "this mean drift", 0.0, 1.0)
     min_improvement: float = _setting(0.02, "relative fall of the residual that counts as improvement", 0.0, 1.0)
     # Examples
     examples: int = _setting(16, "trajectories sampled on the forget side", 2, 100_000)
     retain_examples: int = _setting(
-        32, "trajectories sampled on the retain side, at least one a kept concept", 2, 100_000
+        24, "trajectories sampled on the retain side, at least one a kept concept", 2, 100_000
     )
     heldout: int = _setting(
         8, "further trajectories that only measure, each side, at least one a kept concept", 1, 100_000
@@ -149,12 +157,18 @@ def field_problems(settings: Any) -> list[str]:
             if value not in allowed:
                 problems.append(f"{f.name} is {value!r}; allowed: {', '.join(allowed)}")
             continue
+        words = [word for part in typing.get_args(hint) for word in typing.get_args(part)]
+        if words:  # a number or a word
+            if value in words:
+                continue
+            hint = float
         if hint is float and type(value) in (int, str):
             # YAML reads 1e-3 as text: it wants 1.0e-3.
             value = _as_float(value)
             object.__setattr__(settings, f.name, value)
         if type(value) is not hint:
-            problems.append(f"{f.name} is {value!r}; it must be of type {hint.__name__} ({f.metadata['meaning']})")
+            kinds = " or ".join([f"of type {hint.__name__}", *words])
+            problems.append(f"{f.name} is {value!r}; it must be {kinds} ({f.metadata['meaning']})")
             continue
         low, high, open_low = f.metadata["low"], f.metadata["high"], f.metadata["open_low"]
         if low is None:

@@ -32,6 +32,7 @@ from spare_core.distill import distill as train
 from spare_core.errors import ModelError
 from spare_core.masks import describe_masks, load_masks, save_masks
 from spare_core.measures import HeldOut, Meter, draw_held_out
+from spare_core.opening import open_training
 from spare_core.prompts import all_prompts
 from spare_core.request import Progress, Request
 from spare_core.saliency import choose_masks
@@ -155,11 +156,17 @@ def distill(
     profiled, chosen = _profile(work, profile), load_masks(masks / MASKS)
     batches = Batches(_bank(work, examples), profiled, settings)
     meter = Meter(denoiser, HeldOut.load(examples / HELD_OUT, denoiser.device))
-    state = start(Adapter.initialise(denoiser, chosen, settings.rank, settings.alpha, settings.seed), settings)
+    fresh = Adapter.initialise(denoiser, chosen, settings.rank, settings.alpha, settings.seed)
     kept = None if state_folder is None else state_folder / STATE
     if kept is not None and kept.exists():
+        state = start(fresh, 0.0)
         state.restore(kept)
-    earlier = state.seconds
+        earlier = state.seconds
+    else:
+        state = open_training(denoiser, batches, meter, fresh, request.erasure, settings)
+        earlier = 0.0
+        if kept is not None and state.step:
+            state.save(kept)
 
     def stepped(state: TrainingState) -> None:
         work.progress("distill", state.step, settings.steps)
@@ -173,6 +180,7 @@ def distill(
     seconds = {name: facts["seconds"] for name, facts in before.items()}
     seconds["distill"] = round(earlier + time.perf_counter() - started, 3)
     memory = _most(*(facts["peak_memory_bytes"] for facts in before.values()), peak_memory(denoiser.device))
+    last = state.losses[-1] if state.losses else (None, None)
     manifest = {
         **request.erasure.as_dict(),
         "settings": settings.as_dict(),
@@ -182,8 +190,11 @@ def distill(
         "training": {
             "steps": state.step,
             "stopped_early": state.stopped_early,
+            "closed_form": state.closed_form,
+            "lr": state.lr,
+            "trials": state.trials,
             "history": state.history,
-            "last_losses": dict(zip(("forget", "retain"), state.losses[-1], strict=True)),
+            "last_losses": dict(zip(("forget", "retain"), last, strict=True)),
         },
         **measured.as_dict(),
         "seconds": seconds,
@@ -213,6 +224,7 @@ def _repeatable() -> None:
     warns; the rest there is made repeatable."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # As use_deterministic_algorithms(True, warn_only=True), which imports a compiler on the way.
+    torch.set_deterministic_debug_mode("warn")
     # That also fills every new tensor, a guard for code that reads before it writes; nothing here does.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -14,15 +14,16 @@ from torch import Tensor
 
 from spare_core.adapter import Adapter, LowRankUpdate
 from spare_core.batches import Batches
-from spare_core.distill import TrainingState, distill, learning_rate, plateaued, start, training_step
+from spare_core.distill import TrainingState, distill, enough, learning_rate, plateaued, start, training_step
 from spare_core.errors import TrainingError
 from spare_core.masks import LayerMask, Masks
-from spare_core.measures import Meter
+from spare_core.measures import Measurement, Meter
 from spare_core.settings import EraseSettings
 from spare_core.timesteps import TimestepProfile
 from tests.toy import EMBEDDINGS, SURROGATE, ToyDenoiser, toy_bank, toy_held_out
 
-SETTINGS = EraseSettings(rank=2, alpha=3.0, batch_size=4, forget_weight=0.3, retain_weight=2.0, steps=100, lr=0.05)
+SETTINGS = EraseSettings(rank=2, alpha=3.0, batch_size=4, forget_weight=0.3, retain_weight=2.0, steps=100)
+LR = 0.05
 PROFILE = TimestepProfile(torch.arange(11), torch.ones(10))
 FULL: Masks = {
     "mix": LayerMask(torch.ones(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool)),
@@ -55,9 +56,11 @@ def batches(denoiser: ToyDenoiser, settings: EraseSettings = SETTINGS, embedding
     return Batches(toy_bank(denoiser, embeddings), PROFILE, settings)
 
 
-def training(adapter: Adapter, settings: EraseSettings, denoiser: ToyDenoiser, **hooks: Any) -> TrainingState:
+def training(
+    adapter: Adapter, settings: EraseSettings, denoiser: ToyDenoiser, lr: float = LR, **hooks: Any
+) -> TrainingState:
     """A whole run."""
-    state = start(adapter, settings)
+    state = start(adapter, lr)
     distill(denoiser, batches(denoiser, settings), Meter(denoiser, toy_held_out(denoiser)), state, settings, **hooks)
     return state
 
@@ -91,7 +94,7 @@ def by_hand(denoiser: ToyDenoiser, adapter: Adapter) -> tuple[Tensor, Tensor, di
 def test_a_step_is_the_equation(masks: Masks) -> None:
     denoiser = ToyDenoiser()
     adapter = moving(denoiser, masks)
-    forget, retain = training_step(denoiser, batches(denoiser), adapter, 5, SETTINGS)
+    forget, retain = training_step(denoiser, batches(denoiser), adapter, 5, SETTINGS, LR)
     expected_forget, expected_retain, gradients = by_hand(denoiser, adapter)
     assert (forget, retain) == pytest.approx((float(expected_forget), float(expected_retain)), rel=1e-5)
     for name, (down, up) in gradients.items():
@@ -105,7 +108,7 @@ def test_low_memory_gives_the_same_gradients() -> None:
         denoiser = ToyDenoiser(timed=True)
         adapter = moving(denoiser)
         settings = dataclasses.replace(SETTINGS, low_memory=low_memory)
-        losses = training_step(denoiser, batches(denoiser, settings), adapter, 3, settings)
+        losses = training_step(denoiser, batches(denoiser, settings), adapter, 3, settings, LR)
         found.append((losses, [parameter.grad for parameter in adapter.parameters()]))
         assert len(denoiser.calls) == (2 if low_memory else 1)
     (joint_losses, joint), (split_losses, split) = found
@@ -120,7 +123,7 @@ def test_the_loss_scale_of_half_precision_is_taken_out_again() -> None:
         denoiser = ToyDenoiser()
         denoiser.dtype = dtype  # only the scale follows; the toy computes in float32
         adapter = moving(denoiser)
-        training_step(denoiser, batches(denoiser), adapter, 3, SETTINGS)
+        training_step(denoiser, batches(denoiser), adapter, 3, SETTINGS, LR)
         found.append([parameter.grad for parameter in adapter.parameters()])
     for plain, scaled in zip(*found, strict=True):
         torch.testing.assert_close(plain, scaled)
@@ -131,7 +134,7 @@ def test_a_steps_chance_comes_from_seed_and_step_alone() -> None:
         denoiser = ToyDenoiser()
         torch.manual_seed(step + seed)  # the global generator has no say
         settings = dataclasses.replace(SETTINGS, seed=seed)
-        training_step(denoiser, batches(denoiser, settings), moving(denoiser), step, settings)
+        training_step(denoiser, batches(denoiser, settings), moving(denoiser), step, settings, LR)
         return denoiser.calls[0].noisy
 
     assert torch.equal(noisy(3, 0), noisy(3, 0))
@@ -141,7 +144,7 @@ def test_a_steps_chance_comes_from_seed_and_step_alone() -> None:
 
 def test_a_step_leaves_the_base_frozen_and_unhooked() -> None:
     denoiser = ToyDenoiser()
-    training_step(denoiser, batches(denoiser), moving(denoiser), 0, SETTINGS)
+    training_step(denoiser, batches(denoiser), moving(denoiser), 0, SETTINGS, LR)
     for layer in denoiser.target_layers().values():
         assert layer.weight.grad is None
         assert not layer._forward_hooks
@@ -153,7 +156,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_facts(low_memory: bool) -> Non
     adapter = moving(denoiser)
     settings = dataclasses.replace(SETTINGS, low_memory=low_memory)
     with pytest.raises(TrainingError, match=r"step 7: forget loss nan.*lr .*rank 2, timesteps \[") as caught:
-        training_step(denoiser, batches(denoiser, settings, EMBEDDINGS * torch.inf), adapter, 7, settings)
+        training_step(denoiser, batches(denoiser, settings, EMBEDDINGS * torch.inf), adapter, 7, settings, LR)
     assert "lower --lr or use --dtype float32" in str(caught.value)
     assert not denoiser.weights.text._forward_hooks
 
@@ -212,15 +215,30 @@ def test_measurements_come_when_asked_and_the_last_is_returned() -> None:
 
 def test_a_run_that_does_not_help_stops_early() -> None:
     denoiser = ToyDenoiser()
-    settings = dataclasses.replace(SETTINGS, lr=1e-9, measure_every=2, patience=3)
-    state = training(moving(denoiser), settings, denoiser)
+    settings = dataclasses.replace(SETTINGS, measure_every=2, patience=3)
+    state = training(moving(denoiser), settings, denoiser, lr=1e-9)
     assert state.stopped_early
     assert state.step == 8  # one measurement to compare with, then three without improvement
 
 
+def test_a_run_that_measures_well_enough_stops() -> None:
+    denoiser = ToyDenoiser()
+    settings = dataclasses.replace(SETTINGS, measure_every=2, enough_residual=0.9, enough_drift=1.0)
+    state = training(moving(denoiser), settings, denoiser)
+    assert state.stopped_early
+    assert state.history[-1]["residual"] <= 0.9
+    assert all(row["residual"] > 0.9 for row in state.history[:-1])
+
+
+@pytest.mark.parametrize(("residual", "drift", "is_so"), [(0.1, 0.02, True), (0.11, 0.0, False), (0.0, 0.03, False)])
+def test_enough_is_both_residual_and_drift(residual: float, drift: float, is_so: bool) -> None:
+    settings = EraseSettings(enough_residual=0.1, enough_drift=0.02)
+    assert enough(Measurement(residual, {"Rust": 0.0, "Photo": 2 * drift}), settings) is is_so
+
+
 def test_a_run_that_stopped_early_does_not_go_on() -> None:
     denoiser = ToyDenoiser()
-    state = start(moving(denoiser), SETTINGS)
+    state = start(moving(denoiser), LR)
     state.stopped_early = True
     meter = Meter(denoiser, toy_held_out(denoiser))
     measured = distill(denoiser, batches(denoiser), meter, state, SETTINGS)
@@ -254,8 +272,7 @@ def test_a_plateau_is_patience_measurements_without_improvement(residuals: list[
 
 @given(st.integers(1, 2000), st.floats(1e-6, 1.0))
 def test_the_rate_warms_up_peaks_and_falls_but_never_to_zero(steps: int, lr: float) -> None:
-    settings = EraseSettings(steps=steps, lr=lr)
-    rates = [learning_rate(step, settings) for step in range(steps)]
+    rates = [learning_rate(step, lr, steps) for step in range(steps)]
     peak = max(1, round(0.05 * steps)) - 1
     assert max(rates) == pytest.approx(lr)
     assert rates[peak] == pytest.approx(lr)
@@ -265,6 +282,5 @@ def test_the_rate_warms_up_peaks_and_falls_but_never_to_zero(steps: int, lr: flo
 
 
 def test_the_rate_by_hand() -> None:
-    settings = EraseSettings(steps=100, lr=0.8)
-    assert [learning_rate(step, settings) for step in (0, 4, 5)] == pytest.approx([0.16, 0.8, 0.8])
-    assert learning_rate(5 + 95 // 2, settings) == pytest.approx(0.4, rel=0.02)
+    assert [learning_rate(step, 0.8, 100) for step in (0, 4, 5)] == pytest.approx([0.16, 0.8, 0.8])
+    assert learning_rate(5 + 95 // 2, 0.8, 100) == pytest.approx(0.4, rel=0.02)

@@ -139,6 +139,24 @@ def request_fixture(request: pytest.FixtureRequest) -> pytest.FixtureRequest:
     return request
 
 
+def test_a_start_that_is_good_enough_is_the_result(sd1_dir: Path, tmp_path: Path) -> None:
+    """No step is made, and the adapter that was solved for works like any other."""
+    manifest = erase(**request(sd1_dir, enough_residual=1.0, enough_drift=1.0), output=tmp_path / "out")
+    training = manifest["training"]
+    assert (training["steps"], training["stopped_early"], training["lr"], training["trials"]) == (0, True, 0.0, [])
+    assert training["closed_form"]["ridge"] > 0
+    assert manifest["residual"] < 1.0
+    assert verify_adapter(tmp_path / "out", str(sd1_dir))["diffusers_difference"] <= 1e-5
+
+
+def test_what_training_began_with_is_in_the_manifest(sd1_dir: Path, tmp_path: Path) -> None:
+    found = erase(**request(sd1_dir), output=tmp_path / "found")["training"]
+    assert found["lr"] in [trial["lr"] for trial in found["trials"]]
+    given = erase(**request(sd1_dir, lr=1e-3, closed_form=False), output=tmp_path / "given")["training"]
+    assert (given["lr"], given["trials"], given["closed_form"]) == (1e-3, [], None)
+    assert given["steps"] == found["steps"] == SMALL.steps
+
+
 def test_low_memory_mode_erases_alike(sd1_dir: Path, tmp_path: Path) -> None:
     """Checkpointed gradients and two backward passes change rounding, not the result."""
     plain = erase(**request(sd1_dir), output=tmp_path / "plain")

@@ -16,7 +16,8 @@ from spare_core.errors import InputError, SettingsError
 from spare_core.settings import EraseSettings, read_yaml_mapping
 
 FIELDS = {field.name: field for field in dataclasses.fields(EraseSettings)}
-HINTS = typing.get_type_hints(EraseSettings)
+HINTS = typing.get_type_hints(EraseSettings) | {"lr": float}
+"""Of what is a number or a word, here the number; see the tests of "auto"."""
 BOUNDED = [name for name, field in FIELDS.items() if field.metadata["high"] is not None]
 
 
@@ -80,6 +81,13 @@ def test_a_number_that_is_none_is_refused(value: float) -> None:
 def test_another_type_is_refused(name: str, value: Any) -> None:
     with pytest.raises(SettingsError, match=rf"{name} is .*must be of type {HINTS[name].__name__}"):
         EraseSettings(**{name: value})
+
+
+def test_the_rate_is_a_number_or_to_be_found() -> None:
+    assert EraseSettings(lr="auto") == EraseSettings()
+    assert EraseSettings.from_mapping({"lr": "2e-3"}).lr == 0.002
+    with pytest.raises(SettingsError, match=r"lr is 'automatic'; it must be of type float or auto \(peak"):
+        EraseSettings(lr="automatic")  # type: ignore[arg-type]
 
 
 def test_a_whole_number_serves_as_a_fraction() -> None:

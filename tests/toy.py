@@ -54,6 +54,9 @@ class ToyDenoiser:
     def target_layers(self) -> dict[str, nn.Linear]:
         return {"mix": self.weights.mix, "text": self.weights.text}
 
+    def text_layers(self) -> dict[str, nn.Linear]:
+        return {"text": self.weights.text}
+
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         signal = self._signal(timesteps)
         return signal.sqrt() * latents + (1 - signal).sqrt() * noise

@@ -1,0 +1,104 @@
+"""Where training starts from and how fast it goes: both found by measuring, on held-out rows.
+
+The start is the closed-form solution that measures best (:mod:`spare_core.closed_form`). The learning rate is the best
+of a few short trials from it. A trial is the first steps of a run at its rate, on that run's own schedule. So the best
+trial is not thrown away: the run goes on from it, and is the run that ``lr`` set to that number gives.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from typing import Final
+
+from spare_core.adapter import Adapter
+from spare_core.batches import Batches
+from spare_core.closed_form import best_start
+from spare_core.concept import Erasure
+from spare_core.denoiser import Denoiser
+from spare_core.distill import TrainingState, advance, enough, start
+from spare_core.errors import TrainingError
+from spare_core.measures import Meter
+from spare_core.settings import EraseSettings
+
+_FIRST: Final = 4e-3
+_FACTOR: Final = 4.0
+"""Between neighbouring rates. The best one is broad: half or twice as much costs little (benchmarks/RESULTS.md)."""
+_RANGE: Final = (1e-6, 0.3)
+_STEPS: Final = 4
+_DRIFT_WEIGHT: Final = 3.0
+"""Half of what the two are worth to each other: much of the drift after a few steps is noise, which the falling rate
+takes back."""
+
+
+def open_training(
+    denoiser: Denoiser, batches: Batches, meter: Meter, fresh: Adapter, erasure: Erasure, settings: EraseSettings
+) -> TrainingState:
+    """The state that a run of ``settings`` begins with; stopped early where the start is good enough as it is.
+
+    Raises:
+        TrainingError: if no rate trains.
+    """
+    started = time.perf_counter()
+    thinned = Meter(denoiser, meter.held_out.thinned())
+    found = best_start(fresh, denoiser, erasure, thinned, settings) if settings.closed_form else None
+    adapter, facts = fresh, None
+    if found is not None:
+        adapter = found.adapter
+        facts = {"ridge": found.ridge, "residual": found.measured.residual, "mean_drift": found.measured.mean_drift}
+    if found is not None and enough(found.measured, settings) and enough(meter.measure(adapter), settings):
+        state = start(adapter, 0.0)
+        state.stopped_early = True
+    elif settings.lr == "auto":
+        state = find_rate(denoiser, batches, thinned, adapter, settings)
+    else:
+        state = start(adapter, settings.lr)
+    state.closed_form = facts
+    state.seconds = round(time.perf_counter() - started, 3)
+    return state
+
+
+def find_rate(
+    denoiser: Denoiser, batches: Batches, meter: Meter, adapter: Adapter, settings: EraseSettings
+) -> TrainingState:
+    """The state of the best trial from ``adapter``, which stays as it is.
+
+    Climbs from a rate that suits a small model: to lower ones while they are better, else to higher ones. A rate at
+    which training or measuring stops being finite has lost.
+
+    Raises:
+        TrainingError: if no rate trains.
+    """
+    tried: list[tuple[float, float]] = []
+    best: TrainingState | None = None
+    failure: TrainingError | None = None
+
+    def attempt(lr: float) -> bool:
+        """Whether this rate is the best so far."""
+        nonlocal best, failure
+        state = start(copy.deepcopy(adapter), lr)
+        cost = math.inf
+        try:
+            for _ in range(min(_STEPS, settings.steps)):
+                advance(denoiser, batches, state, settings)
+            cost = meter.measure(state.adapter).cost(_DRIFT_WEIGHT)
+        except TrainingError as error:
+            failure = error
+        leads = cost < min((other for _, other in tried), default=math.inf)
+        tried.append((lr, cost))
+        best = state if leads else best
+        return leads
+
+    attempt(_FIRST)
+    for step in (1 / _FACTOR, _FACTOR):
+        lr = _FIRST * step
+        while _RANGE[0] <= lr <= _RANGE[1] and attempt(lr):
+            lr *= step
+        if best is not None and best.lr < _FIRST:
+            break
+    if best is None:
+        assert failure is not None
+        raise failure
+    best.trials = [{"lr": lr, "cost": cost} for lr, cost in sorted(tried) if math.isfinite(cost)]
+    return best

@@ -1,0 +1,107 @@
+"""The best of the trials is taken, wherever the best rate lies, and is the beginning of the run at that rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from spare_core import opening
+from spare_core.adapter import Adapter
+from spare_core.distill import TrainingState, distill, start
+from spare_core.errors import TrainingError
+from spare_core.measures import Meter
+from spare_core.opening import find_rate
+from spare_core.settings import EraseSettings
+from tests.test_distill import SETTINGS, batches, moving
+from tests.toy import ToyDenoiser, toy_held_out
+
+
+def found(settings: EraseSettings, denoiser: ToyDenoiser, adapter: Adapter) -> TrainingState:
+    return find_rate(denoiser, batches(denoiser, settings), Meter(denoiser, toy_held_out(denoiser)), adapter, settings)
+
+
+def test_a_run_from_the_best_trial_is_the_run_at_its_rate() -> None:
+    settings = dataclasses.replace(SETTINGS, steps=12)
+    denoiser = ToyDenoiser()
+    automatic = found(settings, denoiser, moving(denoiser))
+    given = start(moving(denoiser), automatic.lr)
+    assert automatic.step > 0
+    meter = Meter(denoiser, toy_held_out(denoiser))
+    for state in (automatic, given):
+        distill(denoiser, batches(denoiser, settings), meter, state, settings)
+    assert automatic.losses == given.losses
+    for one, other in zip(automatic.adapter.parameters(), given.adapter.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_trials_leave_their_start_as_it_was() -> None:
+    denoiser = ToyDenoiser()
+    adapter = moving(denoiser)
+    before = [parameter.clone() for parameter in adapter.parameters()]
+    found(SETTINGS, denoiser, adapter)
+    assert all(torch.equal(one, other) for one, other in zip(adapter.parameters(), before, strict=True))
+
+
+def test_the_rate_taken_is_the_best_of_those_tried_and_lies_between_worse_ones() -> None:
+    state = found(SETTINGS, denoiser := ToyDenoiser(), moving(denoiser))
+    costs = {trial["lr"]: trial["cost"] for trial in state.trials}
+    assert costs[state.lr] == min(costs.values())
+    assert len(costs) >= 3
+    assert min(costs) < state.lr
+    ratios = [high / low for low, high in zip(sorted(costs), sorted(costs)[1:], strict=False)]
+    assert ratios == pytest.approx([4.0] * len(ratios))
+
+
+@pytest.mark.parametrize("wanted", [4e-3 / 64, 4e-3 / 4, 4e-3, 4e-3 * 4, 4e-3 * 16])
+def test_the_climb_reaches_a_best_rate_on_either_side(monkeypatch: pytest.MonkeyPatch, wanted: float) -> None:
+    """Where the cost is a valley over log(lr), wherever its ground is."""
+    denoiser = ToyDenoiser()
+    seen: list[float] = []
+
+    def starting(adapter: Adapter, lr: float) -> TrainingState:
+        seen.append(lr)
+        return start(adapter, lr)
+
+    class Valley(Meter):
+        def measure(self, *adapters: Adapter) -> object:
+            return _Cost(abs(math.log(seen[-1] / wanted)))
+
+    monkeypatch.setattr(opening, "start", starting)
+    meter = Valley(denoiser, toy_held_out(denoiser))
+    state = find_rate(denoiser, batches(denoiser), meter, moving(denoiser), SETTINGS)
+    assert state.lr == pytest.approx(wanted)
+    assert len(seen) == len(set(seen)) <= 6
+
+
+class _Cost:
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def cost(self, drift_weight: float) -> float:
+        return self.value
+
+
+def test_a_rate_that_stops_being_finite_has_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = opening.advance
+
+    def fragile(denoiser: object, batches: object, state: TrainingState, settings: EraseSettings) -> None:
+        if state.lr > 2e-3:
+            raise TrainingError("training stopped")
+        step(denoiser, batches, state, settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(opening, "advance", fragile)
+    state = found(SETTINGS, denoiser := ToyDenoiser(), moving(denoiser))
+    assert state.lr <= 2e-3
+    assert all(trial["lr"] <= 2e-3 for trial in state.trials)
+
+
+def test_where_no_rate_trains_the_error_is_the_last_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise TrainingError("training stopped at step 0")
+
+    monkeypatch.setattr(opening, "advance", broken)
+    with pytest.raises(TrainingError, match="training stopped at step 0"):
+        found(SETTINGS, denoiser := ToyDenoiser(), moving(denoiser))
