@@ -19,6 +19,7 @@ from typing import Any
 from spare_core.adapter import Adapter
 from spare_core.bank import fill_bank
 from spare_core.batches import Batches
+from spare_core.concept import Erasure
 from spare_core.denoiser import load_denoiser
 from spare_core.distill import distill
 from spare_core.evaluation.findings import Question, findings
@@ -127,7 +128,6 @@ class Bench:
     ) -> Any:
         """One row for each variant that is not done."""
         erasure = build_erasure("canvas", concept, surrogate, kind)  # type: ignore[arg-type]
-        question = Question(self.suite, kind, (self.suite.find(concept, kind),), erasure.keep, (surrogate,))  # type: ignore[arg-type]
         bank = None
         finished: dict[str, dict[str, Any]] = {
             json.dumps(row["settings"], sort_keys=True): row for row in done if row["concept"] == concept
@@ -151,20 +151,24 @@ class Bench:
             state = open_training(self.denoiser, batches, meter, adapter, erasure, settings)
             measured = distill(self.denoiser, batches, meter, state, settings)
             seconds = shared + time.perf_counter() - started
-            after = draw_grid(self.denoiser, self.suite, self.judge, [adapter])
-            found = findings(self.base, after, question, self.reference)
+            found = self.findings(kind, concept, surrogate, erasure, state.adapter)
             row = {
                 "variant": name, "kind": kind, "concept": concept, "surrogate": surrogate,
                 "settings": settings.as_dict(), "seconds": round(seconds, 1), "steps": state.step,
                 "density": describe_masks(masks)["density"], "residual": measured.residual,
-                "drift": measured.mean_drift, "base": _figures(found["base"]), "adapted": _figures(found["adapted"]),
+                "drift": measured.mean_drift, **found,
             }  # fmt: skip
             finished[key] = row
             yield row
 
-
-def _figures(side: dict[str, Any]) -> dict[str, float]:
-    return {name: side[name] for name in ("ua", "ira", "cra", "fid")}
+    def findings(
+        self, kind: str, concept: str, surrogate: str, erasure: Erasure, adapter: Adapter
+    ) -> dict[str, dict[str, float]]:
+        """UA, IRA, CRA and FID of the ``base`` and of the ``adapted`` model."""
+        question = Question(self.suite, kind, (self.suite.find(concept, kind),), erasure.keep, (surrogate,))  # type: ignore[arg-type]
+        after = draw_grid(self.denoiser, self.suite, self.judge, [adapter])
+        found = findings(self.base, after, question, self.reference)
+        return {side: {name: found[side][name] for name in ("ua", "ira", "cra", "fid")} for side in ("base", "adapted")}
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -26,10 +26,10 @@ _FIRST: Final = 4e-3
 _FACTOR: Final = 4.0
 """Between neighbouring rates. The best one is broad: half or twice as much costs little (benchmarks/RESULTS.md)."""
 _RANGE: Final = (1e-6, 0.3)
-_STEPS: Final = 4
-_DRIFT_WEIGHT: Final = 3.0
-"""Half of what the two are worth to each other: much of the drift after a few steps is noise, which the falling rate
-takes back."""
+_STEPS: Final = 3
+_DRIFT_WEIGHT: Final = 5.0
+"""Less than the two are worth to each other in the end, which is about 8 on Canvas: a part of the drift after a few
+steps is noise, which the falling rate takes back."""
 
 
 def open_training(
