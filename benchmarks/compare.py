@@ -154,15 +154,15 @@ def run_once(command: Sequence[str], folder: Path) -> dict[str, Any]:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Ours, or a LoRA file of diffusers', whose scale is one."""
+    """Ours, or a LoRA file as diffusers 0.30 names its tensors, whose scale is one."""
     if (folder / "spare.json").exists():
         return load_adapter(folder).adapter
     tensors, _ = read_tensors(folder / LORA)
-    stems = [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")]
+    stems = [key.removesuffix(".lora.up.weight") for key in tensors if key.endswith(".lora.up.weight")]
     return Adapter(
         {
             stem.removeprefix("unet."): DeltaUpdate(
-                tensors[f"{stem}.lora_B.weight"].float() @ tensors[f"{stem}.lora_A.weight"].float()
+                tensors[f"{stem}.lora.up.weight"].float() @ tensors[f"{stem}.lora.down.weight"].float()
             )
             for stem in stems
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 from pathlib import Path
@@ -31,8 +32,10 @@ Output = Annotated[Path, typer.Option("--output", help="folder to write to")]
 
 def main() -> None:
     """Run the command line."""
-    # Imports make objects by the million, and all stay: looking through them again and again takes 0.4 s of a start.
+    # Imports make objects by the million, and all stay: Python's collector, looking through them again and again, takes
+    # 0.4 s of a start and 0.9 s of an exit.
     gc.set_threshold(100_000)
+    atexit.register(gc.freeze)
     # Read when the libraries are imported: their advice on optional packages is noise here.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -81,7 +81,7 @@ def open_work(request: Request, progress: Progress = lambda stage, done, total: 
         ConceptError: if a prompt is too long for it.
         SettingsError: if the rank is more than its smallest layer has.
     """
-    _repeatable()
+    make_repeatable()
     settings = request.settings
     progress("load", 0, 1)
     denoiser = load_denoiser(request.model, settings.device, settings.dtype, settings.low_memory)
@@ -219,7 +219,7 @@ def _most(*peaks: dict[str, int]) -> dict[str, int]:
     return {name: max(peak.get(name, 0) for peak in peaks) for name in dict.fromkeys(n for peak in peaks for n in peak)}
 
 
-def _repeatable() -> None:
+def make_repeatable() -> None:
     """Same seed, same machine: same bytes, on a CPU. CUDA's fused attention has no deterministic backward pass and only
     warns; the rest there is made repeatable."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -120,10 +120,15 @@ def distill(order: str, examples: Path, profile: Path, masks: Path, adapter: Pat
 
         run.params(asked.request.settings.as_dict())
         measured: list[Any] = []
+        logged = 0
 
         def on_step(state: Any) -> None:
-            forget, retain = state.losses[-1]
-            run.metrics({"loss/forget": forget, "loss/retain": retain}, state.step)
+            nonlocal logged
+            if state.history and not logged:  # gone on with: the task before logged the rest
+                logged = state.step - 1
+            for step, (forget, retain) in enumerate(state.losses[logged:], logged + 1):
+                run.metrics({"loss/forget": forget, "loss/retain": retain}, step)
+            logged = state.step
             for row in state.history[len(measured) :]:
                 run.metrics({"residual": row["residual"], "mean_drift": row["mean_drift"]}, int(row["step"]))
                 measured.append(row)
@@ -132,6 +137,7 @@ def distill(order: str, examples: Path, profile: Path, masks: Path, adapter: Pat
             manifest = stages.distill(_open(asked), examples, profile, masks, adapter, kept, on_step)
         last = manifest["training"]["steps"]
         run.metrics({name: manifest[name] for name in ("residual", "mean_drift")}, last)
+        run.metrics({"lr": manifest["training"]["lr"]}, last)
         _log_costs(run, manifest["seconds"]["distill"], manifest["peak_memory_bytes"])
         run.artifact(adapter / MANIFEST)
         return manifest

@@ -18,7 +18,7 @@ from spare_core.registry.client import connect, embedded_uri
 from tests.test_order import GIVEN
 
 SETTINGS = {
-    "steps": 6, "measure_every": 2, "examples": 4, "retain_examples": 4, "heldout": 3, "example_steps": 2,
+    "steps": 6, "lr": 1e-3, "measure_every": 2, "examples": 4, "retain_examples": 4, "heldout": 3, "example_steps": 2,
     "batch_size": 2, "saliency_batches": 1, "bins": 4, "rank": 2, "dtype": "float32",
 }  # fmt: skip
 
