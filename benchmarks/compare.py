@@ -142,13 +142,11 @@ def run_once(command: Sequence[str], folder: Path) -> dict[str, Any]:
     quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
     with folder.with_name(folder.name + ".log").open("w") as log:
         started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=quiet)
-        _, status, usage = os.wait4(process.pid, 0)
+        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=quiet).returncode
         wall = time.perf_counter() - started
     if status:
         raise SystemExit(f"{' '.join(command)} failed; see {log.name}")
-    counts = json.loads(Path(f"{folder}.counts.json").read_text())
-    facts = {"wall": round(wall, 2), "peak": usage.ru_maxrss * 1024, **counts}
+    facts = {"wall": round(wall, 2), **json.loads(Path(f"{folder}.counts.json").read_text())}
     facts_file.write_text(json.dumps(facts))
     return facts
 

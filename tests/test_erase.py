@@ -33,7 +33,7 @@ from spare_core.settings import EraseSettings
 from spare_core.verify import verify_adapter
 
 SMALL = EraseSettings(
-    examples=4, retain_examples=8, heldout=4, example_steps=2, saliency_batches=2, batch_size=2, steps=6,
+    examples=4, retain_examples=8, heldout=4, example_steps=2, saliency_batches=2, batch_size=2, steps=6, lr=1e-3,
     measure_every=2, forget_weight=1.0, rank=2, bins=4, dtype="float32", device="cpu",
 )  # fmt: skip
 
@@ -53,12 +53,12 @@ def test_the_same_seed_gives_the_same_adapter_bytes(sd1_dir: Path, tmp_path: Pat
     assert first != other
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
+@pytest.mark.parametrize(("stop_at", "lr"), [(1, 1e-3), (2, 1e-3), (3, 1e-3), (5, 1e-3), (1, "auto"), (4, "auto")])
 def test_a_run_stopped_at_any_step_resumes_to_the_same_result(
-    sd1_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+    sd1_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, lr: float | str
 ) -> None:
     """The checkpoint is gone afterwards, and losses and measurements are those of an uninterrupted run."""
-    whole = erase(**request(sd1_dir), output=tmp_path / "whole")
+    whole = erase(**request(sd1_dir, lr=lr), output=tmp_path / "whole")
     step = distill.training_step
 
     def dying(*args: object) -> tuple[float, float]:
@@ -68,10 +68,10 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_result(
 
     monkeypatch.setattr(distill, "training_step", dying)
     with pytest.raises(KeyboardInterrupt):
-        erase(**request(sd1_dir), output=tmp_path / "stopped")
+        erase(**request(sd1_dir, lr=lr), output=tmp_path / "stopped")
     assert not (tmp_path / "stopped" / MANIFEST).exists()
     monkeypatch.setattr(distill, "training_step", step)
-    resumed = erase(**request(sd1_dir), output=tmp_path / "stopped")
+    resumed = erase(**request(sd1_dir, lr=lr), output=tmp_path / "stopped")
     assert (tmp_path / "stopped" / LORA).read_bytes() == (tmp_path / "whole" / LORA).read_bytes()
     assert sorted(p.name for p in (tmp_path / "stopped").iterdir()) == [LORA, MANIFEST]
     for name in ("residual", "drift", "training"):
@@ -150,7 +150,7 @@ def test_a_start_that_is_good_enough_is_the_result(sd1_dir: Path, tmp_path: Path
 
 
 def test_what_training_began_with_is_in_the_manifest(sd1_dir: Path, tmp_path: Path) -> None:
-    found = erase(**request(sd1_dir), output=tmp_path / "found")["training"]
+    found = erase(**request(sd1_dir, lr="auto"), output=tmp_path / "found")["training"]
     assert found["lr"] in [trial["lr"] for trial in found["trials"]]
     given = erase(**request(sd1_dir, lr=1e-3, closed_form=False), output=tmp_path / "given")["training"]
     assert (given["lr"], given["trials"], given["closed_form"]) == (1e-3, [], None)

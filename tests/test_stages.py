@@ -24,7 +24,7 @@ from spare_core.stage_files import BANK, HELD_OUT, MASKS, PROFILE, STAGE, STATE,
 from spare_core.timesteps import TimestepProfile
 
 SMALL = EraseSettings(
-    examples=4, retain_examples=8, heldout=4, example_steps=2, saliency_batches=2, batch_size=2, steps=6,
+    examples=4, retain_examples=8, heldout=4, example_steps=2, saliency_batches=2, batch_size=2, steps=6, lr=1e-3,
     measure_every=2, forget_weight=1.0, rank=2, bins=4, dtype="float32", device="cpu",
 )  # fmt: skip
 

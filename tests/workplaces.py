@@ -16,7 +16,7 @@ import psutil
 import yaml
 
 SETTINGS = {
-    "steps": 4, "measure_every": 2, "examples": 4, "retain_examples": 4, "heldout": 3, "example_steps": 2,
+    "steps": 4, "lr": 1e-3, "measure_every": 2, "examples": 4, "retain_examples": 4, "heldout": 3, "example_steps": 2,
     "batch_size": 2, "saliency_batches": 1, "bins": 4, "rank": 2,
 }  # fmt: skip
 LENIENT = {
