@@ -66,6 +66,8 @@ def best_start(fresh: Adapter, denoiser: Denoiser, erasure: Erasure, meter: Mete
     """The start that costs least by measurement: ``fresh`` itself, which changes nothing, or its solution for one of
     several ridges."""
     starts = [Start(fresh, None, UNTOUCHED)]
+    if not solvable(fresh, denoiser):
+        return starts[0]
     moments = prompt_moments(denoiser, erasure, settings)
     for ridge in _RIDGES:
         adapter = copy.deepcopy(fresh)
@@ -115,24 +117,32 @@ def aligned_places(ids: Sequence[Sequence[int]], others: Sequence[Sequence[int]]
     return torch.tensor(found).clamp(max=length - 1)
 
 
+def solvable(adapter: Adapter, denoiser: Denoiser) -> dict[str, LowRankUpdate]:
+    """The updates that a solution goes into: of the layers that read the prompt, those that may move.
+
+    Not under a mask of single weights: no product of two thin matrices minimises within it.
+    """
+    updates = {name: adapter.updates[name] for name in denoiser.text_layers()}
+    return {
+        name: update
+        for name, update in updates.items()
+        if isinstance(update, LowRankUpdate) and update.moves and update.entries is None
+    }
+
+
 @torch.no_grad()
 def overwrite(adapter: Adapter, denoiser: Denoiser, moments: Moments, ridge: float) -> None:
-    """Put the minimum, cut to the adapter's rank, into the layers of a fresh ``adapter`` that read the prompt.
-
-    A layer under a mask of single weights stays as it is: no product of two thin matrices minimises within it.
-    """
-    for name, layer in denoiser.text_layers().items():
-        update = adapter.updates[name]
-        if not isinstance(update, LowRankUpdate) or not update.moves or update.entries is not None:
-            continue
-        rows, columns = (side.flatten().bool() for side in (update.rows, update.columns))
-        weight = layer.weight[rows].to(moments.shift)
+    """Put the minimum, cut to the adapter's rank, into the layers of a fresh ``adapter`` that can hold it."""
+    layers = denoiser.text_layers()
+    for name, update in solvable(adapter, denoiser).items():
+        rows, columns = (side.flatten().bool().cpu() for side in (update.rows, update.columns))
+        weight = layers[name].weight[rows].to(moments.shift)
         gram = (moments.concept + ridge * moments.retained)[columns][:, columns]
         gram += _EPSILON * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
         wanted = weight @ moments.shift[:, columns]
         change = torch.linalg.solve(gram, wanted.T).T
         values, directions = torch.linalg.eigh(wanted @ change.T)
-        known = int((values > _NEGLIGIBLE * values[-1]).sum())
+        known = int((values > _NEGLIGIBLE * values[-1].clamp(min=0)).sum())
         rank = min(len(update.down), known)
         up = directions[:, len(values) - rank :]
         down = up.T @ change

@@ -15,7 +15,7 @@ from spare_core.closed_form import Moments, aligned_places, best_start, overwrit
 from spare_core.concept import Erasure
 from spare_core.denoiser import UNetDenoiser
 from spare_core.masks import LayerMask, Score, build_masks
-from spare_core.measures import Meter, draw_held_out
+from spare_core.measures import UNTOUCHED, Meter, draw_held_out
 from spare_core.settings import EraseSettings
 from tests.adapters import load_tiny
 from tests.toy import ToyDenoiser
@@ -195,8 +195,22 @@ def test_the_best_start_is_the_one_that_measures_best(which: str, request: pytes
     assert all(".attn2.to_" in name for name in changed)
 
 
+def test_where_nothing_can_hold_a_solution_none_is_said_to_be_there(denoiser: UNetDenoiser) -> None:
+    masks = {
+        name: LayerMask(
+            torch.ones(layer.out_features).bool(),
+            torch.ones(layer.in_features).bool(),
+            torch.eye(layer.out_features, layer.in_features).bool(),
+        )
+        for name, layer in denoiser.target_layers().items()
+    }
+    fresh = Adapter.initialise(denoiser, masks, 4, 4.0, 0)
+    found = best_start(fresh, denoiser, ERASURE, Meter(denoiser, draw_held_out(denoiser, ERASURE, SETTINGS)), SETTINGS)
+    assert (found.adapter, found.ridge, found.measured) == (fresh, None, UNTOUCHED)
+
+
 def test_where_no_solution_measures_better_nothing_is_changed(denoiser: UNetDenoiser) -> None:
-    """A surrogate of which the concept is a part of everything kept: every ridge costs more than it brings."""
+    """Drift is counted a million times over: every ridge costs more than it brings."""
     held_out = draw_held_out(denoiser, ERASURE, SETTINGS)
     harsh = dataclasses.replace(held_out, retain=held_out.retain._replace(unit=held_out.retain.unit * 1e-6))
     masks = build_masks(

@@ -101,7 +101,9 @@ def test_what_the_gate_refuses_is_not_promoted_and_exits_with_3(place: Workplace
     assert refused.returncode == 3
     assert refused.stdout == ""
     last = refused.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: gate: the gate refuses version 1 of spare.canvas.neon-lines: UA: ")
+    assert last.startswith(
+        "error: gate: the gate refuses version 1 of spare.canvas.neon-lines: mean drift of the kept "
+    )
     assert refused.stderr.count("taken from an earlier run") == len(COMPUTED)
     assert "promote" not in refused.stderr.replace(last, "")
     tags = parent(place).data.tags

@@ -33,7 +33,7 @@ class Workplace:
         self.folder, self.output = folder, folder / "results"
         self.first: dict[str, Any] = {}
         suite = {"extends": "canvas", "styles": ["Neon Lines", "Photo", "Rust"], "objects": ["Cat", "Dog"], "steps": 2}
-        for name, content in (("suite", suite), ("lenient", LENIENT), ("strict", {**LENIENT, "min_ua": 1.0})):
+        for name, content in (("suite", suite), ("lenient", LENIENT), ("strict", {**LENIENT, "max_mean_drift": 0.0})):
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
         (folder / "pipelines").mkdir(exist_ok=True)  # as whoever works with KFP may have
         (folder / "pipelines" / "__init__.py").write_text("raise ImportError('the user\\'s own')")

@@ -7,14 +7,14 @@ from pipelines.platform import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def prepare(order: str, examples: dsl.Output[dsl.Dataset]):
-    """Draw the latents and encode the prompts that all later stages work on.
+    """Let the base model draw what all later stages work on, and keep its every prediction on the way.
 
-    Both sides of the training, forget and retain, and what only measures. Without pictures given, the base model draws
-    them from the prompts alone.
+    Both sides of the training, forget and retain, and what only measures. Pictures that are given take the place of
+    those drawn under the concept.
 
     Args:
         order: what was asked for, as the validate task returns it
-        examples: latents and prompt embeddings, as safetensors
+        examples: noisy latents, the base model's predictions on them, and prompt embeddings, as safetensors
     """
     from pathlib import Path
 
