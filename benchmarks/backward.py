@@ -50,7 +50,7 @@ def main() -> None:
     before, seconds = peak_memory(denoiser.device)["host"], []
     for step in range(STEPS):
         started = time.perf_counter()
-        training_step(denoiser, batches, adapter, step, settings)
+        training_step(denoiser, batches, adapter, step, settings, rate=0.0)
         seconds.append(time.perf_counter() - started)
     grown = peak_memory(denoiser.device)["host"] - before
     print(f"{way} {statistics.median(seconds[1:]):.3f} s a step, peak memory +{grown >> 20} MiB")
