@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from ablation import CONCEPTS, Bench
-from PIL import Image
 
 from spare_core.adapter import Adapter, DeltaUpdate
 from spare_core.artifact import LORA, load_adapter
-from spare_core.atomic import read_tensors
+from spare_core.atomic import read_tensors, write_bytes
 from spare_core.concept import Erasure
+from spare_core.generate import draw, png
 from spare_core.measures import Meter, draw_held_out
 from spare_core.request import build_erasure
 from spare_core.settings import EraseSettings
@@ -55,7 +55,7 @@ def main() -> None:
     output = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
     python = make_environment(options.environment or output / "environment")
-    chosen = [one for one in CONCEPTS if one[1] in (options.concepts or ())] if options.concepts else CONCEPTS[::2]
+    chosen = [one for one in CONCEPTS if one[1] in options.concepts] if options.concepts else CONCEPTS[::2]
     bench = Bench(options.grid_seeds, 0)
     rows = []
     for kind, concept, surrogate in chosen:
@@ -110,12 +110,10 @@ def authors_job(
         entries: dict[str, list[dict[str, str]]] = {"forget": [], "retain": []}
         for side, cells in (("forget", forget), ("retain", retain)):
             texts = [erasure.prompt(*cell) for cell in cells]
-            latents = bench.denoiser.generate(texts, list(range(1000, 1000 + len(texts))), steps=12, guidance=4.0)
-            pixels = bench.denoiser.decode_latents(latents).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
-            (pictures / side).mkdir(parents=True, exist_ok=True)
+            pixels = draw(bench.denoiser, [], texts, range(1000, 1000 + len(texts)), steps=12, guidance=4.0)
             for i, (cell, text) in enumerate(zip(cells, texts, strict=True)):
                 path = pictures / side / f"{i}.png"
-                Image.fromarray(pixels[i]).save(path)
+                write_bytes(path, png(pixels[i]))
                 overwrite = erasure.prompt(erasure.surrogate, cell[1]) if side == "forget" else ""
                 entries[side].append({"image": str(path), "text": text, "overwrite": overwrite})
         metafile.write_text(json.dumps(entries))

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from spare_core.atomic import write_bytes
 from spare_core.canvas.protocol import OBJECTS
 from spare_core.denoiser import load_denoiser
+from spare_core.generate import draw, png
 
 AXES: dict[str, tuple[Any, ...]] = {
     "kept concepts": (1, 5, 10, 18),
@@ -77,10 +77,9 @@ def pictures(folder: Path, count: int) -> Path:
     """A folder of ``count`` cats."""
     if not folder.exists():
         canvas = load_denoiser("canvas")
-        latents = canvas.generate(["A Cat image in Photo style."] * count, list(range(count)), steps=12, guidance=4.0)
-        folder.mkdir()
-        for i, pixels in enumerate(canvas.decode_latents(latents).mul(255).round().byte().permute(0, 2, 3, 1)):
-            Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+        prompts = ["A Cat image in Photo style."] * count
+        for i, picture in enumerate(draw(canvas, [], prompts, range(count), steps=12, guidance=4.0)):
+            write_bytes(folder / f"{i}.png", png(picture))
     return folder
 
 

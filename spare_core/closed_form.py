@@ -92,11 +92,12 @@ def prompt_moments(denoiser: Denoiser, erasure: Erasure, settings: EraseSettings
     places = aligned_places(denoiser.token_ids(concept), denoiser.token_ids(surrogate), x.shape[1]).to(x.device)
     x, t = x.flatten(0, 1), t.gather(1, places[..., None].expand_as(t)).flatten(0, 1)
     kept = [NULL, *(prompt for name in erasure.retained for prompt in prompts(name))]
-    total, count = torch.zeros_like(x.T @ x), 0
+    own = x.T @ x / len(x)
+    total, count = torch.zeros_like(own), 0
     for start in range(0, len(kept), _CHUNK):
         k = embeddings(kept[start : start + _CHUNK]).flatten(0, 1)
         total, count = total + k.T @ k, count + len(k)
-    return Moments(x.T @ x / len(x), (t - x).T @ x / len(x), total / count)
+    return Moments(own, (t - x).T @ x / len(x), total / count)
 
 
 def aligned_places(ids: Sequence[Sequence[int]], others: Sequence[Sequence[int]], length: int) -> Tensor:

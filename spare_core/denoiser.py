@@ -7,8 +7,7 @@ is whatever the model was trained to predict; with v-prediction, differences are
 from __future__ import annotations
 
 import contextlib
-import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 import torch
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 from spare_core.conditioning import Conditioning
 from spare_core.errors import ConceptError, ModelError, TrainingError
 from spare_core.model_files import ModelFiles, find_model
+from spare_core.pipeline_loading import load_pipeline, without_collection
 from spare_core.settings import Device, Precision
-from spare_core.spare_base_digest import plain_name
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DECODE_BATCH = 16
@@ -136,10 +135,10 @@ class UNetDenoiser:
     def __init__(self, files: ModelFiles, device: torch.device, dtype: torch.dtype, low_memory: bool) -> None:
         self.files, self.device, self.dtype = files, device, dtype
         # Frozen weights may rest in half precision on an accelerator; on a CPU autocast converts them as they are used.
-        with _without_collection():
+        with without_collection():
             from diffusers import DDIMScheduler
 
-            self.pipeline = _load_pipeline(files, torch.float32 if device.type == "cpu" else dtype).to(device)
+            self.pipeline = load_pipeline(files, torch.float32 if device.type == "cpu" else dtype).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config, clip_sample=False)
         self.pipeline.scheduler = self.scheduler
@@ -360,50 +359,6 @@ class UNetDenoiser:
                 for name in ("layers_per_block", "down_block_types", "up_block_types", "transformer_layers_per_block")
             },
         }
-
-
-@contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
-    """Importing diffusers and transformers makes objects that stay; Python's collector would look through them a
-    hundred times."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _load_pipeline(files: ModelFiles, dtype: torch.dtype) -> Any:
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    pipeline_class = getattr(diffusers, files.pipeline_class)
-    unchecked = {} if "XL" in files.pipeline_class else {"safety_checker": None, "requires_safety_checker": False}
-    try:
-        pipeline = pipeline_class.from_pretrained(
-            files.path, dtype=dtype, use_safetensors=True, variant=files.variant, **unchecked
-        )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ModelError(f"diffusers cannot load {files.path}: {error}") from None
-    for component in files.components[1:]:
-        _check_loaded(files, component, getattr(pipeline, component))
-    return pipeline
-
-
-def _check_loaded(files: ModelFiles, component: str, module: nn.Module) -> None:
-    """transformers leaves weights it finds no tensor for at random values and only warns; make that an error."""
-    stored = dict(files.tensors(component))
-    for name, parameter in module.named_parameters():
-        tensor = stored.get(plain_name(name))
-        if tensor is None or not torch.equal(tensor.to(parameter.dtype), parameter.detach().cpu()):
-            raise ModelError(
-                f"{files.path / component}: weight {name!r} was not loaded from its file; the model was saved by an "
-                "incompatible release of transformers, save it again with the one that is installed"
-            )
 
 
 __all__ = ["Denoiser", "UNetDenoiser", "choose_device", "choose_dtype", "load_denoiser"]

@@ -24,7 +24,7 @@ from spare_core.settings import EraseSettings
 
 _FIRST: Final = 4e-3
 _FACTOR: Final = 4.0
-"""Between neighbouring rates. The best one is broad: half or twice as much costs little (benchmarks/RESULTS.md)."""
+"""Between neighbouring rates. The best one is broad: half or twice as much costs little (benchmarks/rates.py)."""
 _RANGE: Final = (1e-6, 0.3)
 _STEPS: Final = 3
 _DRIFT_WEIGHT: Final = 5.0

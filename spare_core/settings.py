@@ -64,9 +64,9 @@ class EraseSettings:
     retain_weight: float = _setting(1.0, "weight of the retain loss", 0.0, 1e6)
     measure_every: int = _setting(32, "steps between measurements of the residual", 1, 1_000_000)
     patience: int = _setting(3, "measurements without improvement of the residual before stopping early", 1, 1_000_000)
-    enough_residual: float = _setting(0.05, "training ends early once both are measured: this residual, and", 0.0, 1.0)
-    enough_drift: float = _setting(0.01, "this mean drift", 0.0, 1.0)
     min_improvement: float = _setting(0.02, "relative fall of the residual that counts as improvement", 0.0, 1.0)
+    enough_residual: float = _setting(0.05, "residual at which training ends, if drift is low enough too", 0.0, 1.0)
+    enough_drift: float = _setting(0.01, "mean drift that is low enough for that", 0.0, 1.0)
     # Examples
     examples: int = _setting(16, "trajectories sampled on the forget side", 2, 100_000)
     retain_examples: int = _setting(

@@ -14,10 +14,10 @@ from spare_core.adapter import Adapter
 from spare_core.closed_form import Moments, aligned_places, best_start, overwrite, prompt_moments
 from spare_core.concept import Erasure
 from spare_core.denoiser import UNetDenoiser
-from spare_core.masks import LayerMask, Score, build_masks
+from spare_core.masks import LayerMask
 from spare_core.measures import UNTOUCHED, Meter, draw_held_out
 from spare_core.settings import EraseSettings
-from tests.adapters import load_tiny
+from tests.adapters import load_tiny, random_masks
 from tests.toy import ToyDenoiser
 
 RIDGE, EPSILON = 3.0, 1e-3
@@ -183,9 +183,7 @@ def test_moments_are_of_every_token_of_every_prompt(which: str, request: pytest.
 def test_the_best_start_is_the_one_that_measures_best(which: str, request: pytest.FixtureRequest) -> None:
     denoiser = load_tiny(request.getfixturevalue(which))
     meter = Meter(denoiser, draw_held_out(denoiser, ERASURE, SETTINGS))
-    layers = denoiser.target_layers()
-    masks = build_masks({n: Score.zeros("none", layer.weight.shape) for n, layer in layers.items()}, "none", 1.0)
-    fresh = Adapter.initialise(denoiser, masks, 4, 4.0, 0)
+    fresh = Adapter.initialise(denoiser, random_masks(denoiser, "none"), 4, 4.0, 0)
     found = best_start(fresh, denoiser, ERASURE, meter, SETTINGS)
     assert found.measured == meter.measure(found.adapter)
     assert found.measured.residual < 1.0
@@ -213,10 +211,7 @@ def test_where_no_solution_measures_better_nothing_is_changed(denoiser: UNetDeno
     """Drift is counted a million times over: every ridge costs more than it brings."""
     held_out = draw_held_out(denoiser, ERASURE, SETTINGS)
     harsh = dataclasses.replace(held_out, retain=held_out.retain._replace(unit=held_out.retain.unit * 1e-6))
-    masks = build_masks(
-        {n: Score.zeros("none", layer.weight.shape) for n, layer in denoiser.target_layers().items()}, "none", 1.0
-    )
-    fresh = Adapter.initialise(denoiser, masks, 4, 4.0, 0)
+    fresh = Adapter.initialise(denoiser, random_masks(denoiser, "none"), 4, 4.0, 0)
     found = best_start(fresh, denoiser, ERASURE, Meter(denoiser, harsh), SETTINGS)
     assert found.ridge is None
     assert found.adapter is fresh
