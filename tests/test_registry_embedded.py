@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +64,29 @@ def test_a_pipeline_runs_end_names_what_failed_and_what_was_killed() -> None:
     assert states == {"request": "FAILED", "prepare": "FINISHED", "distill": "FAILED", "evaluate": "KILLED"}
     (above,) = (run for run in runs if "spare.stage" not in run.data.tags)
     assert above.data.tags["spare.error.distill"] == "ValueError: bad luck"
+
+
+CHILD = """
+import os, signal, sys
+from spare_core.registry.client import connect
+import mlflow.store.db.utils as database
+if sys.argv[1] == "killed":
+    database._upgrade_db = lambda engine: os.kill(os.getpid(), signal.SIGKILL)
+connect().create_experiment(sys.argv[1])
+"""
+
+
+def test_killed_while_its_tables_are_made_or_made_by_two_at_once_it_can_still_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "young"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", embedded_uri(folder))
+    killed = subprocess.run([sys.executable, "-c", CHILD, "killed"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.suffix for path in folder.iterdir()] == [".partial"], "the tables were being made"
+    both = [subprocess.Popen([sys.executable, "-c", CHILD, name]) for name in ("one", "two")]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert {experiment.name for experiment in connect().search_experiments()} == {"Default", "one", "two"}
 
 
 def test_a_run_that_never_reached_mlflow_has_no_end() -> None:

@@ -94,7 +94,9 @@ class Workplace:
 def wait_for_stage(process: subprocess.Popen[str], stage: str) -> None:
     """Until ``spare run`` says that a stage is at work."""
     assert process.stderr
+    heard = []
     for line in process.stderr:
         if f"{stage} " in line and "started" in line:
             return
-    raise AssertionError(f"{stage} never started")
+        heard.append(line)
+    raise AssertionError(f"{stage} never started; it said:\n{''.join(heard)}")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import re
 import threading
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -73,11 +74,32 @@ def artifact_root() -> str | None:
 
 
 def connect() -> MlflowClient:
-    """A client of the server; no request is made yet."""
+    """A client of the server, of which nothing is asked yet; an sqlite file that is not there is made."""
     from mlflow import MlflowClient
 
     uri = tracking_uri()
+    if uri.startswith(SQLITE):
+        _make_database(Path(uri.removeprefix("sqlite:///")))
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _make_database(path: Path) -> None:
+    """All of MLflow's tables, or no file.
+
+    MLflow makes them in a hundred migrations, which take half a second; a file in which that was cut short can never be
+    opened again.
+    """
+    from mlflow import MlflowClient
+
+    if path.exists():
+        return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
+        with suppress(FileExistsError):  # another process was faster, and may have written to its own by now
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_server() -> None:
