@@ -1,7 +1,7 @@
 """Erase many Canvas concepts, one at a time, under one or many settings, and tabulate what the judge sees.
 
-    python benchmarks/ablation.py --variants default --seeds 2 --output out/twelve
-    python benchmarks/ablation.py --variants all --set steps=60 --seeds 1 --objects-per-style 10 --output out/ablation
+    python -m benchmarks.ablation --variants default --seeds 2 --output out/twelve
+    python -m benchmarks.ablation --variants all --set steps=60 --seeds 1 --objects-per-style 10 --output out/ablation
 
 Every erasure is one line of ``results.jsonl``; a run that was stopped goes on with the same command. The bank and the
 timestep profile do not depend on what is varied and are made once for each concept; ``seconds`` counts them in.
@@ -16,24 +16,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.workbench import Workbench
 from spare_core.adapter import Adapter
-from spare_core.bank import fill_bank
-from spare_core.batches import Batches
 from spare_core.concept import Erasure
 from spare_core.denoiser import load_denoiser
-from spare_core.distill import distill
 from spare_core.evaluation.findings import Question, findings
 from spare_core.evaluation.grid import base_grid, draw_grid
 from spare_core.evaluation.judges import load_judge
 from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.suite import load_suite
 from spare_core.masks import describe_masks
-from spare_core.measures import Meter, draw_held_out
-from spare_core.opening import open_training
 from spare_core.request import build_erasure
-from spare_core.saliency import choose_masks
 from spare_core.settings import EraseSettings
-from spare_core.timesteps import profile_timesteps
 
 CONCEPTS = (
     ("style", "Neon Lines", "Pencil Drawing"),
@@ -62,6 +56,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "timesteps gap": {"timesteps": "gap"},
     "contrast on": {"contrast": True},
     "contrast off": {"contrast": False},
+    "closed form on": {"closed_form": True},
+    "closed form off": {"closed_form": False},
 }
 
 
@@ -128,7 +124,7 @@ class Bench:
     ) -> Any:
         """One row for each variant that is not done."""
         erasure = build_erasure("canvas", concept, surrogate, kind)  # type: ignore[arg-type]
-        bank = None
+        workbench = None
         finished: dict[str, dict[str, Any]] = {
             json.dumps(row["settings"], sort_keys=True): row for row in done if row["concept"] == concept
         }
@@ -139,17 +135,11 @@ class Bench:
                     yield {**finished[key], "variant": name}
                 continue
             started = time.perf_counter()
-            if bank is None:
-                bank = fill_bank(self.denoiser, erasure, settings)
-                profile = profile_timesteps(bank, self.denoiser.num_timesteps, settings.bins)
-                meter = Meter(self.denoiser, draw_held_out(self.denoiser, erasure, settings))
+            if workbench is None:
+                workbench = Workbench.prepare(self.denoiser, erasure, settings)
                 shared = time.perf_counter() - started
                 started = time.perf_counter()
-            masks = choose_masks(self.denoiser, bank, profile, settings)
-            adapter = Adapter.initialise(self.denoiser, masks, settings.rank, settings.alpha, settings.seed)
-            batches = Batches(bank, profile, settings)
-            state = open_training(self.denoiser, batches, meter, adapter, erasure, settings)
-            measured = distill(self.denoiser, batches, meter, state, settings)
+            state, measured, masks = workbench.erase(settings)
             seconds = shared + time.perf_counter() - started
             found = self.findings(kind, concept, surrogate, erasure, state.adapter)
             row = {

@@ -1,6 +1,6 @@
 """Fused against plain attention in a training step on a CPU: why load_denoiser takes the plain one there.
 
-python benchmarks/attention_backward.py
+python -m benchmarks.attention_backward
 """
 
 from __future__ import annotations

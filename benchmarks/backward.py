@@ -1,6 +1,6 @@
 """One batch of both sides against one backward pass a side: time and activation memory of a training step.
 
-    python benchmarks/backward.py
+    python -m benchmarks.backward
 
 Each way runs in a process of its own, because a process's peak memory never falls.
 """

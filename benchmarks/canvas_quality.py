@@ -1,6 +1,6 @@
 """Draw Canvas's whole grid on the base model and say what the judge recognises, concept by concept.
 
-python benchmarks/canvas_quality.py [--seeds 5] [--guidance G] [--sheet grid.png]
+python -m benchmarks.canvas_quality [--seeds 5] [--guidance G] [--sheet grid.png]
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """This project beside the trainer of the paper's authors, on the same machine, model, concepts, layers and judge.
 
-    python benchmarks/compare.py --output out/compare
+    python -m benchmarks.compare --output out/compare
 
-Makes an environment of its own for PyPI's ``vision-unlearning`` 1.0.0 (minutes, once) and gives it what its users
-bring: pictures of the concept and of what is to be kept, which are not timed. Each erasure is a process; its wall
-seconds are from start to exit. A run that was stopped goes on with the same command.
+Makes an environment for each (minutes, once), which holds what it needs and nothing else: what is installed beside it
+costs an import time and memory. PyPI's ``vision-unlearning`` 1.0.0 is given what its users bring: pictures of the
+concept and of what is to be kept, which are not timed. Each erasure is a process; its wall seconds are from start to
+exit. A run that was stopped goes on with the same command.
 """
 
 from __future__ import annotations
@@ -13,15 +14,13 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import time
 import venv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ablation import CONCEPTS, Bench
-
+from benchmarks.ablation import CONCEPTS, Bench
 from spare_core.adapter import Adapter, DeltaUpdate
 from spare_core.artifact import LORA, load_adapter
 from spare_core.atomic import read_tensors, write_bytes
@@ -43,7 +42,7 @@ COLUMNS = ("wall s", "work s", "rows x", "peak MB", "UA", "IRA", "CRA", "residua
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--environment", type=Path, help="of the authors' trainer; default: beside the output")
+    parser.add_argument("--environments", type=Path, help="where the two lie; default: beside the output")
     parser.add_argument("--concepts", nargs="*", help="only these of the twelve; default: three styles, three objects")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each")
     parser.add_argument("--lr", type=float, default=2e-3, help="of the authors' trainer")
@@ -54,7 +53,9 @@ def main() -> None:
     options = parser.parse_args()
     output = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
-    python = make_environment(options.environment or output / "environment")
+    environments = options.environments or output / "environments"
+    python = make_environment(environments / "authors", REQUIREMENTS, ("--no-deps", AUTHORS))
+    ours = make_environment(environments / "spare", ("-c", str(HERE.parent / "constraints.txt"), str(HERE.parent)))
     chosen = [one for one in CONCEPTS if one[1] in options.concepts] if options.concepts else CONCEPTS[::2]
     bench = Bench(options.grid_seeds, 0)
     rows = []
@@ -68,7 +69,7 @@ def main() -> None:
                     folder = folder.with_name(f"{folder.name}-{options.lr:g}-{options.steps}-{options.batch_size}")
                     command = authors_job(python, bench, erasure, seed, folder, options)
                 else:
-                    command = [sys.executable, str(HERE / "counted.py"), f"{folder}.counts.json", "spare", "erase",
+                    command = [str(ours), str(HERE / "counted.py"), f"{folder}.counts.json", "spare", "erase",
                                "canvas", "--erase", concept, "--surrogate", surrogate, "--kind", kind,
                                "--seed", str(seed), "--output", str(folder)]  # fmt: skip
                 facts = run_once(command, folder)
@@ -86,14 +87,14 @@ def main() -> None:
         print(line(who, [row for row in rows if row["who"] == who]))
 
 
-def make_environment(folder: Path) -> Path:
-    """The interpreter of the authors' environment."""
+def make_environment(folder: Path, *installs: Sequence[str]) -> Path:
+    """The interpreter of an environment with what each of ``installs``, arguments of pip, says."""
     python = folder / "bin" / "python"
     done = folder / "installed"
     if not done.exists():
         venv.create(folder, with_pip=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *REQUIREMENTS], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "--no-deps", AUTHORS], check=True)
+        for arguments in installs:
+            subprocess.run([str(python), "-m", "pip", "install", "-q", *arguments], check=True)
         done.touch()
     return python
 

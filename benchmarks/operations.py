@@ -1,6 +1,6 @@
 """What an erasure costs on models that do not fit here: operations counted on paper, seconds under stated assumptions.
 
-    python benchmarks/operations.py --forward-equivalents 2000
+    python -m benchmarks.operations --forward-equivalents 2000
 
 Counts the operations of one prediction of the UNets of SD 1.5 and SDXL, built without weights, and multiplies.
 """
@@ -35,18 +35,22 @@ def main() -> None:
     parser.add_argument("--utilisation", type=float, nargs=2, default=(0.25, 0.45), help="of the peak, low and high")
     options = parser.parse_args()
     print("| model | weights | operations a prediction | of an erasure | seconds on one H100 |\n|---|---|---|---|---|")
-    for name, config in UNETS.items():
-        weights, operations = count(config)
+    counted = {name: count(config) for name, config in UNETS.items()}
+    for name, (weights, kinds) in counted.items():
+        operations = sum(kinds.values())
         total = operations * options.forward_equivalents
         slow, fast = (total / (PEAK * share) for share in options.utilisation)
         print(
             f"| {name} | {weights / 1e6:.0f} M | {operations / 1e12:.2f} T | {total / 1e15:.1f} P "
             f"| {fast:.0f} to {slow:.0f} |"
         )
+    for name, (_, kinds) in counted.items():
+        shares = ", ".join(f"{kind} {100 * part / sum(kinds.values()):.1f} %" for kind, part in kinds.items())
+        print(f"\n{name}: {shares}")
 
 
-def count(config: dict[str, Any]) -> tuple[int, int]:
-    """Weights of a UNet, and operations (a multiplication and an addition are two) of one prediction."""
+def count(config: dict[str, Any]) -> tuple[int, dict[str, int]]:
+    """Weights of a UNet, and the operations (a multiplication and an addition are two) of one prediction by kind."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config)
         side = config["sample_size"]
@@ -59,7 +63,22 @@ def count(config: dict[str, Any]) -> tuple[int, int]:
                 torch.zeros(1, 77, config["cross_attention_dim"]),
                 added_cond_kwargs=added if "addition_embed_type" in config else None,
             )
-    return sum(parameter.numel() for parameter in unet.parameters()), counter.get_total_flops()
+    found = {
+        module: {str(operation): number for operation, number in operations.items()}
+        for module, operations in counter.get_flop_counts().items()
+    }
+
+    def below(*ends: str) -> int:
+        return sum(sum(operations.values()) for module, operations in found.items() if module.endswith(ends))
+
+    kinds = {
+        "convolutions": found["Global"]["aten.convolution"],
+        "attention's products": found["Global"]["aten.bmm"],
+        "feed-forward": below(".ff"),
+        "keys and values of prompts": below("attn2.to_k", "attn2.to_v"),
+    }
+    kinds["other projections"] = counter.get_total_flops() - sum(kinds.values())
+    return sum(parameter.numel() for parameter in unet.parameters()), kinds
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Make a model like Canvas of other widths, to try defaults on that were not chosen for it.
 
-    python benchmarks/other_widths.py --widths 32 64 --output out/narrow
+    python -m benchmarks.other_widths --widths 32 64 --output out/narrow
 
 A fresh UNet of those channels learns Canvas's own predictions on pictures that Canvas draws; text encoder and VAE stay
 Canvas's. Resumes; 2,000 steps of these widths took 20 minutes on one core.

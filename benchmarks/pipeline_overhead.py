@@ -1,6 +1,6 @@
 """What the pipeline costs over ``spare erase`` and ``spare evaluate`` called directly, and where it goes.
 
-    python benchmarks/pipeline_overhead.py [--repeats 1]
+    python -m benchmarks.pipeline_overhead [--repeats 1]
 
 Both erase Neon Lines from Canvas and measure it on 240 pictures, as whole processes, each time from an empty folder and
 without the cache of the base's pictures. The work of a stage is what its own clock says; the rest of its time in the

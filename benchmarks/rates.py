@@ -14,18 +14,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from spare_core.adapter import Adapter
-from spare_core.bank import fill_bank
-from spare_core.batches import Batches
+from benchmarks.workbench import Workbench
 from spare_core.denoiser import load_denoiser
-from spare_core.distill import distill
-from spare_core.measures import Meter, draw_held_out
-from spare_core.opening import open_training
 from spare_core.request import build_erasure
 from spare_core.saliency import choose_masks
 from spare_core.settings import EraseSettings
 from spare_core.stages import make_repeatable
-from spare_core.timesteps import profile_timesteps
 from tests.tiny import build_sd1, build_sd2_v, build_sdxl
 
 RATES = (2.5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
@@ -55,18 +49,12 @@ def show(name: str, model: str, kind: str, concept: str, surrogate: str) -> None
     base = EraseSettings(dtype="float32")
     denoiser = load_denoiser(model, precision="float32")
     erasure = build_erasure("canvas", concept, surrogate, kind)  # type: ignore[arg-type]
-    bank = fill_bank(denoiser, erasure, base)
-    profile = profile_timesteps(bank, denoiser.num_timesteps, base.bins)
-    meter = Meter(denoiser, draw_held_out(denoiser, erasure, base))
-    masks = choose_masks(denoiser, bank, profile, base)
+    workbench = Workbench.prepare(denoiser, erasure, base)
+    masks = choose_masks(denoiser, workbench.bank, workbench.profile, base)
 
     def run(**changes: object) -> tuple[str, str]:
         """What it came to, and the rate."""
-        settings = dataclasses.replace(base, **changes)  # type: ignore[arg-type]
-        batches = Batches(bank, profile, settings)
-        fresh = Adapter.initialise(denoiser, masks, settings.rank, settings.alpha, settings.seed)
-        state = open_training(denoiser, batches, meter, fresh, erasure, settings)
-        measured = distill(denoiser, batches, meter, state, settings)
+        state, measured, _ = workbench.erase(dataclasses.replace(base, **changes), masks)  # type: ignore[arg-type]
         return f"{measured.residual:.3f}/{measured.mean_drift:.4f}", f"{state.lr:g}"
 
     start, _ = run(enough_residual=1.0, enough_drift=1.0)

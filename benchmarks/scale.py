@@ -1,6 +1,6 @@
 """Time and memory of an erasure against what is kept, rank, density and pictures given.
 
-    python benchmarks/scale.py --output out/scale
+    python -m benchmarks.scale --output out/scale
 
 Every point is a whole ``spare erase canvas`` in a process of its own; prints a table for each of them.
 """

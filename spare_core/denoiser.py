@@ -295,9 +295,9 @@ class UNetDenoiser:
         return int(self.weights.config.in_channels), side, side
 
     def batch_rows(self, latent_side: int) -> int:
-        """See :class:`Denoiser`: two a picture, as guidance takes them, for 32 pictures of small latents, 4 of
+        """See :class:`Denoiser`: two a picture, as guidance takes them, for 16 pictures of small latents, 4 of
         Stable Diffusion's 64 x 64, 1 of SDXL's."""
-        return 2 * max(1, min(32, 64 * 16**2 // latent_side**2))
+        return 2 * max(1, min(16, 64 * 16**2 // latent_side**2))
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """See :class:`Denoiser`."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore.exceptions import BotoCoreError, ClientError
-from s3transfer.subscribers import BaseSubscriber  # type: ignore[import-untyped]
+from s3transfer.subscribers import BaseSubscriber
 
 from spare_core.errors import InputError, ObjectExists, StoreUnavailable
 from spare_core.store.addresses import check_prefix
