@@ -56,6 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "timesteps gap": {"timesteps": "gap"},
     "contrast on": {"contrast": True},
     "contrast off": {"contrast": False},
+    "layers text": {"mask": "none"},
     "closed form on": {"closed_form": True},
     "closed form off": {"closed_form": False},
 }
