@@ -53,11 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mask weight": {"mask": "weight"},
     "timesteps uniform": {"timesteps": "uniform"},
     "timesteps window": {"timesteps": "window"},
-    "timesteps gap": {"timesteps": "gap"},
-    "contrast on": {"contrast": True},
-    "contrast off": {"contrast": False},
-    "layers text": {"mask": "none"},
-    "closed form on": {"closed_form": True},
+    "mask channel, contrast off": {"mask": "channel", "contrast": False},
     "closed form off": {"closed_form": False},
 }
 
@@ -165,7 +161,7 @@ class Bench:
 def _line(row: dict[str, Any]) -> str:
     base, adapted = row["base"], row["adapted"]
     return (
-        f"{row['variant']:<18} {row['concept']:<13} UA {adapted['ua']:.3f} IRA {base['ira']:.3f}>{adapted['ira']:.3f} "
+        f"{row['variant']:<26} {row['concept']:<13} UA {adapted['ua']:.3f} IRA {base['ira']:.3f}>{adapted['ira']:.3f} "
         f"CRA {base['cra']:.3f}>{adapted['cra']:.3f} FID {base['fid']:.2f}>{adapted['fid']:.2f} residual "
         f"{row['residual']:.3f} drift {row['drift']:.4f} {row['steps']} steps {row['seconds']:.0f} s"
     )

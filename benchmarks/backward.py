@@ -18,7 +18,7 @@ from spare_core.bank import fill_bank
 from spare_core.batches import Batches
 from spare_core.denoiser import load_denoiser
 from spare_core.distill import training_step
-from spare_core.masks import Score, build_masks
+from spare_core.masks import whole_layers
 from spare_core.request import build_erasure
 from spare_core.settings import EraseSettings
 from spare_core.stages import peak_memory
@@ -42,8 +42,8 @@ def main() -> None:
     settings = EraseSettings(mask="none", batch_size=batch_size, examples=2, retain_examples=2)
     denoiser = load_denoiser("canvas", "cpu")
     bank = fill_bank(denoiser, build_erasure("canvas", "Rust", "Bricks"), settings)
-    scores = {name: Score.zeros("none", layer.weight.shape) for name, layer in denoiser.target_layers().items()}
-    adapter = Adapter.initialise(denoiser, build_masks(scores, "none", 1.0), settings.rank, settings.alpha, 0)
+    layers = denoiser.target_layers()
+    adapter = Adapter.initialise(denoiser, whole_layers(layers, layers), settings.rank, settings.alpha, 0)
     batches = Batches(bank, profile_timesteps(bank, denoiser.num_timesteps, settings.bins), settings)
     # Of what low_memory does, only the two passes: checkpointing is a matter of its own.
     settings = dataclasses.replace(settings, low_memory=way == "split")

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from spare_core.adapter import Adapter
 from spare_core.denoiser import UNetDenoiser, load_denoiser
-from spare_core.masks import Score, build_masks
+from spare_core.masks import whole_layers
 from spare_core.stages import make_repeatable
 
 KINDS = {
@@ -39,8 +39,8 @@ def main() -> None:
     make_repeatable()
     canvas = load_denoiser("canvas", "cpu", "float32")
     prompts = canvas.encode_prompts(["A Cat image in Rust style."])
-    scores = {name: Score.zeros("none", layer.weight.shape) for name, layer in canvas.target_layers().items()}
-    adapter = Adapter.initialise(canvas, build_masks(scores, "none", 1.0), 8, 8.0, 0)
+    layers = canvas.target_layers()
+    adapter = Adapter.initialise(canvas, whole_layers(layers, canvas.text_layers()), 8, 8.0, 0)
 
     def asked(rows: int) -> torch.Tensor:
         noisy = torch.zeros(rows, *canvas.latent_shape())

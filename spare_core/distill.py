@@ -47,7 +47,7 @@ class TrainingState:
     adapter: Adapter
     optimizer: torch.optim.AdamW
     lr: float
-    """The peak; 0 where no step was needed."""
+    """The peak; 0 where no step was needed or none helped."""
     closed_form: dict[str, float | None] | None = None
     """What the adapter was solved with before the first step, and measured then."""
     trials: list[dict[str, float]] = field(default_factory=list)

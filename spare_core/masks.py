@@ -11,12 +11,12 @@ scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spare_core.atomic import read_tensors, write_tensors
 from spare_core.errors import SettingsError, StageError
@@ -40,7 +40,6 @@ class Score:
             "weight": [(rows, columns)],
             "channel": [(rows,), (columns,)],
             "module": [(1,)],
-            "none": [(1,)],
         }
         return cls(tuple(torch.zeros(size) for size in sizes[kind]), (rows, columns), kind)
 
@@ -113,6 +112,11 @@ def _bucket(codes: Iterable[Tensor], k: int) -> tuple[int, int]:
     return 65535 - place, int(from_top[place - 1]) if place else 0
 
 
+def whole_layers(layers: Mapping[str, nn.Linear], moving: Container[str]) -> Masks:
+    """Masks that let all of the layers named in ``moving`` move, and nothing of the others."""
+    return {name: _full(layer.weight.shape, name in moving) for name, layer in layers.items()}
+
+
 def build_masks(scores: Mapping[str, Score], kind: MaskKind, density: float) -> Masks:
     """Masks that let at most about ``density`` of all target weights move, the best-scored ones.
 
@@ -122,8 +126,6 @@ def build_masks(scores: Mapping[str, Score], kind: MaskKind, density: float) -> 
     Raises:
         SettingsError: if no score is positive, so that there is nothing to choose by.
     """
-    if kind == "none":
-        return {name: _full(score.shape) for name, score in scores.items()}
     if not any(bool((part > 0).any()) for score in scores.values() for part in score.parts):
         raise SettingsError(["every saliency score is zero: the model does not react to the concept or its surrogate"])
     builders: dict[str, Callable[[Mapping[str, Score], float], Masks]] = {
@@ -193,7 +195,7 @@ def _module_masks(scores: Mapping[str, Score], density: float) -> Masks:
     return masks
 
 
-def _full(shape: tuple[int, int], value: bool = True) -> LayerMask:
+def _full(shape: Sequence[int], value: bool = True) -> LayerMask:
     return LayerMask(torch.full((shape[0],), value), torch.full((shape[1],), value))
 
 

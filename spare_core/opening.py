@@ -27,6 +27,9 @@ _FACTOR: Final = 4.0
 """Between neighbouring rates. The best one is broad: half or twice as much costs little (benchmarks/rates.py)."""
 _RANGE: Final = (1e-6, 0.3)
 _STEPS: Final = 3
+_WORTH: Final = 0.99
+"""The climb ends at a rate that costs more than this share of the best so far: ever lower rates come ever closer to
+what the start costs."""
 _DRIFT_WEIGHT: Final = 5.0
 """Less than the two are worth to each other in the end, which is about 8 on Canvas: a part of the drift after a few
 steps is noise, which the falling rate takes back."""
@@ -51,7 +54,8 @@ def open_training(
         state = start(adapter, 0.0)
         state.stopped_early = True
     elif settings.lr == "auto":
-        state = find_rate(denoiser, batches, thinned, adapter, settings)
+        at_start = found.measured.cost(_DRIFT_WEIGHT) if found is not None else math.inf
+        state = find_rate(denoiser, batches, thinned, adapter, settings, at_start)
     else:
         state = start(adapter, settings.lr)
     state.closed_form = facts
@@ -60,9 +64,15 @@ def open_training(
 
 
 def find_rate(
-    denoiser: Denoiser, batches: Batches, meter: Meter, adapter: Adapter, settings: EraseSettings
+    denoiser: Denoiser,
+    batches: Batches,
+    meter: Meter,
+    adapter: Adapter,
+    settings: EraseSettings,
+    at_start: float = math.inf,
 ) -> TrainingState:
-    """The state of the best trial from ``adapter``, which stays as it is.
+    """The state of the best trial from ``adapter``, which stays as it is; where none comes below ``at_start``, which is
+    its own cost, a state that is stopped before the first step.
 
     Climbs from a rate that suits a small model: to lower ones while they are better, else to higher ones. A rate at
     which training or measuring stops being finite has lost.
@@ -75,7 +85,7 @@ def find_rate(
     failure: TrainingError | None = None
 
     def attempt(lr: float) -> bool:
-        """Whether this rate is the best so far."""
+        """Whether this rate is clearly the best so far."""
         nonlocal best, failure
         state = start(copy.deepcopy(adapter), lr)
         cost = math.inf
@@ -85,10 +95,10 @@ def find_rate(
             cost = meter.measure(state.adapter).cost(_DRIFT_WEIGHT)
         except TrainingError as error:
             failure = error
-        leads = cost < min((other for _, other in tried), default=math.inf)
+        least = min((other for _, other in tried), default=math.inf)
         tried.append((lr, cost))
-        best = state if leads else best
-        return leads
+        best = state if cost < least else best
+        return cost < _WORTH * least
 
     attempt(_FIRST)
     for step in (1 / _FACTOR, _FACTOR):
@@ -100,5 +110,8 @@ def find_rate(
     if best is None:
         assert failure is not None
         raise failure
+    if min(cost for _, cost in tried) >= at_start:
+        best = start(adapter, 0.0)
+        best.stopped_early = True
     best.trials = [{"lr": lr, "cost": cost} for lr, cost in sorted(tried) if math.isfinite(cost)]
     return best

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from spare_core.bank import Bank, Side
 from spare_core.denoiser import FP16_LOSS_SCALE, Denoiser
 from spare_core.errors import TrainingError
-from spare_core.masks import Masks, Score, build_masks
+from spare_core.masks import Masks, Score, build_masks, whole_layers
 from spare_core.settings import EraseSettings
 from spare_core.timesteps import StateSampler, TimestepProfile, TimestepSampler
 
@@ -45,12 +45,13 @@ TARGETS: dict[str, Target] = {"denoise": denoise_target, "gap": gap_target}
 
 
 def choose_masks(denoiser: Denoiser, bank: Bank, profile: TimestepProfile, settings: EraseSettings) -> Masks:
-    """The masks that ``settings`` ask for; without a mask nothing is scored."""
+    """The masks that ``settings`` ask for; nothing is scored where it would not choose."""
+    layers = denoiser.target_layers()
     if settings.mask == "none":
-        scores = {name: Score.zeros("none", layer.weight.shape) for name, layer in denoiser.target_layers().items()}
-    else:
-        scores = score_layers(denoiser, bank, profile, settings)
-    return build_masks(scores, settings.mask, settings.density)
+        return whole_layers(layers, layers)
+    if settings.mask == "text":
+        return whole_layers(layers, denoiser.text_layers())
+    return build_masks(score_layers(denoiser, bank, profile, settings), settings.mask, settings.density)
 
 
 def score_layers(denoiser: Denoiser, bank: Bank, profile: TimestepProfile, settings: EraseSettings) -> dict[str, Score]:

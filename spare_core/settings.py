@@ -13,7 +13,7 @@ import yaml
 from spare_core.errors import SettingsError
 from spare_core.locations import local_path
 
-MaskKind = Literal["module", "channel", "weight", "none"]
+MaskKind = Literal["text", "module", "channel", "weight", "none"]
 SaliencyLoss = Literal["denoise", "gap"]
 TimestepSampling = Literal["gap", "uniform", "window"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -37,8 +37,14 @@ class EraseSettings:
     """
 
     # What may move
-    mask: MaskKind = _setting("channel", "granularity of the saliency mask; 'none' lets every target weight move")
-    density: float = _setting(0.25, "share of the target layers' weights that may move", 0.0, 1.0, open_low=True)
+    mask: MaskKind = _setting(
+        "text",
+        "what may move: 'text' the layers that read the prompt; 'module', 'channel' or 'weight' what is most "
+        "salient, at that granularity; 'none' every target weight",
+    )
+    density: float = _setting(
+        0.25, "share of the target layers' weights that a saliency mask lets move", 0.0, 1.0, open_low=True
+    )
     saliency: SaliencyLoss = _setting("gap", "loss whose gradient scores the weights (DESIGN 3)")
     contrast: bool = _setting(True, "divide the score by the same score on the retain set")
     saliency_batches: int = _setting(6, "batches the saliency is summed over", 1, 10_000)

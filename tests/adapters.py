@@ -12,7 +12,7 @@ from torch import Tensor
 from spare_core.adapter import Adapter, LowRankUpdate
 from spare_core.artifact import StoredAdapter, load_adapter, save_adapter
 from spare_core.denoiser import UNetDenoiser, load_denoiser
-from spare_core.masks import Masks, Score, build_masks
+from spare_core.masks import Masks, Score, build_masks, whole_layers
 from spare_core.settings import MaskKind
 from tests import stock
 
@@ -23,10 +23,13 @@ def load_tiny(folder: Path) -> UNetDenoiser:
 
 
 def random_masks(denoiser: UNetDenoiser, kind: MaskKind, seed: int = 0, density: float = 0.3) -> Masks:
-    """Masks by random scores."""
+    """Masks by random scores; those of "none" need none."""
+    layers = denoiser.target_layers()
+    if kind == "none":
+        return whole_layers(layers, layers)
     generator = torch.Generator().manual_seed(seed)
     scores = {}
-    for name, layer in denoiser.target_layers().items():
+    for name, layer in layers.items():
         scores[name] = Score.zeros(kind, layer.weight.shape)
         scores[name].add(torch.rand(layer.weight.shape, generator=generator))
     return build_masks(scores, kind, density)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from spare_core.errors import SettingsError
-from spare_core.masks import LayerMask, Masks, Score, build_masks, describe_masks, kth_largest
+from spare_core.masks import LayerMask, Masks, Score, build_masks, describe_masks, kth_largest, whole_layers
 from spare_core.settings import MaskKind
 
 KINDS: tuple[MaskKind, ...] = ("module", "channel", "weight")
@@ -60,9 +60,8 @@ def test_a_channel_score_is_the_mean_of_each_row_and_of_each_column() -> None:
     assert columns.tolist() == [0.5, 3.0, 5.5]
 
 
-@pytest.mark.parametrize("kind", ["module", "none"])
-def test_a_module_score_is_one_mean(kind: MaskKind) -> None:
-    assert score(MAGNITUDE, kind).parts[0].tolist() == [3.0]
+def test_a_module_score_is_one_mean() -> None:
+    assert score(MAGNITUDE, "module").parts[0].tolist() == [3.0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -229,11 +228,11 @@ def test_a_model_that_does_not_react_at_all_is_refused(kind: MaskKind) -> None:
         masks_of({"a": torch.zeros(2, 2)}, kind, 0.5)
 
 
-@given(layers(), densities)
-@settings(max_examples=20, deadline=None)
-def test_no_mask_lets_every_weight_move_whatever_the_density(values: dict[str, Tensor], density: float) -> None:
-    masks = masks_of({name: torch.zeros_like(value) for name, value in values.items()}, "none", density)
-    assert all(mask.dense().all() and mask.dense().shape == values[name].shape for name, mask in masks.items())
+def test_whole_layers_move_all_of_those_named_and_nothing_of_the_others() -> None:
+    masks = whole_layers({"a": nn.Linear(3, 2), "b": nn.Linear(2, 4)}, {"b", "c"})
+    assert masks.keys() == {"a", "b"}
+    assert masks["a"].dense().shape == (2, 3) and not masks["a"].dense().any()
+    assert masks["b"].dense().shape == (4, 2) and masks["b"].dense().all()
 
 
 def test_a_mask_broadcasts_over_its_layer() -> None:

@@ -76,6 +76,37 @@ def test_the_climb_reaches_a_best_rate_on_either_side(monkeypatch: pytest.Monkey
     assert len(seen) == len(set(seen)) <= 6
 
 
+@pytest.mark.parametrize(("at_start", "stopped"), [(0.5, True), (2.0, False)])
+def test_no_step_is_made_where_no_rate_beats_the_start(
+    monkeypatch: pytest.MonkeyPatch, at_start: float, stopped: bool
+) -> None:
+    """Lower rates come ever closer to it from above; the climb does not follow them to the end."""
+    denoiser = ToyDenoiser()
+    seen: list[float] = []
+
+    def starting(adapter: Adapter, lr: float) -> TrainingState:
+        seen.append(lr)
+        return start(adapter, lr)
+
+    class Worse(Meter):
+        def measure(self, *adapters: Adapter) -> object:
+            return _Cost(0.5 + 100 * seen[-1])
+
+    monkeypatch.setattr(opening, "start", starting)
+    adapter = moving(denoiser)
+    before = [parameter.clone() for parameter in adapter.parameters()]
+    meter = Worse(denoiser, toy_held_out(denoiser))
+    state = find_rate(denoiser, batches(denoiser), meter, adapter, SETTINGS, at_start)
+    assert len(state.trials) == 5, "4e-3 to 1.6e-5, where a quarter of the rate brings less than a hundredth"
+    assert state.stopped_early is stopped
+    if stopped:
+        assert (state.step, state.lr) == (0, 0.0)
+        for one, other in zip(state.adapter.parameters(), before, strict=True):
+            assert torch.equal(one, other)
+    else:
+        assert state.step > 0 and state.lr == pytest.approx(4e-3 / 256)
+
+
 class _Cost:
     def __init__(self, value: float) -> None:
         self.value = value

@@ -11,7 +11,7 @@ from torch import Tensor
 from spare_core.bank import Side
 from spare_core.conditioning import Conditioning
 from spare_core.errors import TrainingError
-from spare_core.saliency import TARGETS, score_layers
+from spare_core.saliency import TARGETS, choose_masks, score_layers
 from spare_core.settings import EraseSettings, MaskKind, SaliencyLoss
 from spare_core.timesteps import TimestepProfile
 from tests.toy import EMBEDDINGS, KEPT, SURROGATE, ToyDenoiser, toy_bank, toy_side
@@ -82,6 +82,16 @@ def test_a_score_is_the_sum_of_gradient_sizes_over_batches(kind: SaliencyLoss) -
     for name, each in gradients(denoiser, kind).items():
         torch.testing.assert_close(scores[name].parts[0], torch.stack(each).abs().sum(dim=0))
         assert name == "text" or not torch.allclose(scores[name].parts[0], torch.stack(each).sum(dim=0).abs())
+
+
+def test_the_layers_that_read_the_prompt_move_as_a_whole_and_cost_no_prediction() -> None:
+    denoiser = ToyDenoiser()
+    masks = choose_masks(denoiser, toy_bank(denoiser), PROFILE, dataclasses.replace(SETTINGS, mask="text"))
+    assert masks.keys() == denoiser.target_layers().keys()
+    assert 0 < len(denoiser.text_layers()) < len(masks)
+    for name, mask in masks.items():
+        assert mask.dense().all() if name in denoiser.text_layers() else not mask.dense().any()
+    assert not denoiser.calls
 
 
 @pytest.mark.parametrize("kind", ["channel", "module"])
