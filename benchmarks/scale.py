@@ -1,6 +1,6 @@
-"""Time and memory of an erasure against what is kept, rank, density and pictures given.
+"""Time and memory of an erasure against what is kept, rank, layers and pictures given.
 
-    python -m benchmarks.scale --output out/scale
+    python -m benchmarks.scale --output out/scale --plot out/scale.svg
 
 Every point is a whole ``spare erase canvas`` in a process of its own; prints a table for each of them.
 """
@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from spare_core.atomic import write_bytes
 from spare_core.canvas.protocol import OBJECTS
@@ -24,25 +24,46 @@ from spare_core.generate import draw, png
 AXES: dict[str, tuple[Any, ...]] = {
     "kept concepts": (1, 5, 10, 18),
     "rank": (2, 8, 32, 64),
-    "density": (0.05, 0.25, 1.0),
+    "mask": ("text", "channel", "none"),
     "pictures given": (0, 8, 32, 128),
 }
+
+
+STAGES = ("prepare", "saliency", "distill")
+
+
+class Point(NamedTuple):
+    """Of one process: seconds, whole and by stage, the most memory in bytes, and what the adapter measures."""
+
+    value: Any
+    whole: float
+    stages: tuple[float, ...]
+    peak: int
+    residual: float
+    drift: float
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--plot", type=Path, help="file of a picture: svg, png, pdf")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
+    found: dict[str, list[Point]] = {}
     for axis, values in AXES.items():
-        print(f"\n| {axis} | whole s | prepare s | saliency s | distill s | peak MB | residual | drift |")
+        print(f"\n| {axis} | whole s | {' | '.join(f'{name} s' for name in STAGES)} | peak MB | residual | drift |")
         print("|---|---|---|---|---|---|---|---|")
+        found[axis] = []
         for value in values:
-            print(point(axis, value, options.output), flush=True)
+            point = measure(axis, value, options.output)
+            found[axis].append(point)
+            print(line(point), flush=True)
+    if options.plot:
+        plot(found, options.plot)
 
 
-def point(axis: str, value: Any, output: Path) -> str:
-    """One line of the table."""
+def measure(axis: str, value: Any, output: Path) -> Point:
+    """One process."""
     folder = output / f"{axis.replace(' ', '-')}-{value}"
     command = ["spare", "erase", "canvas", "--erase", "Cat", "--surrogate", "Dog", "--output", str(folder)]
     command += list(arguments(axis, value, output))
@@ -54,11 +75,41 @@ def point(axis: str, value: Any, output: Path) -> str:
         raise SystemExit(f"{' '.join(command)} failed; run it by hand")
     manifest = json.loads((folder / "spare.json").read_text())
     peak = json.loads(Path(f"{folder}.json").read_text())["peak"]
-    stages = " | ".join(f"{manifest['seconds'][name]:.1f}" for name in ("prepare", "saliency", "distill"))
+    stages = tuple(manifest["seconds"][name] for name in STAGES)
+    return Point(value, seconds, stages, peak, manifest["residual"], manifest["mean_drift"])
+
+
+def line(point: Point) -> str:
+    """Of a table."""
+    stages = " | ".join(f"{seconds:.1f}" for seconds in point.stages)
     return (
-        f"| {value} | {seconds:.1f} | {stages} | {peak / 1e6:.0f} | {manifest['residual']:.3f} "
-        f"| {manifest['mean_drift']:.4f} |"
+        f"| {point.value} | {point.whole:.1f} | {stages} | {point.peak / 1e6:.0f} | {point.residual:.3f} "
+        f"| {point.drift:.4f} |"
     )
+
+
+def plot(found: dict[str, list[Point]], path: Path) -> None:
+    """A panel for each axis: seconds by stage as bars, peak memory as a line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(found), 3.2), layout="constrained")
+    for panel, (axis, points) in zip(figure.subplots(1, len(found), sharey=True), found.items(), strict=True):
+        places = [str(point.value) for point in points]
+        below = [point.whole - sum(point.stages) for point in points]
+        panel.bar(places, below, label="imports, loading, end", color="0.85")
+        for i, name in enumerate(STAGES):
+            spent = [point.stages[i] for point in points]
+            panel.bar(places, spent, bottom=below, label=name)
+            below = [before + more for before, more in zip(below, spent, strict=True)]
+        panel.set_xlabel(axis)
+        memory = panel.twinx()
+        memory.plot(places, [point.peak / 1e6 for point in points], "k.-", label="peak MB")
+        memory.set_ylim(0, 1.2 * max(point.peak for rows in found.values() for point in rows) / 1e6)
+        panel.set_ylabel("s")
+        memory.set_ylabel("MB")
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.savefig(path)
 
 
 def arguments(axis: str, value: Any, output: Path) -> Iterator[str]:
