@@ -55,7 +55,7 @@ def erase(
     template: Annotated[str | None, typer.Option(help="prompt with {concept} and {context}")] = None,
     context: Annotated[list[str] | None, typer.Option(help="what fills {context}; repeatable")] = None,
     config: Annotated[str | None, typer.Option(help="YAML file of settings, local or s3://; options win")] = None,
-    mask: Annotated[str | None, typer.Option(help="module, channel, weight or none")] = None,
+    mask: Annotated[str | None, typer.Option(help="text, module, channel, weight or none")] = None,
     density: Annotated[float | None, typer.Option(help="share of the target weights that may move")] = None,
     rank: Annotated[int | None, typer.Option(help="rank of the adapter")] = None,
     steps: Annotated[int | None, typer.Option(help="most training steps")] = None,

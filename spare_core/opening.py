@@ -54,7 +54,8 @@ def open_training(
         state = start(adapter, 0.0)
         state.stopped_early = True
     elif settings.lr == "auto":
-        at_start = found.measured.cost(_DRIFT_WEIGHT) if found is not None else math.inf
+        # An adapter that changes nothing yet must learn, whatever its first steps cost.
+        at_start = found.measured.cost(_DRIFT_WEIGHT) if found is not None and found.ridge is not None else math.inf
         state = find_rate(denoiser, batches, thinned, adapter, settings, at_start)
     else:
         state = start(adapter, settings.lr)

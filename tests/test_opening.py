@@ -10,10 +10,12 @@ import torch
 
 from spare_core import opening
 from spare_core.adapter import Adapter
+from spare_core.closed_form import Start
+from spare_core.concept import Erasure
 from spare_core.distill import TrainingState, distill, start
 from spare_core.errors import TrainingError
-from spare_core.measures import Meter
-from spare_core.opening import find_rate
+from spare_core.measures import UNTOUCHED, Measurement, Meter
+from spare_core.opening import find_rate, open_training
 from spare_core.settings import EraseSettings
 from tests.test_distill import SETTINGS, batches, moving
 from tests.toy import ToyDenoiser, toy_held_out
@@ -105,6 +107,29 @@ def test_no_step_is_made_where_no_rate_beats_the_start(
             assert torch.equal(one, other)
     else:
         assert state.step > 0 and state.lr == pytest.approx(4e-3 / 256)
+
+
+@pytest.mark.parametrize(
+    ("ridge", "measured", "to_beat"), [(None, UNTOUCHED, math.inf), (10.0, Measurement(0.5, {"a": 0.01}), 0.55)]
+)
+def test_only_a_solution_is_worth_stopping_at(
+    monkeypatch: pytest.MonkeyPatch, ridge: float | None, measured: Measurement, to_beat: float
+) -> None:
+    """An adapter that changes nothing has a cost of 1, but has to learn."""
+    denoiser = ToyDenoiser()
+    adapter, told = moving(denoiser), []
+
+    def finding(*arguments: object) -> TrainingState:
+        told.append(arguments[-1])
+        return start(adapter, 1e-3)
+
+    monkeypatch.setattr(opening, "best_start", lambda *arguments: Start(adapter, ridge, measured))
+    monkeypatch.setattr(opening, "find_rate", finding)
+    settings = dataclasses.replace(SETTINGS, lr="auto", closed_form=True)
+    erasure = Erasure("a", "b", "object", ("c",), "{concept}", ())
+    meter = Meter(denoiser, toy_held_out(denoiser))
+    open_training(denoiser, batches(denoiser), meter, adapter, erasure, settings)
+    assert told == [pytest.approx(to_beat)]
 
 
 class _Cost:
