@@ -25,6 +25,7 @@ from spare_core.denoiser import UNetDenoiser, load_denoiser
 from spare_core.evaluation.judgement import Judge
 from spare_core.evaluation.judges import load_judge
 from spare_core.evaluation.suite import Suite, load_suite
+from spare_core.generate import draw
 from spare_core.request import build_erasure
 from spare_core.settings import EraseSettings
 from spare_core.stages import make_repeatable
@@ -110,8 +111,8 @@ def seen(
     prompts = [suite.prompt(other, word) if kind == "style" else suite.prompt(word, other) for other in others]
     numbers = [500 + seed for seed in range(seeds) for _ in prompts]
     with adapter.attached(denoiser):
-        latents = denoiser.generate(prompts * seeds, numbers, suite.steps, suite.guidance)
-    judged = judge.judge(denoiser.decode_latents(latents))
+        pixels = draw(denoiser, [], prompts * seeds, numbers, suite.steps, suite.guidance)
+    judged = judge.judge(pixels)
     verdict = judged.styles if kind == "style" else judged.objects
     return float((verdict.predicted == row).float().mean())
 

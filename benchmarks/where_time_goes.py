@@ -96,10 +96,9 @@ def by_kind(work: Callable[[], None]) -> dict[str, float]:
 def share_of_prompts(canvas: UNetDenoiser, asked: Callable[[int], torch.Tensor]) -> float:
     """Share of a prediction that projects prompts to keys and values: what keeping those of constant prompts would
     save."""
-    layers = [layer for name, layer in canvas.target_layers().items() if name.endswith(("attn2.to_k", "attn2.to_v"))]
     spent, marks = [0.0], [0.0]
     hooks = []
-    for layer in layers:
+    for layer in canvas.text_layers().values():
         hooks += [
             layer.register_forward_pre_hook(lambda *args: marks.__setitem__(0, time.perf_counter())),
             layer.register_forward_hook(lambda *args: spent.__setitem__(0, spent[0] + time.perf_counter() - marks[0])),

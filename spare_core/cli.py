@@ -56,7 +56,7 @@ def erase(
     context: Annotated[list[str] | None, typer.Option(help="what fills {context}; repeatable")] = None,
     config: Annotated[str | None, typer.Option(help="YAML file of settings, local or s3://; options win")] = None,
     mask: Annotated[str | None, typer.Option(help="text, module, channel, weight or none")] = None,
-    density: Annotated[float | None, typer.Option(help="share of the target weights that may move")] = None,
+    density: Annotated[float | None, typer.Option(help="share of the weights that a saliency mask lets move")] = None,
     rank: Annotated[int | None, typer.Option(help="rank of the adapter")] = None,
     steps: Annotated[int | None, typer.Option(help="most training steps")] = None,
     lr: Annotated[str | None, typer.Option(help="peak learning rate; auto: found by trials")] = None,

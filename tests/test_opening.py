@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -61,18 +62,7 @@ def test_the_rate_taken_is_the_best_of_those_tried_and_lies_between_worse_ones()
 def test_the_climb_reaches_a_best_rate_on_either_side(monkeypatch: pytest.MonkeyPatch, wanted: float) -> None:
     """Where the cost is a valley over log(lr), wherever its ground is."""
     denoiser = ToyDenoiser()
-    seen: list[float] = []
-
-    def starting(adapter: Adapter, lr: float) -> TrainingState:
-        seen.append(lr)
-        return start(adapter, lr)
-
-    class Valley(Meter):
-        def measure(self, *adapters: Adapter) -> object:
-            return _Cost(abs(math.log(seen[-1] / wanted)))
-
-    monkeypatch.setattr(opening, "start", starting)
-    meter = Valley(denoiser, toy_held_out(denoiser))
+    meter, seen = costing(monkeypatch, denoiser, lambda lr: abs(math.log(lr / wanted)))
     state = find_rate(denoiser, batches(denoiser), meter, moving(denoiser), SETTINGS)
     assert state.lr == pytest.approx(wanted)
     assert len(seen) == len(set(seen)) <= 6
@@ -84,20 +74,9 @@ def test_no_step_is_made_where_no_rate_beats_the_start(
 ) -> None:
     """Lower rates come ever closer to it from above; the climb does not follow them to the end."""
     denoiser = ToyDenoiser()
-    seen: list[float] = []
-
-    def starting(adapter: Adapter, lr: float) -> TrainingState:
-        seen.append(lr)
-        return start(adapter, lr)
-
-    class Worse(Meter):
-        def measure(self, *adapters: Adapter) -> object:
-            return _Cost(0.5 + 100 * seen[-1])
-
-    monkeypatch.setattr(opening, "start", starting)
     adapter = moving(denoiser)
     before = [parameter.clone() for parameter in adapter.parameters()]
-    meter = Worse(denoiser, toy_held_out(denoiser))
+    meter, _ = costing(monkeypatch, denoiser, lambda lr: 0.5 + 100 * lr)
     state = find_rate(denoiser, batches(denoiser), meter, adapter, SETTINGS, at_start)
     assert len(state.trials) == 5, "4e-3 to 1.6e-5, where a quarter of the rate brings less than a hundredth"
     assert state.stopped_early is stopped
@@ -130,6 +109,24 @@ def test_only_a_solution_is_worth_stopping_at(
     meter = Meter(denoiser, toy_held_out(denoiser))
     open_training(denoiser, batches(denoiser), meter, adapter, erasure, settings)
     assert told == [pytest.approx(to_beat)]
+
+
+def costing(
+    monkeypatch: pytest.MonkeyPatch, denoiser: ToyDenoiser, cost: Callable[[float], float]
+) -> tuple[Meter, list[float]]:
+    """A meter to which a trial costs what its rate says, and the rates that are tried, as they come."""
+    seen: list[float] = []
+
+    def starting(adapter: Adapter, lr: float) -> TrainingState:
+        seen.append(lr)
+        return start(adapter, lr)
+
+    class Costing(Meter):
+        def measure(self, *adapters: Adapter) -> object:
+            return _Cost(cost(seen[-1]))
+
+    monkeypatch.setattr(opening, "start", starting)
+    return Costing(denoiser, toy_held_out(denoiser)), seen
 
 
 class _Cost:
