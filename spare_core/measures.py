@@ -110,8 +110,9 @@ class HeldOut:
         return HeldOut(self.names, self.table, part(self.forget), part(self.retain))
 
 
-def draw_held_out(denoiser: Denoiser, erasure: Erasure, settings: EraseSettings) -> HeldOut:
-    """Sample both sides in contexts and from noise that no training sees, and keep the frozen model's answers.
+def draw_held_out(denoiser: Denoiser, erasure: Erasure, settings: EraseSettings, each: int = 1) -> HeldOut:
+    """Sample both sides in contexts and from noise that no training sees, and keep the frozen model's answers:
+    ``settings.heldout`` trajectories, but on the retain side at least ``each`` of every kept concept.
 
     Half as many steps as a training trajectory has: their timesteps are spread over all of the schedule too.
 
@@ -119,7 +120,7 @@ def draw_held_out(denoiser: Denoiser, erasure: Erasure, settings: EraseSettings)
         InputError: if concept and surrogate are the same to the frozen model.
     """
     plan = PromptPlan(erasure, settings.seed, heldout=True)
-    forget, retain = plan.forget(settings.heldout), plan.retain(settings.heldout)
+    forget, retain = plan.forget(settings.heldout), plan.retain(max(settings.heldout, each * len(erasure.retained)))
     pairs = [(plan.of_concept(prompts), plan.of_surrogate(prompts)) for prompts in (forget, retain)]
     prompts = list(dict.fromkeys([EMPTY, *(p for pair in pairs for side in pair for p in side), *retain]))
     rows = {prompt: row for row, prompt in enumerate(prompts)}

@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import yaml
 
@@ -21,11 +21,29 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 LearningRate = float | Literal["auto"]
 
 
+class Only(NamedTuple):
+    """A setting has a meaning only where another, ``setting``, is one of ``values``."""
+
+    setting: str
+    values: tuple[str, ...]
+
+
+_SCORED: Final = Only("mask", ("module", "channel", "weight"))
+_BY_GAP: Final = Only("timesteps", ("gap",))
+
+
 def _setting(
-    default: Any, meaning: str, low: float | None = None, high: float | None = None, open_low: bool = False
+    default: Any,
+    meaning: str,
+    low: float | None = None,
+    high: float | None = None,
+    open_low: bool = False,
+    only: Only | None = None,
 ) -> Any:
-    """A field with its meaning and the range it is checked against."""
-    return field(default=default, metadata={"meaning": meaning, "low": low, "high": high, "open_low": open_low})
+    """A field with its meaning, the range it is checked against, and where it has a meaning at all."""
+    return field(
+        default=default, metadata={"meaning": meaning, "low": low, "high": high, "open_low": open_low, "only": only}
+    )
 
 
 @dataclass(frozen=True)
@@ -43,20 +61,27 @@ class EraseSettings:
         "salient, at that granularity; 'none' every target weight",
     )
     density: float = _setting(
-        0.25, "share of the target layers' weights that a saliency mask lets move", 0.0, 1.0, open_low=True
+        0.25,
+        "share of the target layers' weights that a saliency mask lets move",
+        0.0,
+        1.0,
+        open_low=True,
+        only=_SCORED,
     )
-    saliency: SaliencyLoss = _setting("gap", "loss whose gradient scores the weights (DESIGN 3)")
-    contrast: bool = _setting(True, "divide the score by the same score on the retain set")
-    saliency_batches: int = _setting(6, "batches the saliency is summed over", 1, 10_000)
+    saliency: SaliencyLoss = _setting("gap", "loss whose gradient scores the weights (DESIGN 3)", only=_SCORED)
+    contrast: bool = _setting(True, "divide the score by the same score on the retain set", only=_SCORED)
+    saliency_batches: int = _setting(6, "batches the saliency is summed over", 1, 10_000, only=_SCORED)
     # The adapter
     rank: int = _setting(8, "rank of the LoRA", 1, 1024)
     alpha: float = _setting(8.0, "LoRA alpha; the update is scaled by alpha / rank", 0.0, 4096.0, open_low=True)
     # When
     timesteps: TimestepSampling = _setting("gap", "how training timesteps are drawn")
     bins: int = _setting(20, "bins of the timestep profile", 2, 1000)
-    gamma: float = _setting(1.0, "exponent of the gap in p(t) for 'gap'", 0.0, 16.0)
-    floor: float = _setting(0.3, "share of p(t) that stays uniform for 'gap'", 0.0, 1.0)
-    window_mass: float = _setting(0.8, "share of the gap that the window of 'window' holds", 0.0, 1.0, open_low=True)
+    gamma: float = _setting(1.0, "exponent of the gap in p(t) for 'gap'", 0.0, 16.0, only=_BY_GAP)
+    floor: float = _setting(0.3, "share of p(t) that stays uniform for 'gap'", 0.0, 1.0, only=_BY_GAP)
+    window_mass: float = _setting(
+        0.8, "share of the gap that the window of 'window' holds", 0.0, 1.0, True, Only("timesteps", ("window",))
+    )
     # Training
     closed_form: bool = _setting(
         True, "start from the cross-attention that solves for the surrogate, if it measures well"
@@ -92,6 +117,7 @@ class EraseSettings:
 
     def __post_init__(self) -> None:
         problems = [*field_problems(self), *_resolution_problems(self.resolution)]
+        problems += _meaningless(self, {problem.split()[0] for problem in problems})
         if problems:
             raise SettingsError(problems)
 
@@ -148,6 +174,22 @@ def _resolution_problems(resolution: Any) -> list[str]:
     if type(resolution) is int and resolution % 8:
         return [f"resolution is {resolution}; it must be 0 or a multiple of 8"]
     return []
+
+
+def _meaningless(settings: EraseSettings, wrong: set[str]) -> list[str]:
+    """Settings other than the ``wrong`` ones that were given and would be ignored."""
+    problems = []
+    for f in fields(settings):
+        only = f.metadata["only"]
+        if only is None or {f.name, only.setting} & wrong or getattr(settings, f.name) == f.default:
+            continue
+        other = getattr(settings, only.setting)
+        if other not in only.values:
+            problems.append(
+                f"{f.name} is {getattr(settings, f.name)}, but means nothing where {only.setting} is {other!r}; leave "
+                f"it out, or set {only.setting} to {' or '.join(only.values)}"
+            )
+    return problems
 
 
 def field_problems(settings: Any) -> list[str]:

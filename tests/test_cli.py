@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from spare_core.cli import app
 
 SMALL = ["--steps", "2", "--rank", "2", "--dtype", "float32", "--device", "cpu"]
-CONFIG = """{examples: 2, retain_examples: 2, heldout: 2, example_steps: 1, saliency_batches: 1, batch_size: 1, bins: 2,
+CONFIG = """{examples: 2, retain_examples: 2, heldout: 2, example_steps: 1, batch_size: 1, bins: 2,
 lr: 1e-3}"""
 
 

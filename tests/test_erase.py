@@ -33,7 +33,7 @@ from spare_core.settings import EraseSettings
 from spare_core.verify import verify_adapter
 
 SMALL = EraseSettings(
-    examples=4, retain_examples=8, heldout=4, example_steps=2, saliency_batches=2, batch_size=2, steps=6, lr=1e-3,
+    examples=4, retain_examples=8, heldout=4, example_steps=2, batch_size=2, steps=6, lr=1e-3,
     measure_every=2, forget_weight=1.0, rank=2, bins=4, dtype="float32", device="cpu",
 )  # fmt: skip
 
@@ -111,11 +111,11 @@ def test_a_finished_erasure_is_returned_not_repeated(sd1_dir: Path, tmp_path: Pa
 @pytest.mark.parametrize("mask", ["module", "channel", "weight", "none"])
 def test_every_mask_erases_and_only_moves_what_it_allows(sd1_dir: Path, tmp_path: Path, mask: str) -> None:
     """The finished adapter verifies against its base, under stock diffusers too."""
-    manifest = erase(**request(sd1_dir, mask=mask, density=0.3, steps=12, lr=0.01), output=tmp_path / "out")
+    manifest = erase(**request(sd1_dir, mask=mask, steps=12, lr=0.01), output=tmp_path / "out")
     assert (tmp_path / "out" / (SPARSE if mask == "weight" else LORA)).exists()
     assert manifest["residual"] < 1.0
     if mask != "none":
-        assert manifest["mask"]["density"] <= 0.3 + 1e-3
+        assert manifest["mask"]["density"] <= EraseSettings().density + 1e-3
     report = verify_adapter(tmp_path / "out", str(sd1_dir))
     assert report["reversible"] is True
     assert report.get("diffusers_difference", 0.0) <= 1e-5
@@ -127,7 +127,7 @@ def test_v_prediction_and_sdxl_models_are_erased_below_half_the_residual(
 ) -> None:
     """The adapter then loads in the stock pipeline class with the same predictions."""
     model: Path = request_fixture.getfixturevalue(which)
-    settings = {"steps": 150, "measure_every": 50, "lr": 0.02, "rank": 4, "alpha": 8.0, "density": 1.0, "mask": "none"}
+    settings = {"steps": 150, "measure_every": 50, "lr": 0.02, "rank": 4, "alpha": 8.0, "mask": "none"}
     manifest = erase(**request(model, **settings), output=tmp_path / "out")
     assert manifest["residual"] < 0.5
     assert verify_adapter(tmp_path / "out", str(model))["diffusers_difference"] <= 1e-5

@@ -25,7 +25,7 @@ from spare_core.store import open_store
 from tests.faulty_proxy import FaultyProxy
 
 SMALL = EraseSettings(
-    examples=4, retain_examples=8, heldout=4, example_steps=2, saliency_batches=2, batch_size=2, steps=2, lr=1e-3,
+    examples=4, retain_examples=8, heldout=4, example_steps=2, batch_size=2, steps=2, lr=1e-3,
     rank=2, bins=4, dtype="float32", device="cpu",
 )  # fmt: skip
 

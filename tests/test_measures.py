@@ -128,6 +128,14 @@ def test_every_kept_concept_is_measured_at_all_times_however_few_trajectories(de
     assert {(time >= denoiser.num_timesteps // 2) for time in held_out.retain.timesteps[6:].tolist()} == {True, False}
 
 
+def test_each_kept_concept_may_be_measured_on_more_trajectories(denoiser: UNetDenoiser) -> None:
+    """As many of the concept's own side as before."""
+    held_out = draw_held_out(denoiser, ERASURE, dataclasses.replace(SETTINGS, heldout=2), each=2)
+    named = [held_out.names[row] for row in held_out.retain.prompt.tolist()]
+    assert {name: named.count(name) for name in named} == {"Photo": 4, "Rust": 4, "Winter": 4, NULL: 6}
+    assert len(held_out.forget.timesteps) == 4
+
+
 def test_probes_survive_their_file(denoiser: UNetDenoiser, tmp_path: Path) -> None:
     held_out = draw_held_out(denoiser, ERASURE, SETTINGS)
     held_out.save(tmp_path / "a.safetensors")

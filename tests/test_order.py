@@ -36,11 +36,9 @@ def test_defaults_of_the_model_are_filled_in() -> None:
 
 
 def test_numbers_that_kfp_made_doubles_are_whole_again() -> None:
-    order, _ = check_order(
-        {**GIVEN, "settings": {"steps": 30.0, "rank": 4.0, "lr": 0.001, "density": 1.0}, "seeds": 2.0}
-    )
+    order, _ = check_order({**GIVEN, "settings": {"steps": 30.0, "rank": 4.0, "lr": 0.001, "floor": 1.0}, "seeds": 2.0})
     assert (order.request.settings.steps, order.request.settings.rank, order.seeds) == (30, 4, 2)
-    assert (order.request.settings.lr, order.request.settings.density) == (0.001, 1.0)
+    assert (order.request.settings.lr, order.request.settings.floor) == (0.001, 1.0)
 
 
 def test_an_order_survives_json_and_repeats() -> None:

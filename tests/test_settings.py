@@ -19,6 +19,13 @@ FIELDS = {field.name: field for field in dataclasses.fields(EraseSettings)}
 HINTS = typing.get_type_hints(EraseSettings) | {"lr": float}
 """Of what is a number or a word, here the number; see the tests of "auto"."""
 BOUNDED = [name for name, field in FIELDS.items() if field.metadata["high"] is not None]
+CONDITIONAL = {name: field.metadata["only"] for name, field in FIELDS.items() if field.metadata["only"]}
+
+
+def with_its_condition(name: str, value: Any) -> dict[str, Any]:
+    """``name`` where it has a meaning."""
+    only = CONDITIONAL.get(name)
+    return {name: value, **({only.setting: only.values[0]} if only else {})}
 
 
 def test_the_defaults_are_allowed() -> None:
@@ -37,12 +44,12 @@ def test_each_number_has_bounds() -> None:
 @pytest.mark.parametrize("name", BOUNDED)
 def test_a_number_is_allowed_up_to_its_bounds_and_not_beyond(name: str) -> None:
     low, high, kind = FIELDS[name].metadata["low"], FIELDS[name].metadata["high"], HINTS[name]
-    EraseSettings(**{name: kind(high)})
+    EraseSettings(**with_its_condition(name, kind(high)))
     refused = [kind(high) + 1, kind(low) - 1]
     if FIELDS[name].metadata["open_low"]:
         refused.append(kind(low))
     else:
-        EraseSettings(**{name: kind(low)})
+        EraseSettings(**with_its_condition(name, kind(low)))
     for value in refused:
         with pytest.raises(SettingsError, match=name):
             EraseSettings(**{name: value})
@@ -101,6 +108,22 @@ def test_a_whole_number_serves_as_a_fraction() -> None:
 def test_a_choice_that_is_not_offered_is_refused_with_the_offer(name: str, value: Any) -> None:
     with pytest.raises(SettingsError, match=f"{name} is .*allowed: {', '.join(typing.get_args(HINTS[name]))}"):
         EraseSettings(**{name: value})
+
+
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_a_setting_that_would_be_ignored_is_refused(name: str) -> None:
+    """With what to do; its default, which a pipeline passes on, is not."""
+    only, default = CONDITIONAL[name], FIELDS[name].default
+    given = {bool: False, float: 0.5, str: "denoise", int: 7}[type(default)]
+    others = [value for value in typing.get_args(HINTS[only.setting]) if value not in only.values]
+    for other in others:
+        EraseSettings(**{name: default, only.setting: other})
+        with pytest.raises(SettingsError) as caught:
+            EraseSettings(**{name: given, only.setting: other})
+        assert list(caught.value.problems) == [
+            f"{name} is {given}, but means nothing where {only.setting} is {other!r}; leave it out, or set "
+            f"{only.setting} to {' or '.join(only.values)}"
+        ]
 
 
 def test_settings_do_not_change() -> None:

@@ -17,7 +17,7 @@ import yaml
 
 SETTINGS = {
     "steps": 4, "lr": 1e-3, "measure_every": 2, "examples": 4, "retain_examples": 4, "heldout": 3, "example_steps": 2,
-    "batch_size": 2, "saliency_batches": 1, "bins": 4, "rank": 2,
+    "batch_size": 2, "saliency_batches": 1, "bins": 4, "rank": 2, "mask": "channel",
 }  # fmt: skip
 LENIENT = {
     "intervals": False, "min_samples": 1, "min_ua": 0.0, "max_ira_loss": 1.0, "max_cra_loss": 1.0, "fid": False,

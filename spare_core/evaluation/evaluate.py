@@ -30,6 +30,9 @@ from spare_core.settings import EraseSettings
 SCHEMA: Final = "spare.evaluation/1"
 _HELD_OUT: Final = 24
 """Trajectories a side that an evaluation measures on, if the training measured on fewer."""
+_EACH: Final = 4
+"""Of each kept concept at least so many: a policy bounds every single drift, and one trajectory of a concept may show
+five times the drift that the next one does."""
 EVALUATION: Final = "evaluation.json"
 SHEET: Final = "contact_sheet.png"
 PROFILE: Final = "timesteps.png"
@@ -182,7 +185,7 @@ def _measure(
         fresh = dataclasses.replace(
             settings, seed=(settings.seed + 1) % 2**31, heldout=max(_HELD_OUT, settings.heldout)
         )
-        meter = Meter(denoiser, draw_held_out(denoiser, erasure, fresh))
+        meter = Meter(denoiser, draw_held_out(denoiser, erasure, fresh, each=_EACH))
         measured.append((stored, meter.measure(*(other.adapter for other in stored_adapters))))
     return measured
 
