@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; renamed to ``path`` at the end, removed if anything fails.
+def replacing(path: Path, once: bool = False) -> Iterator[Path]:
+    """A temporary path to write to; renamed to ``path`` at the end, removed if anything fails. With ``once`` a file
+    that is there by then stays as it is.
 
     Raises:
         StorageError: if the file system would not take the file (full, read-only, no permission).
@@ -29,7 +30,11 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if once:
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+        else:
+            temporary.replace(path)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
     finally:

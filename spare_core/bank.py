@@ -25,8 +25,9 @@ from spare_core.denoiser import Denoiser
 from spare_core.errors import StageError
 from spare_core.pictures import load_images
 from spare_core.prompts import EMPTY, PromptPlan
+from spare_core.questions import SURROGATE, pose
 from spare_core.settings import EraseSettings
-from spare_core.trajectories import Asked, Trajectory, noise_latents, sample_trajectories
+from spare_core.trajectories import Trajectory, noise_latents, sample_trajectories
 
 
 class Side(NamedTuple):
@@ -102,16 +103,7 @@ def fill_bank(denoiser: Denoiser, erasure: Erasure, settings: EraseSettings, ima
     plan = PromptPlan(erasure, settings.seed, heldout=False)
     forget = plan.forget(settings.examples if pictures is None else max(settings.examples, 2 * len(pictures)))
     retain = plan.retain(settings.retain_examples)
-    prompts = list(dict.fromkeys([EMPTY, *plan.of_concept(forget), *plan.of_surrogate(forget), *retain]))
-    rows = {prompt: row for row, prompt in enumerate(prompts)}
-    texts = [plan.text(prompt) for prompt in prompts]
-    table = denoiser.encode_prompts(texts, settings.resolution)
-    pairs = zip(plan.of_concept(forget), plan.of_surrogate(forget), strict=True)
-    overwritten = [
-        Asked((rows[concept], rows[surrogate], rows[EMPTY]), driver=i % 2, empty=2)
-        for i, (concept, surrogate) in enumerate(pairs)
-    ]
-    held = [Asked((rows[prompt], rows[EMPTY]), driver=0, empty=1) for prompt in retain]
+    rows, table, overwritten, held = pose(denoiser, plan, forget, retain, settings.resolution)
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + 5)
     given: list[Trajectory] = []
     if pictures is not None:
@@ -129,11 +121,11 @@ def fill_bank(denoiser: Denoiser, erasure: Erasure, settings: EraseSettings, ima
         settings.resolution,
     )
     return Bank(
-        prompts=tuple(texts),
-        names=tuple(prompt.name for prompt in prompts),
+        prompts=tuple(plan.text(prompt) for prompt in rows),
+        names=tuple(prompt.name for prompt in rows),
         table=table,
         null_row=rows[EMPTY],
-        forget=_side(given + sampled[: len(overwritten)], teacher=1),
+        forget=_side(given + sampled[: len(overwritten)], teacher=SURROGATE),
         retain=_side(sampled[len(overwritten) :], teacher=0),
     )
 

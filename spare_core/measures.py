@@ -21,8 +21,9 @@ from spare_core.conditioning import Conditioning
 from spare_core.denoiser import Denoiser
 from spare_core.errors import InputError, StageError
 from spare_core.prompts import EMPTY, NULL, PromptPlan
+from spare_core.questions import CONCEPT, SURROGATE, pose
 from spare_core.settings import EraseSettings
-from spare_core.trajectories import Asked, predict_rows, sample_trajectories
+from spare_core.trajectories import predict_rows, sample_trajectories
 
 NULL_NAME = "(empty prompt)"
 NO_DIFFERENCE = (
@@ -121,19 +122,13 @@ def draw_held_out(denoiser: Denoiser, erasure: Erasure, settings: EraseSettings,
     """
     plan = PromptPlan(erasure, settings.seed, heldout=True)
     forget, retain = plan.forget(settings.heldout), plan.retain(max(settings.heldout, each * len(erasure.retained)))
-    pairs = [(plan.of_concept(prompts), plan.of_surrogate(prompts)) for prompts in (forget, retain)]
-    prompts = list(dict.fromkeys([EMPTY, *(p for pair in pairs for side in pair for p in side), *retain]))
-    rows = {prompt: row for row, prompt in enumerate(prompts)}
-    table = denoiser.encode_prompts([plan.text(prompt) for prompt in prompts], settings.resolution)
-    concepts, surrogates = ([rows[prompt] for prompt in side] for side in pairs[0])
-    own = [rows[prompt] for prompt in retain]
-    asked = [
-        *(Asked((*pair, rows[EMPTY]), i % 2, 2) for i, pair in enumerate(zip(concepts, surrogates, strict=True))),
-        *(Asked((row, rows[EMPTY]), 0, 1) for row in own),
-    ]
+    pair = [*plan.of_concept(retain), *plan.of_surrogate(retain)]
+    rows, table, overwritten, held = pose(denoiser, plan, forget, retain, settings.resolution, further=pair)
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + 31)
     steps = max(2, settings.example_steps // 2)
-    drawn = sample_trajectories(denoiser, table, asked, steps, settings.guidance, generator, settings.resolution)
+    drawn = sample_trajectories(
+        denoiser, table, overwritten + held, steps, settings.guidance, generator, settings.resolution
+    )
     forgets, retains = drawn[: len(forget)], drawn[len(forget) :]
     # One state of each retained trajectory, at all of its timesteps in turn, also answers for the empty prompt and for
     # the pair whose gap is the unit of drift.
@@ -141,26 +136,27 @@ def draw_held_out(denoiser: Denoiser, erasure: Erasure, settings: EraseSettings,
     noisy = torch.stack([one.noisy[i] for one, i in singles])
     timesteps = torch.stack([one.timesteps[i] for one, i in singles])
     under_pair = [
-        predict_rows(denoiser, table, noisy, timesteps, torch.tensor([rows[p] for p in side])) for side in pairs[1]
+        predict_rows(denoiser, table, noisy, timesteps, torch.tensor([rows[prompt] for prompt in side]))
+        for side in (plan.of_concept(retain), plan.of_surrogate(retain))
     ]
-    concept, surrogate = (torch.cat([one.predictions[:, place] for one in forgets]) for place in (0, 1))
+    concept, surrogate = (torch.cat([one.predictions[:, place] for one in forgets]) for place in (CONCEPT, SURROGATE))
     gap = _square(concept - surrogate).mean()
     if not float(gap) > 0:
         raise InputError(NO_DIFFERENCE)
     return HeldOut(
-        names=tuple(prompt.name for prompt in prompts),
+        names=tuple(prompt.name for prompt in rows),
         table=table,
         forget=Probe(
             noisy=torch.cat([one.noisy for one in forgets]),
             timesteps=torch.cat([one.timesteps for one in forgets]),
-            prompt=torch.tensor(concepts).repeat_interleave(steps),
+            prompt=torch.tensor([asked.rows[CONCEPT] for asked in overwritten]).repeat_interleave(steps),
             teacher=surrogate,
             unit=gap,
         ),
         retain=Probe(
             noisy=torch.cat([*(one.noisy for one in retains), noisy]),
             timesteps=torch.cat([*(one.timesteps for one in retains), timesteps]),
-            prompt=torch.tensor([row for row in own for _ in range(steps)] + [rows[EMPTY]] * len(singles)),
+            prompt=torch.tensor([rows[p] for p in retain for _ in range(steps)] + [rows[EMPTY]] * len(singles)),
             teacher=torch.cat(
                 [
                     *(one.predictions[:, 0] for one in retains),

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import re
 import threading
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from spare_core.atomic import replacing
 from spare_core.errors import RegistryError, RegistryInputError, RegistryUnavailable
 
 if TYPE_CHECKING:
@@ -93,13 +93,8 @@ def _make_database(path: Path) -> None:
 
     if path.exists():
         return
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
+    with replacing(path, once=True) as temporary:  # another process may be faster, and write to its own at once
         MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
-        with suppress(FileExistsError):  # another process was faster, and may have written to its own by now
-            os.link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_server() -> None:
