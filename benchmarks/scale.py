@@ -8,14 +8,11 @@ Every point is a whole ``spare erase canvas`` in a process of its own; prints a 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.whole_process import erase_cat
 from spare_core.atomic import write_bytes
 from spare_core.canvas.protocol import OBJECTS
 from spare_core.denoiser import load_denoiser
@@ -65,18 +62,9 @@ def main() -> None:
 def measure(axis: str, value: Any, output: Path) -> Point:
     """One process."""
     folder = output / f"{axis.replace(' ', '-')}-{value}"
-    command = ["spare", "erase", "canvas", "--erase", "Cat", "--surrogate", "Dog", "--output", str(folder)]
-    command += list(arguments(axis, value, output))
-    started = time.perf_counter()
-    counted = [sys.executable, str(Path(__file__).with_name("counted.py")), f"{folder}.json", *command]
-    status = subprocess.run(counted, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
-    seconds = time.perf_counter() - started
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed; run it by hand")
-    manifest = json.loads((folder / "spare.json").read_text())
-    peak = json.loads(Path(f"{folder}.json").read_text())["peak"]
-    stages = tuple(manifest["seconds"][name] for name in STAGES)
-    return Point(value, seconds, stages, peak, manifest["residual"], manifest["mean_drift"])
+    run = erase_cat(folder, *arguments(axis, value, output))
+    stages = tuple(run.manifest["seconds"][name] for name in STAGES)
+    return Point(value, run.seconds, stages, run.peak, run.manifest["residual"], run.manifest["mean_drift"])
 
 
 def line(point: Point) -> str:

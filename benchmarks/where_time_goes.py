@@ -7,9 +7,6 @@ On paper, for models that do not fit here, see benchmarks/operations.py.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +15,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.whole_process import erase_cat
 from spare_core.adapter import Adapter
 from spare_core.denoiser import UNetDenoiser, load_denoiser
 from spare_core.masks import whole_layers
@@ -65,18 +63,13 @@ def main() -> None:
 def by_stage() -> None:
     """Of a whole process."""
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "adapter"
-        command = [sys.executable, "-m", "spare_core.cli", "erase", "canvas", "--erase", "Cat", "--surrogate", "Dog"]
-        started = time.perf_counter()
-        subprocess.run([*command, "--output", str(output)], check=True, capture_output=True)
-        whole = time.perf_counter() - started
-        manifest = json.loads((output / "spare.json").read_text())
-    seconds = manifest["seconds"]
+        run = erase_cat(Path(folder) / "adapter")
+    stages = run.manifest["seconds"]
     print("| stage | s |\n|---|---|")
-    print(f"| start, imports, loading, end | {whole - sum(seconds.values()):.1f} |")
-    for name, spent in seconds.items():
+    print(f"| start, imports, loading, end | {run.seconds - sum(stages.values()):.1f} |")
+    for name, spent in stages.items():
         print(f"| {name} | {spent:.1f} |")
-    print(f"| whole | {whole:.1f} |")
+    print(f"| whole | {run.seconds:.1f} |")
 
 
 def by_kind(work: Callable[[], None]) -> dict[str, float]:
