@@ -20,6 +20,7 @@ from benchmarks.workbench import Workbench
 from spare_core.adapter import Adapter
 from spare_core.concept import Erasure
 from spare_core.denoiser import load_denoiser
+from spare_core.erasures import Erasures
 from spare_core.evaluation.findings import Question, findings
 from spare_core.evaluation.grid import base_grid, draw_grid
 from spare_core.evaluation.judges import load_judge
@@ -133,7 +134,7 @@ class Bench:
                 continue
             started = time.perf_counter()
             if workbench is None:
-                workbench = Workbench.prepare(self.denoiser, erasure, settings)
+                workbench = Workbench.prepare(self.denoiser, Erasures(erasure), settings)
                 shared = time.perf_counter() - started
                 started = time.perf_counter()
             state, measured, masks = workbench.erase(settings)

@@ -18,6 +18,7 @@ from spare_core.bank import fill_bank
 from spare_core.batches import Batches
 from spare_core.denoiser import load_denoiser
 from spare_core.distill import training_step
+from spare_core.erasures import Erasures
 from spare_core.masks import whole_layers
 from spare_core.request import build_erasure
 from spare_core.settings import EraseSettings
@@ -41,7 +42,7 @@ def main() -> None:
     way, batch_size = sys.argv[1], int(sys.argv[2])
     settings = EraseSettings(mask="none", batch_size=batch_size, examples=2, retain_examples=2)
     denoiser = load_denoiser("canvas", "cpu")
-    bank = fill_bank(denoiser, build_erasure("canvas", "Rust", "Bricks"), settings)
+    bank = fill_bank(denoiser, Erasures(build_erasure("canvas", "Rust", "Bricks")), settings)
     layers = denoiser.target_layers()
     adapter = Adapter.initialise(denoiser, whole_layers(layers, layers), settings.rank, settings.alpha, 0)
     batches = Batches(bank, profile_timesteps(bank, denoiser.num_timesteps, settings.bins), settings)

@@ -25,6 +25,7 @@ from spare_core.adapter import Adapter, DeltaUpdate
 from spare_core.artifact import LORA, load_adapter
 from spare_core.atomic import read_tensors, write_bytes
 from spare_core.concept import Erasure
+from spare_core.erasures import Erasures
 from spare_core.generate import draw, png
 from spare_core.measures import Meter, draw_held_out
 from spare_core.request import build_erasure
@@ -61,7 +62,7 @@ def main() -> None:
     rows = []
     for kind, concept, surrogate in chosen:
         erasure = build_erasure("canvas", concept, surrogate, kind)  # type: ignore[arg-type]
-        held_out = draw_held_out(bench.denoiser, erasure, EraseSettings())
+        held_out = draw_held_out(bench.denoiser, Erasures(erasure), EraseSettings())
         for seed in range(options.seeds):
             for who in ("authors", "spare"):
                 folder = output / f"{who}-{concept.replace(' ', '-')}-{seed}"

@@ -22,6 +22,7 @@ from benchmarks.workbench import Workbench
 from spare_core.adapter import Adapter
 from spare_core.conditioning import Conditioning
 from spare_core.denoiser import UNetDenoiser, load_denoiser
+from spare_core.erasures import Erasures
 from spare_core.evaluation.judgement import Judge
 from spare_core.evaluation.judges import load_judge
 from spare_core.evaluation.suite import Suite, load_suite
@@ -50,12 +51,12 @@ def main() -> None:
         if concept not in options.concepts:
             continue
         erasure = build_erasure("canvas", concept, surrogate, kind)  # type: ignore[arg-type]
-        workbench = Workbench.prepare(denoiser, erasure, EraseSettings())
+        workbench = Workbench.prepare(denoiser, Erasures(erasure), EraseSettings())
         for variant in options.variants:
             state, measured, _ = workbench.erase(EraseSettings.from_mapping(dict(VARIANTS[variant])))
             named = seen(denoiser, suite, judge, state.adapter, kind, concept, concept, options.seeds)
             with learning(denoiser, concept) as vector:
-                attack(workbench, state.adapter, vector, options.steps, options.lr)
+                attack(workbench, concept, state.adapter, vector, options.steps, options.lr)
                 found = seen(denoiser, suite, judge, state.adapter, kind, concept, TOKEN, options.seeds)
             figures = f"{measured.residual:.3f} | {measured.mean_drift:.4f} | {named:.2f} | {found:.2f}"
             print(f"| {concept} | {variant} | {figures} |", flush=True)
@@ -83,9 +84,11 @@ def learning(denoiser: UNetDenoiser, concept: str) -> Iterator[torch.nn.Paramete
         table.forward = known
 
 
-def attack(workbench: Workbench, adapter: Adapter, vector: torch.nn.Parameter, steps: int, lr: float) -> None:
+def attack(
+    workbench: Workbench, concept: str, adapter: Adapter, vector: torch.nn.Parameter, steps: int, lr: float
+) -> None:
     """Train the vector."""
-    denoiser, bank, concept = workbench.denoiser, workbench.bank, workbench.erasure.concept
+    denoiser, bank = workbench.denoiser, workbench.bank
     assert isinstance(denoiser, UNetDenoiser)
     texts = [prompt.replace(concept, TOKEN) for prompt in bank.prompts]
     optimizer = torch.optim.Adam([vector], lr=lr * float(vector.detach().norm()) / len(vector) ** 0.5)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.workbench import Workbench
 from spare_core.denoiser import load_denoiser
+from spare_core.erasures import Erasures
 from spare_core.request import build_erasure
 from spare_core.saliency import choose_masks
 from spare_core.settings import EraseSettings
@@ -49,7 +50,7 @@ def show(name: str, model: str, kind: str, concept: str, surrogate: str) -> None
     base = EraseSettings(dtype="float32")
     denoiser = load_denoiser(model, precision="float32")
     erasure = build_erasure("canvas", concept, surrogate, kind)  # type: ignore[arg-type]
-    workbench = Workbench.prepare(denoiser, erasure, base)
+    workbench = Workbench.prepare(denoiser, Erasures(erasure), base)
     masks = choose_masks(denoiser, workbench.bank, workbench.profile, base)
 
     def run(**changes: object) -> tuple[str, str]:

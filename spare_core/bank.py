@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from spare_core.atomic import read_tensors, write_tensors
-from spare_core.concept import Erasure
 from spare_core.conditioning import Conditioning
 from spare_core.denoiser import Denoiser
+from spare_core.erasures import Erasures
 from spare_core.errors import StageError
 from spare_core.pictures import load_images
 from spare_core.prompts import EMPTY, PromptPlan
@@ -94,13 +94,13 @@ class Bank:
             raise StageError(f"{path} does not hold the bank of a prepare stage: {error!r}; run it again") from None
 
 
-def fill_bank(denoiser: Denoiser, erasure: Erasure, settings: EraseSettings, images: Path | None = None) -> Bank:
-    """Let the model sample both sides (fixed seeds).
+def fill_bank(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, images: Path | None = None) -> Bank:
+    """Let the model sample both sides (fixed seeds), ``settings.examples`` trajectories for each concept.
 
     With ``images``, the noised latents of those pictures take the place of the trajectories that the concept drives.
     """
     pictures = load_images(images, settings.resolution or denoiser.resolution) if images else None
-    plan = PromptPlan(erasure, settings.seed, heldout=False)
+    plan = PromptPlan(erasures, settings.seed, heldout=False)
     forget = plan.forget(settings.examples if pictures is None else max(settings.examples, 2 * len(pictures)))
     retain = plan.retain(settings.retain_examples)
     rows, table, overwritten, held = pose(denoiser, plan, forget, retain, settings.resolution)

@@ -96,6 +96,36 @@ def erase(
 
 @app.command()
 @reporting
+def compose(
+    model: Model,
+    adapter: Annotated[list[Path], typer.Option(help="adapter directory, of one concept or several; repeatable")],
+    output: Output,
+    config: Annotated[str | None, typer.Option(help="YAML file of settings, local or s3://; options win")] = None,
+    rank: Annotated[int | None, typer.Option(help="rank of the bundle")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of all chance")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make one adapter that suppresses what several do; writes the best of three ways, by measurement."""
+    from spare_core.compose import compose as run
+    from spare_core.progress import Progress
+    from spare_core.settings import EraseSettings
+
+    given = {name: value for name, value in {"rank": rank, "seed": seed}.items() if value is not None}
+    settings = EraseSettings.from_file(config, **given) if config else EraseSettings.from_mapping(given)
+    with Progress() as progress:
+        manifest = run(model, adapter, output, settings, progress)
+    ways = manifest["composition"]
+    lines = [
+        f"{name:<13} rank {one['rank']:>3}, worst residual {max(one['residuals'].values()):.3f}, mean drift "
+        f"{one['mean_drift']:.4f}, {one['seconds']:.1f} s{'  <- taken' if name == ways['chosen'] else ''}"
+        for name, one in ways["candidates"].items()
+    ]
+    concepts = ", ".join(request["concept"] for request in manifest["requests"])
+    print_result(manifest, as_json, "\n".join([f"{concepts}:", *lines, f"adapter: {output}"]))
+
+
+@app.command()
+@reporting
 def evaluate(
     model: Model,
     erased: Annotated[list[str], typer.Option(help="an erased concept; repeatable")],

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from spare_core.adapter import Adapter, LowRankUpdate
-from spare_core.concept import Erasure
 from spare_core.denoiser import Denoiser
+from spare_core.erasures import Erasures
 from spare_core.measures import UNTOUCHED, Measurement, Meter
 from spare_core.prompts import NULL, PromptPlan
 from spare_core.settings import EraseSettings
@@ -47,7 +47,7 @@ _CHUNK: Final = 64
 @dataclass(frozen=True)
 class Moments:
     """Second moments of token embeddings of width D, each ``(D, D)`` and float64: ``concept`` mean x x', ``shift`` mean
-    (t - x) x', ``retained`` mean k k'."""
+    (t - x) x', of several concepts the sums of those; ``retained`` mean k k'."""
 
     concept: Tensor
     shift: Tensor
@@ -62,13 +62,13 @@ class Start(NamedTuple):
     measured: Measurement
 
 
-def best_start(fresh: Adapter, denoiser: Denoiser, erasure: Erasure, meter: Meter, settings: EraseSettings) -> Start:
+def best_start(fresh: Adapter, denoiser: Denoiser, erasures: Erasures, meter: Meter, settings: EraseSettings) -> Start:
     """The start that costs least by measurement: ``fresh`` itself, which changes nothing, or its solution for one of
     several ridges."""
     starts = [Start(fresh, None, UNTOUCHED)]
     if not solvable(fresh, denoiser):
         return starts[0]
-    moments = prompt_moments(denoiser, erasure, settings)
+    moments = prompt_moments(denoiser, erasures, settings)
     for ridge in _RIDGES:
         adapter = copy.deepcopy(fresh)
         overwrite(adapter, denoiser, moments, ridge)
@@ -76,28 +76,28 @@ def best_start(fresh: Adapter, denoiser: Denoiser, erasure: Erasure, meter: Mete
     return min(starts, key=lambda start: start.measured.cost(_DRIFT_WEIGHT))
 
 
-def prompt_moments(denoiser: Denoiser, erasure: Erasure, settings: EraseSettings) -> Moments:
-    """Of every concept in every context that may be trained on; the empty prompt is a retained one."""
-    contexts = PromptPlan(erasure, settings.seed, heldout=False).contexts
-
-    def prompts(name: str) -> list[str]:
-        return [erasure.prompt(name, context) for context in contexts]
+def prompt_moments(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings) -> Moments:
+    """Of every prompt that may be trained on, every concept with the same weight; the empty prompt is a retained one.
+    Several concepts add up."""
+    plan = PromptPlan(erasures, settings.seed, heldout=False)
 
     def embeddings(texts: Sequence[str]) -> Tensor:
         """``(B, L, D)``."""
         return denoiser.encode_prompts(texts, settings.resolution).prompt_embeds.to(_device(denoiser), torch.double)
 
-    concept, surrogate = prompts(erasure.concept), prompts(erasure.surrogate)
-    x, t = embeddings(concept), embeddings(surrogate)
-    places = aligned_places(denoiser.token_ids(concept), denoiser.token_ids(surrogate), x.shape[1]).to(x.device)
-    x, t = x.flatten(0, 1), t.gather(1, places[..., None].expand_as(t)).flatten(0, 1)
-    kept = [NULL, *(prompt for name in erasure.retained for prompt in prompts(name))]
-    own = x.T @ x / len(x)
+    own = shift = torch.zeros(())
+    for part in erasures:
+        concept, surrogate = ([plan.text(prompt) for prompt in side] for side in zip(*plan.pairs(part), strict=True))
+        x, t = embeddings(concept), embeddings(surrogate)
+        places = aligned_places(denoiser.token_ids(concept), denoiser.token_ids(surrogate), x.shape[1]).to(x.device)
+        x, t = x.flatten(0, 1), t.gather(1, places[..., None].expand_as(t)).flatten(0, 1)
+        own, shift = own.to(x) + x.T @ x / len(x), shift.to(x) + (t - x).T @ x / len(x)
+    kept = [NULL, *(plan.text(prompt) for prompts in plan.kept() for prompt in prompts)]
     total, count = torch.zeros_like(own), 0
     for start in range(0, len(kept), _CHUNK):
         k = embeddings(kept[start : start + _CHUNK]).flatten(0, 1)
         total, count = total + k.T @ k, count + len(k)
-    return Moments(own, (t - x).T @ x / len(x), total / count)
+    return Moments(own, shift, total / count)
 
 
 def aligned_places(ids: Sequence[Sequence[int]], others: Sequence[Sequence[int]], length: int) -> Tensor:

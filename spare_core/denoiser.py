@@ -197,14 +197,13 @@ class UNetDenoiser:
         Raises:
             ConceptError: naming the first such prompt, its length and the limit.
         """
-        tokenizers = [self.pipeline.tokenizer, *([self.pipeline.tokenizer_2] if self._is_xl else [])]
-        for tokenizer in tokenizers:
-            for prompt, ids in zip(prompts, tokenizer(list(prompts), truncation=False).input_ids, strict=True):
-                if len(ids) > tokenizer.model_max_length:
-                    raise ConceptError(
-                        f"prompt {prompt[:60]!r}… is {len(ids)} tokens long; the model reads at most "
-                        f"{tokenizer.model_max_length}: shorten the concept, its context or the template"
-                    )
+        limit = self.pipeline.tokenizer.model_max_length
+        for prompt, ids in zip(prompts, self.token_ids(prompts), strict=True):
+            if len(ids) > limit:
+                raise ConceptError(
+                    f"prompt {prompt[:60]!r}… is {len(ids)} tokens long; the model reads at most {limit}: shorten the "
+                    "concept, its context or the template"
+                )
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], resolution: int = 0) -> Conditioning:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from spare_core.adapter import Adapter
 from spare_core.atomic import read_tensors, write_tensors
-from spare_core.concept import Erasure
 from spare_core.conditioning import Conditioning
 from spare_core.denoiser import Denoiser
+from spare_core.erasures import Erasures
 from spare_core.errors import InputError, StageError
 from spare_core.prompts import EMPTY, NULL, PromptPlan
 from spare_core.questions import CONCEPT, SURROGATE, pose
@@ -34,10 +34,21 @@ NO_DIFFERENCE = (
 
 @dataclass(frozen=True)
 class Measurement:
-    """``residual``: 1 nothing erased, 0 overwritten; ``drift``: for each kept concept, 0 untouched."""
+    """``residuals``: for each erased concept, 1 nothing erased, 0 overwritten; ``drift``: for each kept concept, 0
+    untouched."""
 
-    residual: float
+    residuals: dict[str, float]
     drift: dict[str, float]
+
+    @property
+    def residual(self) -> float:
+        """Mean over the erased concepts."""
+        return sum(self.residuals.values()) / len(self.residuals)
+
+    @property
+    def worst_residual(self) -> float:
+        """That of the concept that is left most of."""
+        return max(self.residuals.values())
 
     @property
     def mean_drift(self) -> float:
@@ -50,17 +61,22 @@ class Measurement:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {"residual": self.residual, "drift": self.drift, "mean_drift": self.mean_drift}
+        return {
+            "residual": self.residual,
+            "residuals": self.residuals,
+            "drift": self.drift,
+            "mean_drift": self.mean_drift,
+        }
 
 
-UNTOUCHED = Measurement(1.0, {NULL_NAME: 0.0})
+UNTOUCHED = Measurement({"": 1.0}, {NULL_NAME: 0.0})
 """What an adapter that changes nothing measures, by definition."""
 
 
 class Probe(NamedTuple):
     """What is asked again with an adapter on: M noisy latents ``(M, C, H, W)`` at ``timesteps`` ``(M,)`` under rows
     ``prompt`` ``(M,)`` of the prompt table, and the frozen model's answers ``teacher`` ``(M, C, H, W)`` to what they
-    should give. ``unit`` ``()`` is the mean of ||eps(c) - eps(s)||^2 on this side."""
+    should give. ``unit`` ``(M,)`` is ||eps(c) - eps(s)||^2: of each row on the forget side, its mean on the other."""
 
     noisy: Tensor
     timesteps: Tensor
@@ -106,24 +122,26 @@ class HeldOut:
         def part(probe: Probe) -> Probe:
             count = len(probe.timesteps)
             some = torch.randperm(count, generator=torch.Generator().manual_seed(count))[: -(-count // 5)]
-            return Probe(probe.noisy[some], probe.timesteps[some], probe.prompt[some], probe.teacher[some], probe.unit)
+            return Probe(*(value[some] for value in probe))
 
         return HeldOut(self.names, self.table, part(self.forget), part(self.retain))
 
 
-def draw_held_out(denoiser: Denoiser, erasure: Erasure, settings: EraseSettings, each: int = 1) -> HeldOut:
+def draw_held_out(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, each: int = 1) -> HeldOut:
     """Sample both sides in contexts and from noise that no training sees, and keep the frozen model's answers:
-    ``settings.heldout`` trajectories, but on the retain side at least ``each`` of every kept concept.
+    ``settings.heldout`` trajectories of each concept and as many of the retain side, there at least ``each`` of every
+    kept concept.
 
     Half as many steps as a training trajectory has: their timesteps are spread over all of the schedule too.
 
     Raises:
         InputError: if concept and surrogate are the same to the frozen model.
     """
-    plan = PromptPlan(erasure, settings.seed, heldout=True)
-    forget, retain = plan.forget(settings.heldout), plan.retain(max(settings.heldout, each * len(erasure.retained)))
-    pair = [*plan.of_concept(retain), *plan.of_surrogate(retain)]
-    rows, table, overwritten, held = pose(denoiser, plan, forget, retain, settings.resolution, further=pair)
+    plan = PromptPlan(erasures, settings.seed, heldout=True)
+    forget, retain = plan.forget(settings.heldout), plan.retain(max(settings.heldout, each * len(plan.kept())))
+    beside = plan.pairs_beside(retain)
+    further = [prompt for pair in beside for prompt in pair]
+    rows, table, overwritten, held = pose(denoiser, plan, forget, retain, settings.resolution, further)
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + 31)
     steps = max(2, settings.example_steps // 2)
     drawn = sample_trajectories(
@@ -137,12 +155,14 @@ def draw_held_out(denoiser: Denoiser, erasure: Erasure, settings: EraseSettings,
     timesteps = torch.stack([one.timesteps[i] for one, i in singles])
     under_pair = [
         predict_rows(denoiser, table, noisy, timesteps, torch.tensor([rows[prompt] for prompt in side]))
-        for side in (plan.of_concept(retain), plan.of_surrogate(retain))
+        for side in zip(*beside, strict=True)
     ]
     concept, surrogate = (torch.cat([one.predictions[:, place] for one in forgets]) for place in (CONCEPT, SURROGATE))
-    gap = _square(concept - surrogate).mean()
-    if not float(gap) > 0:
-        raise InputError(NO_DIFFERENCE)
+    gap = _square(concept - surrogate)
+    asked = [pair.concept.name for pair in forget for _ in range(steps)]
+    for name in dict.fromkeys(asked):
+        if not gap[torch.tensor([other == name for other in asked])].any():
+            raise InputError(f"{name!r}: {NO_DIFFERENCE}")
     return HeldOut(
         names=tuple(prompt.name for prompt in rows),
         table=table,
@@ -163,7 +183,7 @@ def draw_held_out(denoiser: Denoiser, erasure: Erasure, settings: EraseSettings,
                     torch.stack([one.predictions[i, 1] for one, i in singles]),
                 ]
             ),
-            unit=_square(under_pair[0] - under_pair[1]).mean(),
+            unit=_square(under_pair[0] - under_pair[1]).mean().expand(len(retain) * steps + len(singles)),
         ),
     )
 
@@ -184,13 +204,19 @@ class Meter:
             for adapter in adapters:
                 stack.enter_context(adapter.attached(self.denoiser))
             forget, retain = self._ask(self.held_out.forget), self._ask(self.held_out.retain)
-        residual = _square(forget - self.held_out.forget.teacher).mean() / self.held_out.forget.unit
-        moved, drift = _square(retain - self.held_out.retain.teacher), {}
-        names = [self.held_out.names[row] for row in self.held_out.retain.prompt.tolist()]
+        drift = self._changes(self.held_out.retain, retain)
+        named = {name if name != NULL else NULL_NAME: change for name, change in drift.items()}
+        return Measurement(self._changes(self.held_out.forget, forget), named)
+
+    def _changes(self, probe: Probe, predictions: Tensor) -> dict[str, float]:
+        """Squared distance to the teacher in units of the gap, by the concept that the prompts name."""
+        moved = _square(predictions - probe.teacher)
+        names = [self.held_out.names[row] for row in probe.prompt.tolist()]
+        changes = {}
         for name in dict.fromkeys(names):
-            rows = torch.tensor([i for i, other in enumerate(names) if other == name])
-            drift[name if name != NULL else NULL_NAME] = float(moved[rows].mean() / self.held_out.retain.unit)
-        return Measurement(float(residual), drift)
+            rows = torch.tensor([other == name for other in names])
+            changes[name] = float(moved[rows].sum() / probe.unit[rows].sum())
+        return changes
 
 
 def _square(difference: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ from typing import Final
 
 from spare_core.adapter import Adapter
 from spare_core.batches import Batches
-from spare_core.closed_form import best_start
-from spare_core.concept import Erasure
+from spare_core.closed_form import Start, best_start
 from spare_core.denoiser import Denoiser
 from spare_core.distill import TrainingState, advance, enough, start
+from spare_core.erasures import Erasures
 from spare_core.errors import TrainingError
-from spare_core.measures import Meter
+from spare_core.measures import UNTOUCHED, Meter
 from spare_core.settings import EraseSettings
 
 _FIRST: Final = 4e-3
@@ -36,7 +36,7 @@ steps is noise, which the falling rate takes back."""
 
 
 def open_training(
-    denoiser: Denoiser, batches: Batches, meter: Meter, fresh: Adapter, erasure: Erasure, settings: EraseSettings
+    denoiser: Denoiser, batches: Batches, meter: Meter, fresh: Adapter, erasures: Erasures, settings: EraseSettings
 ) -> TrainingState:
     """The state that a run of ``settings`` begins with; stopped early where the start is good enough as it is.
 
@@ -45,22 +45,35 @@ def open_training(
     """
     started = time.perf_counter()
     thinned = Meter(denoiser, meter.held_out.thinned())
-    found = best_start(fresh, denoiser, erasure, thinned, settings) if settings.closed_form else None
-    adapter, facts = fresh, None
-    if found is not None:
-        adapter = found.adapter
+    if settings.closed_form:
+        found = best_start(fresh, denoiser, erasures, thinned, settings)
         facts = {"ridge": found.ridge, "residual": found.measured.residual, "mean_drift": found.measured.mean_drift}
-    if found is not None and enough(found.measured, settings) and enough(meter.measure(adapter), settings):
-        state = start(adapter, 0.0)
+    else:
+        found, facts = Start(fresh, None, UNTOUCHED), None
+    state = open_from(denoiser, batches, meter, found, settings)
+    state.closed_form = facts
+    state.seconds = round(time.perf_counter() - started, 3)
+    return state
+
+
+def open_from(
+    denoiser: Denoiser, batches: Batches, meter: Meter, found: Start, settings: EraseSettings
+) -> TrainingState:
+    """The same from a start that is known already, measured on a part of the probes.
+
+    Raises:
+        TrainingError: if no rate trains.
+    """
+    if enough(found.measured, settings) and enough(meter.measure(found.adapter), settings):
+        state = start(found.adapter, 0.0)
         state.stopped_early = True
     elif settings.lr == "auto":
         # An adapter that changes nothing yet must learn, whatever its first steps cost.
-        at_start = found.measured.cost(_DRIFT_WEIGHT) if found is not None and found.ridge is not None else math.inf
-        state = find_rate(denoiser, batches, thinned, adapter, settings, at_start)
+        at_start = math.inf if found.measured == UNTOUCHED else found.measured.cost(_DRIFT_WEIGHT)
+        thinned = Meter(denoiser, meter.held_out.thinned())
+        state = find_rate(denoiser, batches, thinned, found.adapter, settings, at_start)
     else:
-        state = start(adapter, settings.lr)
-    state.closed_form = facts
-    state.seconds = round(time.perf_counter() - started, 3)
+        state = start(found.adapter, settings.lr)
     return state
 
 

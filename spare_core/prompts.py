@@ -1,4 +1,4 @@
-"""Which prompts an erasure trains on and which it only measures, from one template and a fixed split of contexts."""
+"""Which prompts an erasure trains on and which it only measures, from its templates and a fixed split of contexts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from spare_core.concept import Erasure
+from spare_core.erasures import Erasures
 
 NULL: Final = ""
 """The empty prompt, which guidance is measured against."""
@@ -15,55 +16,96 @@ _HELDOUT_CONTEXTS: Final = 5
 
 
 class Prompt(NamedTuple):
-    """A concept in a context; the empty prompt names none."""
+    """A concept in a context, written with a frame's template; the empty prompt names none."""
 
     name: str
     context: str
+    frame: int = 0
+
+
+class Pair(NamedTuple):
+    """A prompt that names an erased concept, and what the frozen model is asked in its place: no erased concept in it,
+    nor in its context."""
+
+    concept: Prompt
+    surrogate: Prompt
 
 
 EMPTY: Final = Prompt(NULL, "")
 
 
-def all_prompts(erasure: Erasure) -> list[str]:
-    """Every prompt an erasure may use, to be checked before any work."""
-    return [NULL, *(p for name in (erasure.concept, *erasure.retained) for p in erasure.prompts(name))]
+def all_prompts(erasures: Erasures) -> list[str]:
+    """Every prompt that erasures may use, to be checked before any work."""
+    named = [(part, name) for part in erasures for name in (part.concept, *erasures.retained(erasures.frame(part)))]
+    return list(dict.fromkeys([NULL, *(prompt for part, name in named for prompt in part.prompts(name))]))
 
 
 class PromptPlan:
     """The prompts of both sides, in the contexts to train on or in those held out."""
 
-    def __init__(self, erasure: Erasure, seed: int, heldout: bool) -> None:
-        self.erasure = erasure
-        contexts = list(erasure.contexts or ("",))
-        random.Random(0).shuffle(contexts)  # the same split under every seed: what is held out stays held out
-        kept_back = contexts[::_HELDOUT_CONTEXTS] if len(contexts) >= _HELDOUT_CONTEXTS else contexts
-        self.contexts = kept_back if heldout else [c for c in contexts if c not in kept_back] or contexts
+    def __init__(self, erasures: Erasures, seed: int, heldout: bool) -> None:
+        self.erasures = erasures
+        self._frames = erasures.frames
+        self._contexts = [_split(frame.contexts, heldout) for frame in self._frames]
         self._random = random.Random(2 * seed + heldout)
 
     def text(self, prompt: Prompt) -> str:
         """The prompt as the model reads it."""
-        return self.erasure.prompt(*prompt) if prompt.name else NULL
+        if not prompt.name:
+            return NULL
+        part = next(part for part in self.erasures if self._frame(part) == prompt.frame)
+        return part.prompt(prompt.name, prompt.context)
 
-    def forget(self, count: int) -> list[Prompt]:
-        """Half under the concept, half under the surrogate: sampling an erased model starts on latents of the first
-        kind and ends on the second."""
-        names = (self.erasure.concept, self.erasure.surrogate)
-        return [Prompt(names[i % 2], self.contexts[(i // 2) % len(self.contexts)]) for i in range(count)]
+    def pairs(self, part: Erasure) -> list[Pair]:
+        """The concept of ``part`` in every context."""
+        return [self._pair(part, context) for context in self._contexts[self._frame(part)]]
+
+    def forget(self, count: int) -> list[Pair]:
+        """``count`` of each concept; two of a context in a row, one for the concept and one for the surrogate to drive:
+        sampling an erased model starts on latents of the first kind and ends on the second."""
+        drawn = []
+        for part in self.erasures:
+            pairs = self.pairs(part)
+            drawn += [pairs[(i // 2) % len(pairs)] for i in range(count)]
+        return drawn
+
+    def kept(self) -> list[list[Prompt]]:
+        """For each retained concept its prompts, in every context that is not erased itself."""
+        found = []
+        for place, frame in enumerate(self._frames):
+            contexts = [c for c in self._contexts[place] if not self.erasures.erased(c)]
+            contexts = contexts or [self.erasures.surrogate(c) for c in self._contexts[place]]
+            found += [[Prompt(name, c, place) for c in contexts] for name in self.erasures.retained(frame)]
+        return found
 
     def retain(self, count: int) -> list[Prompt]:
         """The retained concepts in turn, each at least once, in shuffled contexts."""
-        names = self.erasure.retained
-        decks = {name: self._random.sample(self.contexts, len(self.contexts)) for name in names}
+        decks = [self._random.sample(prompts, len(prompts)) for prompts in self.kept()]
         drawn = []
-        for i in range(max(count, len(names))):
-            turn, place = divmod(i, len(names))
-            drawn.append(Prompt(names[place], decks[names[place]][turn % len(self.contexts)]))
+        for i in range(max(count, len(decks))):
+            turn, place = divmod(i, len(decks))
+            drawn.append(decks[place][turn % len(decks[place])])
         return drawn
 
-    def of_concept(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The concept in the context of each."""
-        return [Prompt(self.erasure.concept, prompt.context) for prompt in prompts]
+    def pairs_beside(self, prompts: Sequence[Prompt]) -> list[Pair]:
+        """In the context of each, a concept that is erased and its surrogate; the concepts take turns."""
+        found = []
+        for i, prompt in enumerate(prompts):
+            parts = [part for part in self.erasures if self._frame(part) == prompt.frame]
+            found.append(self._pair(parts[i % len(parts)], prompt.context))
+        return found
 
-    def of_surrogate(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The surrogate in the context of each."""
-        return [Prompt(self.erasure.surrogate, prompt.context) for prompt in prompts]
+    def _pair(self, part: Erasure, context: str) -> Pair:
+        replaced = self.erasures.surrogate(part.concept), self.erasures.surrogate(context)
+        place = self._frame(part)
+        return Pair(Prompt(part.concept, context, place), Prompt(*replaced, place))
+
+    def _frame(self, part: Erasure) -> int:
+        return self._frames.index(self.erasures.frame(part))
+
+
+def _split(contexts: Sequence[str], heldout: bool) -> list[str]:
+    shuffled = list(contexts)
+    random.Random(0).shuffle(shuffled)  # the same split under every seed: what is held out stays held out
+    kept_back = shuffled[::_HELDOUT_CONTEXTS] if len(shuffled) >= _HELDOUT_CONTEXTS else shuffled
+    return kept_back if heldout else [c for c in shuffled if c not in kept_back] or shuffled

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from spare_core.conditioning import Conditioning
 from spare_core.denoiser import Denoiser
-from spare_core.prompts import EMPTY, Prompt, PromptPlan
+from spare_core.prompts import EMPTY, Pair, Prompt, PromptPlan
 from spare_core.trajectories import Asked
 
 CONCEPT, SURROGATE = 0, 1
@@ -26,19 +26,18 @@ class Questions(NamedTuple):
 def pose(
     denoiser: Denoiser,
     plan: PromptPlan,
-    forget: Sequence[Prompt],
+    forget: Sequence[Pair],
     retain: Sequence[Prompt],
     resolution: int,
     further: Sequence[Prompt] = (),
 ) -> Questions:
-    """Under a prompt of the forget side: concept, surrogate and empty prompt, driven by concept and surrogate in turn.
-    Under one of the retain side: itself, which drives, and the empty prompt. ``further`` prompts only have rows."""
-    concepts, surrogates = plan.of_concept(forget), plan.of_surrogate(forget)
-    rows = {p: row for row, p in enumerate(dict.fromkeys([EMPTY, *concepts, *surrogates, *retain, *further]))}
-    pairs = zip(concepts, surrogates, strict=True)
+    """For a pair: its concept, its surrogate and the empty prompt, driven by the first two in turn. For a retained
+    prompt: itself, which drives, and the empty one. ``further`` prompts only have rows."""
+    named = [EMPTY, *(prompt for pair in forget for prompt in pair), *retain, *further]
+    rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(named))}
     return Questions(
         rows=rows,
         table=denoiser.encode_prompts([plan.text(prompt) for prompt in rows], resolution),
-        forget=[Asked((rows[c], rows[s], rows[EMPTY]), driver=i % 2, empty=2) for i, (c, s) in enumerate(pairs)],
+        forget=[Asked((rows[c], rows[s], rows[EMPTY]), driver=i % 2, empty=2) for i, (c, s) in enumerate(forget)],
         retain=[Asked((rows[prompt], rows[EMPTY]), driver=0, empty=1) for prompt in retain],
     )

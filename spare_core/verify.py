@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spare_core.artifact import LORA, StoredAdapter, check_base, load_adapter
 from spare_core.denoiser import UNetDenoiser, load_denoiser
+from spare_core.erasures import Erasures
 from spare_core.errors import AdapterError
 
 TOLERANCE: Final = 1e-5
@@ -28,8 +29,7 @@ def verify_adapter(folder: Path, model: str | None = None, any_base: bool = Fals
     stored = load_adapter(folder)
     report: dict[str, Any] = {
         "adapter": str(folder),
-        "concept": stored.manifest["concept"],
-        "surrogate": stored.manifest["surrogate"],
+        "erased": {part.concept: part.surrogate for part in Erasures.of(stored.manifest)},
         "sha256": stored.sha256,
         "base_digest": stored.base_digest,
         "files": "unchanged",

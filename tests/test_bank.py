@@ -13,17 +13,19 @@ from torch import Tensor
 from spare_core.bank import Bank, Side, fill_bank
 from spare_core.concept import Erasure
 from spare_core.denoiser import UNetDenoiser, load_denoiser
+from spare_core.erasures import Erasures
 from spare_core.pictures import load_images
 from spare_core.prompts import NULL
 from spare_core.settings import EraseSettings
 
 ERASURE = Erasure("Neon", "Photo", "style", ("Rust", "Winter"), "{context} in {concept}", ("a cat", "a dog", "a hat"))
+ERASURES = Erasures(ERASURE)
 SETTINGS = EraseSettings(examples=6, retain_examples=6, example_steps=2, dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="module")
 def bank(denoiser: UNetDenoiser) -> Bank:
-    return fill_bank(denoiser, ERASURE, SETTINGS)
+    return fill_bank(denoiser, ERASURES, SETTINGS)
 
 
 def predicted(denoiser: UNetDenoiser, bank: Bank, side: Side, rows: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ def test_every_answer_is_the_frozen_models(
 ) -> None:
     if kind == "denoiser_v":
         denoiser = load_denoiser(str(sd2_dir), "cpu", "float32")
-        bank = fill_bank(denoiser, ERASURE, SETTINGS)
+        bank = fill_bank(denoiser, ERASURES, SETTINGS)
     states: Side = getattr(bank, side)
     null = torch.full_like(states.student, bank.null_row)
     assert bank.prompts[bank.null_row] == NULL
@@ -77,9 +79,9 @@ def test_the_table_holds_what_the_text_encoder_says_of_each_prompt(denoiser: UNe
 
 
 def test_states_depend_on_the_seed_alone(denoiser: UNetDenoiser, bank: Bank) -> None:
-    again = fill_bank(denoiser, ERASURE, SETTINGS)
+    again = fill_bank(denoiser, ERASURES, SETTINGS)
     assert all(torch.equal(one, two) for one, two in zip(again.forget, bank.forget, strict=True))
-    other = fill_bank(denoiser, ERASURE, dataclasses.replace(SETTINGS, seed=1))
+    other = fill_bank(denoiser, ERASURES, dataclasses.replace(SETTINGS, seed=1))
     assert not torch.equal(other.forget.noisy, bank.forget.noisy)
 
 
@@ -87,7 +89,7 @@ def test_pictures_take_the_place_of_what_the_concept_drives(denoiser: UNetDenois
     """All of them, also where they are more; every row can be traced to its noise, and is answered by the model."""
     for i in range(4):
         Image.new("RGB", (40, 40), (60 * i, 255 - 60 * i, 90)).save(tmp_path / f"{i}.png")
-    made = fill_bank(denoiser, ERASURE, SETTINGS, tmp_path)
+    made = fill_bank(denoiser, ERASURES, SETTINGS, tmp_path)
     own = denoiser.encode_images(load_images(tmp_path, denoiser.resolution))
     torch.testing.assert_close(made.forget.latents[:4], own)
     assert len(made.forget.latents) == 8

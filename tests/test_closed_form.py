@@ -14,6 +14,7 @@ from spare_core.adapter import Adapter
 from spare_core.closed_form import Moments, aligned_places, best_start, overwrite, prompt_moments
 from spare_core.concept import Erasure
 from spare_core.denoiser import UNetDenoiser
+from spare_core.erasures import Erasures
 from spare_core.masks import LayerMask
 from spare_core.measures import UNTOUCHED, Meter, draw_held_out
 from spare_core.settings import EraseSettings
@@ -22,6 +23,7 @@ from tests.toy import ToyDenoiser
 
 RIDGE, EPSILON = 3.0, 1e-3
 ERASURE = Erasure("Neon", "Photo", "style", ("Rust", "Winter"), "{context} in {concept}", ("a cat", "a dog"))
+ERASURES = Erasures(ERASURE)
 SETTINGS = EraseSettings(heldout=6, example_steps=2, dtype="float32", device="cpu")
 
 
@@ -167,7 +169,7 @@ def test_moments_are_of_every_token_of_every_prompt(which: str, request: pytest.
     def embeds(*prompts: str) -> Tensor:
         return denoiser.encode_prompts(prompts).prompt_embeds.double().flatten(0, 1)
 
-    found = prompt_moments(denoiser, ERASURE, SETTINGS)
+    found = prompt_moments(denoiser, ERASURES, SETTINGS)
     x, t = embeds("a cat in Neon", "a dog in Neon"), embeds("a cat in Photo", "a dog in Photo")
     kept = ["", *(f"{context} in {name}" for name in ERASURE.retained for context in ERASURE.contexts)]
     k = embeds(*kept)
@@ -182,9 +184,9 @@ def test_moments_are_of_every_token_of_every_prompt(which: str, request: pytest.
 @pytest.mark.parametrize("which", ["sd1_dir", "sd2_dir", "sdxl_dir"])
 def test_the_best_start_is_the_one_that_measures_best(which: str, request: pytest.FixtureRequest) -> None:
     denoiser = load_tiny(request.getfixturevalue(which))
-    meter = Meter(denoiser, draw_held_out(denoiser, ERASURE, SETTINGS))
+    meter = Meter(denoiser, draw_held_out(denoiser, ERASURES, SETTINGS))
     fresh = Adapter.initialise(denoiser, random_masks(denoiser, "none"), 4, 4.0, 0)
-    found = best_start(fresh, denoiser, ERASURE, meter, SETTINGS)
+    found = best_start(fresh, denoiser, ERASURES, meter, SETTINGS)
     assert found.measured == meter.measure(found.adapter)
     assert found.measured.residual < 1.0
     assert not any(update.delta().any() for update in fresh.updates.values()), "the fresh adapter was changed"
@@ -203,15 +205,17 @@ def test_where_nothing_can_hold_a_solution_none_is_said_to_be_there(denoiser: UN
         for name, layer in denoiser.target_layers().items()
     }
     fresh = Adapter.initialise(denoiser, masks, 4, 4.0, 0)
-    found = best_start(fresh, denoiser, ERASURE, Meter(denoiser, draw_held_out(denoiser, ERASURE, SETTINGS)), SETTINGS)
+    found = best_start(
+        fresh, denoiser, ERASURES, Meter(denoiser, draw_held_out(denoiser, ERASURES, SETTINGS)), SETTINGS
+    )
     assert (found.adapter, found.ridge, found.measured) == (fresh, None, UNTOUCHED)
 
 
 def test_where_no_solution_measures_better_nothing_is_changed(denoiser: UNetDenoiser) -> None:
     """Drift is counted a million times over: every ridge costs more than it brings."""
-    held_out = draw_held_out(denoiser, ERASURE, SETTINGS)
+    held_out = draw_held_out(denoiser, ERASURES, SETTINGS)
     harsh = dataclasses.replace(held_out, retain=held_out.retain._replace(unit=held_out.retain.unit * 1e-6))
     fresh = Adapter.initialise(denoiser, random_masks(denoiser, "none"), 4, 4.0, 0)
-    found = best_start(fresh, denoiser, ERASURE, Meter(denoiser, harsh), SETTINGS)
+    found = best_start(fresh, denoiser, ERASURES, Meter(denoiser, harsh), SETTINGS)
     assert found.ridge is None
     assert found.adapter is fresh

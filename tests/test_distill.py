@@ -233,7 +233,7 @@ def test_a_run_that_measures_well_enough_stops() -> None:
 @pytest.mark.parametrize(("residual", "drift", "is_so"), [(0.1, 0.02, True), (0.11, 0.0, False), (0.0, 0.03, False)])
 def test_enough_is_both_residual_and_drift(residual: float, drift: float, is_so: bool) -> None:
     settings = EraseSettings(enough_residual=0.1, enough_drift=0.02)
-    assert enough(Measurement(residual, {"Rust": 0.0, "Photo": 2 * drift}), settings) is is_so
+    assert enough(Measurement({"Neon": residual}, {"Rust": 0.0, "Photo": 2 * drift}), settings) is is_so
 
 
 def test_a_run_that_stopped_early_does_not_go_on() -> None:

@@ -274,13 +274,14 @@ def test_erasing_leaves_no_gradient_and_no_hook_on_the_model(sd1_dir: Path, tmp_
     """The saliency borrows the weights' gradients and gives them back."""
     from spare_core.bank import fill_bank
     from spare_core.denoiser import load_denoiser
+    from spare_core.erasures import Erasures
     from spare_core.saliency import score_layers
     from spare_core.timesteps import profile_timesteps
 
     denoiser = load_denoiser(str(sd1_dir), "cpu", "float32")
     before = {name: value.clone() for name, value in denoiser.weights.state_dict().items()}
     asked = request(sd1_dir)
-    bank = fill_bank(denoiser, asked["erasure"], asked["settings"])
+    bank = fill_bank(denoiser, Erasures(asked["erasure"]), asked["settings"])
     profile = profile_timesteps(bank, denoiser.num_timesteps, asked["settings"].bins)
     scores = score_layers(denoiser, bank, profile, dataclasses.replace(asked["settings"], mask="channel"))
     assert all(bool(torch.isfinite(part).all()) for score in scores.values() for part in score.parts)

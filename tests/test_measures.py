@@ -11,6 +11,7 @@ import torch
 from spare_core.adapter import Adapter, DeltaUpdate
 from spare_core.concept import Erasure
 from spare_core.denoiser import UNetDenoiser
+from spare_core.erasures import Erasures
 from spare_core.errors import InputError, StageError
 from spare_core.measures import NULL_NAME, HeldOut, Measurement, Meter, draw_held_out
 from spare_core.prompts import NULL
@@ -18,6 +19,7 @@ from spare_core.settings import EraseSettings
 from tests.toy import CONCEPT, EMBEDDINGS, KEPT, SURROGATE, ToyDenoiser, toy_held_out
 
 ERASURE = Erasure("Neon", "Photo", "style", ("Rust", "Winter"), "{context} in {concept}", ("a cat", "a dog"))
+ERASURES = Erasures(ERASURE)
 SETTINGS = EraseSettings(heldout=6, example_steps=2, dtype="float32", device="cpu")
 
 
@@ -113,14 +115,14 @@ def test_the_batch_size_is_no_part_of_the_measurement() -> None:
 
 def test_probes_of_the_frozen_model_itself_find_nothing_changed(denoiser: UNetDenoiser) -> None:
     """The answers kept are those of exactly these latents, timesteps and prompts."""
-    measured = Meter(denoiser, draw_held_out(denoiser, ERASURE, SETTINGS)).measure()
+    measured = Meter(denoiser, draw_held_out(denoiser, ERASURES, SETTINGS)).measure()
     assert measured.residual == pytest.approx(1.0, rel=1e-4)
     assert list(measured.drift) == ["Photo", "Rust", "Winter", NULL_NAME]
     assert max(measured.drift.values()) < 1e-6
 
 
 def test_every_kept_concept_is_measured_at_all_times_however_few_trajectories(denoiser: UNetDenoiser) -> None:
-    held_out = draw_held_out(denoiser, ERASURE, dataclasses.replace(SETTINGS, heldout=1))
+    held_out = draw_held_out(denoiser, ERASURES, dataclasses.replace(SETTINGS, heldout=1))
     named = [held_out.names[row] for row in held_out.retain.prompt.tolist()]
     assert {name: named.count(name) for name in named} == {"Photo": 2, "Rust": 2, "Winter": 2, NULL: 3}
     halves = [(time >= denoiser.num_timesteps // 2) for time in held_out.retain.timesteps[:6].tolist()]
@@ -130,14 +132,14 @@ def test_every_kept_concept_is_measured_at_all_times_however_few_trajectories(de
 
 def test_each_kept_concept_may_be_measured_on_more_trajectories(denoiser: UNetDenoiser) -> None:
     """As many of the concept's own side as before."""
-    held_out = draw_held_out(denoiser, ERASURE, dataclasses.replace(SETTINGS, heldout=2), each=2)
+    held_out = draw_held_out(denoiser, ERASURES, dataclasses.replace(SETTINGS, heldout=2), each=2)
     named = [held_out.names[row] for row in held_out.retain.prompt.tolist()]
     assert {name: named.count(name) for name in named} == {"Photo": 4, "Rust": 4, "Winter": 4, NULL: 6}
     assert len(held_out.forget.timesteps) == 4
 
 
 def test_probes_survive_their_file(denoiser: UNetDenoiser, tmp_path: Path) -> None:
-    held_out = draw_held_out(denoiser, ERASURE, SETTINGS)
+    held_out = draw_held_out(denoiser, ERASURES, SETTINGS)
     held_out.save(tmp_path / "a.safetensors")
     loaded = HeldOut.load(tmp_path / "a.safetensors", denoiser.device)
     assert Meter(denoiser, loaded).measure() == Meter(denoiser, held_out).measure()
@@ -151,12 +153,13 @@ def test_a_model_that_cannot_tell_concept_and_surrogate_apart_is_refused(
 ) -> None:
     monkeypatch.setattr(UNetDenoiser, "predict", lambda self, noisy, timesteps, conditioning: torch.zeros_like(noisy))
     with pytest.raises(InputError, match="same noise for the concept and its surrogate"):
-        draw_held_out(denoiser, ERASURE, SETTINGS)
+        draw_held_out(denoiser, ERASURES, SETTINGS)
 
 
 def test_a_measurement_is_written_with_its_mean() -> None:
-    assert Measurement(0.5, {"a": 0.1, "b": 0.3}).as_dict() == {
+    assert Measurement({"c": 0.5}, {"a": 0.1, "b": 0.3}).as_dict() == {
         "residual": 0.5,
+        "residuals": {"c": 0.5},
         "drift": {"a": 0.1, "b": 0.3},
         "mean_drift": pytest.approx(0.2),
     }

@@ -14,6 +14,7 @@ from spare_core.adapter import Adapter
 from spare_core.closed_form import Start
 from spare_core.concept import Erasure
 from spare_core.distill import TrainingState, distill, start
+from spare_core.erasures import Erasures
 from spare_core.errors import TrainingError
 from spare_core.measures import UNTOUCHED, Measurement, Meter
 from spare_core.opening import find_rate, open_training
@@ -89,7 +90,7 @@ def test_no_step_is_made_where_no_rate_beats_the_start(
 
 
 @pytest.mark.parametrize(
-    ("ridge", "measured", "to_beat"), [(None, UNTOUCHED, math.inf), (10.0, Measurement(0.5, {"a": 0.01}), 0.55)]
+    ("ridge", "measured", "to_beat"), [(None, UNTOUCHED, math.inf), (10.0, Measurement({"a": 0.5}, {"c": 0.01}), 0.55)]
 )
 def test_only_a_solution_is_worth_stopping_at(
     monkeypatch: pytest.MonkeyPatch, ridge: float | None, measured: Measurement, to_beat: float
@@ -105,9 +106,9 @@ def test_only_a_solution_is_worth_stopping_at(
     monkeypatch.setattr(opening, "best_start", lambda *arguments: Start(adapter, ridge, measured))
     monkeypatch.setattr(opening, "find_rate", finding)
     settings = dataclasses.replace(SETTINGS, lr="auto", closed_form=True)
-    erasure = Erasure("a", "b", "object", ("c",), "{concept}", ())
+    erasures = Erasures(Erasure("a", "b", "object", ("c",), "{concept}", ()))
     meter = Meter(denoiser, toy_held_out(denoiser))
-    open_training(denoiser, batches(denoiser), meter, adapter, erasure, settings)
+    open_training(denoiser, batches(denoiser), meter, adapter, erasures, settings)
     assert told == [pytest.approx(to_beat)]
 
 

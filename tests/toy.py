@@ -134,8 +134,8 @@ def toy_held_out(denoiser: ToyDenoiser) -> HeldOut:
     probes = [
         Probe(side.noisy, side.timesteps, side.student, side.under_teacher, unit)
         for side, unit in (
-            (forget, (forget.under_student - forget.under_teacher).pow(2).mean()),
-            (retain, (next(pair) - next(pair)).pow(2).mean()),
+            (forget, (forget.under_student - forget.under_teacher).pow(2).flatten(1).mean(dim=1)),
+            (retain, (next(pair) - next(pair)).pow(2).mean().expand(len(KEPT_ROWS))),
         )
     ]
     return HeldOut(NAMES, Conditioning(EMBEDDINGS[:, None, :]), *probes)

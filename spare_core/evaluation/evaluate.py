@@ -16,6 +16,7 @@ from spare_core.artifact import StoredAdapter, versions
 from spare_core.atomic import write_bytes, write_json
 from spare_core.concept import Erasure, same_concept
 from spare_core.denoiser import UNetDenoiser
+from spare_core.erasures import Erasures
 from spare_core.errors import OutputError, SettingsError
 from spare_core.evaluation.findings import Question, by_harm, findings
 from spare_core.evaluation.grid import GridResult, base_grid, draw_grid
@@ -185,7 +186,7 @@ def _measure(
         fresh = dataclasses.replace(
             settings, seed=(settings.seed + 1) % 2**31, heldout=max(_HELD_OUT, settings.heldout)
         )
-        meter = Meter(denoiser, draw_held_out(denoiser, erasure, fresh, each=_EACH))
+        meter = Meter(denoiser, draw_held_out(denoiser, Erasures(erasure), fresh, each=_EACH))
         measured.append((stored, meter.measure(*(other.adapter for other in stored_adapters))))
     return measured
 

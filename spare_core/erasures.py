@@ -1,0 +1,99 @@
+"""Several concepts that are erased together, and what that makes of their surrogates, contexts and kept concepts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from spare_core.concept import Erasure, normalise
+from spare_core.errors import AdapterError, ConceptError
+
+
+class Frame(NamedTuple):
+    """What prompts are written with: a template and what fills its context."""
+
+    template: str
+    contexts: tuple[str, ...]
+
+
+class Erasures:
+    """One concept or more. A surrogate that another of them erases is followed to the last one; what one of them keeps
+    and another erases is not kept.
+
+    Raises:
+        ConceptError: at construction, for a concept that is erased twice and for surrogates that go round in a circle.
+    """
+
+    def __init__(self, *parts: Erasure) -> None:
+        self.parts = parts
+        if not self.parts:
+            raise ConceptError("there is nothing to erase; name at least one concept")
+        concepts = [normalise(part.concept) for part in self.parts]
+        twice = [part.concept for i, part in enumerate(self.parts) if concepts[i] in concepts[:i]]
+        if twice:
+            raise ConceptError(f"{', '.join(map(repr, twice))} would be erased twice; name each concept once")
+        for part in self.parts:
+            self.surrogate(part.concept)
+
+    @classmethod
+    def of(cls, *manifests: Mapping[str, Any]) -> Erasures:
+        """What adapters erase, by what their ``spare.json`` says: one concept, or the ``requests`` of a bundle.
+
+        Raises:
+            AdapterError: if one does not say it.
+        """
+        try:
+            return cls(*(Erasure.from_dict(one) for each in manifests for one in each.get("requests", [each])))
+        except (KeyError, TypeError) as error:
+            raise AdapterError(
+                f"an adapter does not say what it erases ({error!r}); erase that concept again"
+            ) from None
+
+    def __iter__(self) -> Iterator[Erasure]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @property
+    def frames(self) -> tuple[Frame, ...]:
+        """The distinct ones, in the order of the erasures."""
+        return tuple(dict.fromkeys(self.frame(part) for part in self.parts))
+
+    @staticmethod
+    def frame(part: Erasure) -> Frame:
+        """That of one erasure."""
+        return Frame(part.template, part.contexts or ("",))
+
+    def surrogate(self, name: str) -> str:
+        """What ``name`` becomes: the last surrogate of an erased concept, itself for any other.
+
+        Raises:
+            ConceptError: if the surrogates go round in a circle.
+        """
+        passed = [name]
+        while (part := self._erasing(passed[-1])) is not None:
+            passed.append(part.surrogate)
+            if normalise(passed[-1]) in map(normalise, passed[:-1]):
+                raise ConceptError(
+                    f"the surrogates go round in a circle: {' -> '.join(passed)}; name one that is not erased"
+                )
+        return passed[-1]
+
+    def erased(self, name: str) -> bool:
+        """Whether ``name`` is one of the concepts."""
+        return self._erasing(name) is not None
+
+    def retained(self, frame: Frame) -> tuple[str, ...]:
+        """What the erasures of ``frame`` keep, their last surrogates first, without repeats and without what is
+        erased."""
+        parts = [part for part in self.parts if self.frame(part) == frame]
+        names = [self.surrogate(part.concept) for part in parts]
+        names += [name for part in parts for name in part.retained if not self.erased(name)]
+        found: dict[str, str] = {}
+        for name in names:
+            found.setdefault(normalise(name), name)
+        return tuple(found.values())
+
+    def _erasing(self, name: str) -> Erasure | None:
+        return next((part for part in self.parts if normalise(part.concept) == normalise(name)), None)
