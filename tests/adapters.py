@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spare_core.adapter import Adapter, LowRankUpdate
 from spare_core.artifact import StoredAdapter, load_adapter, save_adapter
+from spare_core.concept import Erasure
 from spare_core.denoiser import UNetDenoiser, load_denoiser
 from spare_core.masks import Masks, Score, build_masks, whole_layers
 from spare_core.settings import MaskKind
@@ -49,7 +50,7 @@ def random_adapter(denoiser: UNetDenoiser, kind: MaskKind, rank: int = 4, seed: 
 def manifest_for(denoiser: UNetDenoiser) -> dict[str, Any]:
     """What ``spare.json`` must say for an adapter to be read and exported."""
     base = {"digest": denoiser.files.digest(), **denoiser.settings()}
-    return {"concept": "Neon Lines", "surrogate": "Photo", "base": base}
+    return {**Erasure("Neon Lines", "Photo", "style", ("Rust",), "{concept}", ()).as_dict(), "base": base}
 
 
 def store(folder: Path, denoiser: UNetDenoiser, kind: MaskKind, seed: int = 0) -> tuple[Adapter, StoredAdapter]:

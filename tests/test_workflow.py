@@ -19,7 +19,7 @@ from tests.test_order import GIVEN
 
 SETTINGS = {
     "steps": 6, "lr": 1e-3, "measure_every": 2, "examples": 4, "retain_examples": 4, "heldout": 3, "example_steps": 2,
-    "batch_size": 2, "bins": 4, "rank": 2, "dtype": "float32",
+    "batch_size": 2, "bins": 4, "rank": 2, "closed_form": False, "dtype": "float32",
 }  # fmt: skip
 
 
