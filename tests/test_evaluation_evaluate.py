@@ -114,9 +114,26 @@ def test_several_erased_concepts_are_evaluated_together(
     report = run(denoiser, judge, tmp_path / "out", *adapters, erased=["Rust", "neon lines", "RUST"])
     assert report["erased"] == ["Rust", "Neon Lines"]
     assert report["counts"]["ua"] == {"pictures": 12, "concepts": 2}
-    assert [row["concept"] for row in report["measured"]] == ["Neon Lines", "Rust"]
+    assert list(report["residuals"]) == ["Neon Lines", "Rust"]
     assert report["residual"] == pytest.approx(sum(row["residual"] for row in report["measured"]) / 2)
     assert len(report["adapters"]) == 3
+
+
+def test_what_a_bundle_erases_besides_is_set_aside(denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path) -> None:
+    """A style and an object that nobody asked about: their pictures are in no figure, and are drawn all the same."""
+    folder = stored(tmp_path / "one", denoiser).folder
+    manifest = json.loads((folder / "spare.json").read_text())
+    neon, rust = (Erasure(name, "Photo", "style", (), "{concept}", ()).as_dict() for name in ("Neon Lines", "Rust"))
+    dog = Erasure("Dog", "Cat", "object", (), "{concept}", ()).as_dict()
+    rest = {name: value for name, value in manifest.items() if name not in neon}
+    (folder / "spare.json").write_text(json.dumps({**rest, "requests": [neon, rust, dog]}))
+    report = run(denoiser, judge, tmp_path / "out", load_adapter(folder), erased=["neon lines"])
+    assert report["aside"] == {"style": ["Rust"], "object": ["Dog"]}
+    assert report["aside_pictures"] == 6 + 4
+    assert (report["counts"]["erased_pictures"], report["counts"]["kept_pictures"]) == (4, 4)
+    assert {row["concept"] for row in report["per_concept"]} == {"Neon Lines", "Photo", "Cat", "Tower"}
+    assert set(report["residuals"]) == {"Neon Lines", "Rust", "Dog"}
+    assert list(report["adapters"][0]["erased"]) == ["Neon Lines", "Rust", "Dog"]
 
 
 def test_a_quick_look_says_that_it_is_one(denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from spare_core.artifact import StoredAdapter, versions
 from spare_core.atomic import write_bytes, write_json
-from spare_core.concept import Erasure, same_concept
 from spare_core.denoiser import UNetDenoiser
 from spare_core.erasures import Erasures
 from spare_core.errors import OutputError, SettingsError
@@ -81,6 +80,8 @@ def evaluate(
         with clock.stage("adapted"):
             adapters = [stored.adapter for stored in stored_adapters]
             after = draw_grid(denoiser, suite, judge, adapters, batch_size, clock.counting)
+    drawn = len(before)
+    before, after = question.asked(before), None if after is None else question.asked(after)
     with clock.stage("metrics"):
         found = findings(before, after, question, reference)
     report = {
@@ -92,6 +93,8 @@ def evaluate(
         **suite.sampling(),
         "resolution": suite.resolution or denoiser.resolution,
         **found,
+        "aside": {domain: [suite.names(domain)[row] for row in rows] for domain, rows in question.aside.items()},
+        "aside_pictures": drawn - len(before),
         **_summarised(measured),
         "adapters": [_adapter_facts(stored, base_digest) for stored in stored_adapters],
         "base_digest": base_digest,
@@ -139,9 +142,20 @@ def _check_request(suite: Suite, erased: Sequence[str], kind: str, adapters: Seq
     rows = tuple(dict.fromkeys(suite.find(text, domain) for text in erased))
     cells = suite.cells()
     check_drawn(cells.styles if domain == "style" else cells.objects, rows, domain)
-    kept = [name for stored in adapters for name in stored.manifest.get("kept", ())]
-    surrogates = [stored.manifest["surrogate"] for stored in adapters if "surrogate" in stored.manifest]
-    return Question(suite, domain, rows, tuple(kept), tuple(surrogates))
+    if not adapters:
+        return Question(suite, domain, rows)
+    erasures = Erasures.of(*(stored.manifest for stored in adapters))
+    surrogates = [erasures.surrogate(part.concept) for part in erasures]
+    kept = [name for frame in erasures.frames for name in erasures.retained(frame) if name not in surrogates]
+    aside = {
+        side: tuple(
+            row
+            for row, name in enumerate(suite.names(side))
+            if erasures.erased(name) and not (side == domain and row in rows)
+        )
+        for side in DOMAINS
+    }
+    return Question(suite, domain, rows, tuple(kept), tuple(surrogates), aside)
 
 
 def _check_model(denoiser: UNetDenoiser, suite: Suite, stored_adapters: Sequence[StoredAdapter]) -> None:
@@ -175,43 +189,44 @@ class _Clock:
 def _measure(
     denoiser: UNetDenoiser, stored_adapters: Sequence[StoredAdapter], names: Sequence[str]
 ) -> list[tuple[StoredAdapter, Measurement]]:
-    """Residual and drift of each erasure that is evaluated, on latents and noise its training never saw, all adapters
-    on."""
+    """Residuals and drift of each adapter that erases one of ``names``, on latents and noise its training never saw,
+    all adapters on."""
     measured = []
     for stored in stored_adapters:
-        manifest = stored.manifest
-        if not any(same_concept(manifest.get("concept", ""), name) for name in names):
+        erasures = Erasures.of(stored.manifest)
+        if not any(erasures.erased(name) for name in names):
             continue
-        erasure, settings = Erasure.from_dict(manifest), EraseSettings.from_mapping(manifest["settings"])
+        settings = EraseSettings.from_mapping(stored.manifest["settings"])
         fresh = dataclasses.replace(
             settings, seed=(settings.seed + 1) % 2**31, heldout=max(_HELD_OUT, settings.heldout)
         )
-        meter = Meter(denoiser, draw_held_out(denoiser, Erasures(erasure), fresh, each=_EACH))
+        meter = Meter(denoiser, draw_held_out(denoiser, erasures, fresh, each=_EACH))
         measured.append((stored, meter.measure(*(other.adapter for other in stored_adapters))))
     return measured
 
 
 def _summarised(measured: Sequence[tuple[StoredAdapter, Measurement]]) -> dict[str, Any]:
-    """Means over the erasures measured, and each of them."""
+    """Means over the concepts and the adapters measured, and each of them."""
     if not measured:
-        return {"residual": None, "drift": None, "mean_drift": None, "measured": []}
+        return {"residual": None, "residuals": {}, "drift": None, "mean_drift": None, "measured": []}
     drifts: dict[str, list[float]] = {}
     for _, measurement in measured:
         for name, drift in measurement.drift.items():
             drifts.setdefault(name, []).append(drift)
+    residuals = {name: residual for _, measurement in measured for name, residual in measurement.residuals.items()}
     return {
-        "residual": sum(m.residual for _, m in measured) / len(measured),
+        "residual": sum(residuals.values()) / len(residuals),
+        "residuals": residuals,
         "drift": {name: sum(values) / len(values) for name, values in drifts.items()},
         "mean_drift": sum(m.mean_drift for _, m in measured) / len(measured),
-        "measured": [{"concept": stored.manifest["concept"], **m.as_dict()} for stored, m in measured],
+        "measured": [{"adapter": stored.sha256, **m.as_dict()} for stored, m in measured],
     }
 
 
 def _adapter_facts(stored: StoredAdapter, base_digest: str) -> dict[str, Any]:
     return {
         "folder": str(stored.folder),
-        "concept": stored.manifest.get("concept"),
-        "surrogate": stored.manifest.get("surrogate"),
+        "erased": {part.concept: part.surrogate for part in Erasures.of(stored.manifest)},
         "sha256": stored.sha256,
         "base_matches": stored.base_digest == base_digest,
     }
@@ -231,7 +246,7 @@ def _pictures(
     title = f"{', '.join(question.erased_names)}: {'base only' if after is None else 'before and after erasing'}"
     files = {SHEET: contact_sheet(before.thumbnails, None if after is None else after.thumbnails, rows, title)}
     profiles = {
-        stored.manifest["concept"]: stored.manifest["timestep_profile"]
+        ", ".join(part.concept for part in Erasures.of(stored.manifest)): stored.manifest["timestep_profile"]
         for stored in stored_adapters
         if "timestep_profile" in stored.manifest
     }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spare_core.concept import same_concept
@@ -29,7 +30,9 @@ from spare_core.evaluation.suite import Domain, Suite
 class Question:
     """Of which suite, which concepts of which domain are said to be gone; ``erased`` are rows of that domain.
 
-    ``kept`` and ``surrogates`` are the names that the adapters' own requests give.
+    ``kept`` and ``surrogates`` are the names that the adapters' own requests give. ``aside`` are further concepts, by
+    domain, that the adapters erase and that are not asked about: a picture whose prompt names one is neither to show it
+    nor to be as before, and is left out of every figure.
     """
 
     suite: Suite
@@ -37,6 +40,13 @@ class Question:
     erased: tuple[int, ...]
     kept: tuple[str, ...] = ()
     surrogates: tuple[str, ...] = ()
+    aside: Mapping[Domain, tuple[int, ...]] = field(default_factory=dict)
+
+    def asked(self, grid: GridResult) -> GridResult:
+        """The pictures that the figures are of."""
+        columns: dict[Domain, Tensor] = {"style": grid.styles, "object": grid.objects}
+        aside = [torch.isin(columns[domain], torch.tensor(rows)) for domain, rows in self.aside.items() if rows]
+        return grid.take(~torch.stack(aside).any(dim=0)) if aside else grid
 
     @property
     def erased_names(self) -> tuple[str, ...]:
@@ -73,8 +83,11 @@ def findings(
 
 def _kept_features(reference: Reference, question: Question) -> Tensor:
     """Of the real pictures without the erased concepts."""
-    shown = reference.styles if question.kind == "style" else reference.objects
-    return reference.features[[concept not in question.erased for concept in shown.tolist()]]
+    gone = {domain: set(rows) for domain, rows in question.aside.items()}
+    gone.setdefault(question.kind, set()).update(question.erased)
+    shown = {"style": reference.styles.tolist(), "object": reference.objects.tolist()}
+    out = [any(shown[domain][i] in rows for domain, rows in gone.items()) for i in range(len(reference.features))]
+    return reference.features[~torch.tensor(out)]
 
 
 def _scores(grid: GridResult, question: Question, gone: Tensor, real: Tensor | None) -> dict[str, Figure | Distance]:

@@ -62,6 +62,10 @@ class GridResult:
     def __len__(self) -> int:
         return len(self.objects)
 
+    def take(self, rows: Tensor) -> GridResult:
+        """Those of the pictures that ``rows`` bool ``(N,)`` marks."""
+        return GridResult(**{name: values[rows] for name, values in vars(self).items()})
+
     @property
     def verdicts(self) -> Verdicts:
         """What the metrics need."""
