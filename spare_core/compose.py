@@ -22,10 +22,11 @@ from spare_core.bank import fill_bank
 from spare_core.batches import Batches
 from spare_core.bundle import compressed, concatenated
 from spare_core.closed_form import Start
+from spare_core.concept import Erasure
 from spare_core.denoiser import UNetDenoiser, choose_device, load_denoiser
 from spare_core.distill import TrainingState, distill
 from spare_core.erasures import Erasures
-from spare_core.errors import OutputError
+from spare_core.errors import OutputError, SettingsError
 from spare_core.masks import LayerMask, Masks, describe_masks
 from spare_core.measures import Measurement, Meter, draw_held_out
 from spare_core.model_files import find_model
@@ -35,7 +36,7 @@ from spare_core.request import Progress
 from spare_core.saliency import choose_masks
 from spare_core.settings import EraseSettings
 from spare_core.stages import make_repeatable, peak_memory
-from spare_core.timesteps import TimestepProfile, profile_timesteps
+from spare_core.timesteps import TimestepProfile, TimestepSampler, profile_timesteps
 
 
 class Candidate(NamedTuple):
@@ -73,6 +74,8 @@ def compose(
         TrainingError: if a loss stops being finite.
     """
     choose_device(settings.device)
+    if settings.mask == "weight":
+        raise SettingsError(["mask is 'weight', of which no low-rank adapter is made; a bundle is one: give another"])
     _check_output(output)
     parts = [load_adapter(folder) for folder in folders]
     exact = concatenated([part.adapter for part in parts])
@@ -85,21 +88,24 @@ def compose(
     check_rank(denoiser.target_layers(), settings.rank)
     denoiser.check_prompts(all_prompts(erasures))
     started = time.perf_counter()
-    work = _Work.prepare(denoiser, erasures, settings, progress)
+    work = Composition.prepare(denoiser, erasures, settings, progress)
     prepared = round(time.perf_counter() - started, 3)
     candidates = [
         *work.of_parts(exact.to(denoiser.device), [part.adapter.to(denoiser.device) for part in parts]),
         work.joint(),
     ]
     chosen = best([one for one in candidates if one.rank == settings.rank], settings)
+    sampler = TimestepSampler.from_profile(work.profile, settings)
     manifest = {
         "requests": [
-            {**request.as_dict(), "adapter": part.sha256} for part in parts for request in Erasures.of(part.manifest)
+            {**Erasure.from_dict(request).as_dict(), "adapter": request.get("adapter", part.sha256)}
+            for part in parts
+            for request in part.manifest.get("requests", [part.manifest])
         ],
         "settings": settings.as_dict(),
         "seeds": {"run": settings.seed},
         "mask": {"kind": settings.mask, **describe_masks(work.masks)},
-        "timestep_profile": work.profile.as_dict(),
+        "timestep_profile": {**work.profile.as_dict(), "probabilities": sampler.probabilities.tolist()},
         "composition": {"chosen": chosen.name, "candidates": {one.name: one.as_dict() for one in candidates}},
         **chosen.measured.as_dict(),
         "seconds": {"prepare": prepared, **{one.name: one.facts["seconds"] for one in candidates}},
@@ -118,7 +124,7 @@ def best(candidates: Sequence[Candidate], settings: EraseSettings) -> Candidate:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Work:
+class Composition:
     """What every way is measured and trained on."""
 
     denoiser: UNetDenoiser
@@ -131,7 +137,10 @@ class _Work:
     progress: Progress
 
     @classmethod
-    def prepare(cls, denoiser: UNetDenoiser, erasures: Erasures, settings: EraseSettings, progress: Progress) -> _Work:
+    def prepare(
+        cls, denoiser: UNetDenoiser, erasures: Erasures, settings: EraseSettings, progress: Progress
+    ) -> Composition:
+        """Sample examples and probes."""
         progress("prepare", 0, 1)
         bank = fill_bank(denoiser, erasures, settings)
         meter = Meter(denoiser, draw_held_out(denoiser, erasures, settings))

@@ -97,6 +97,7 @@ def test_a_bundle_grows_by_one(sd1_dir: Path, parts: dict[str, Path], tmp_path: 
     grown = compose(str(sd1_dir), [tmp_path / "two", parts["rust"]], tmp_path / "three", SETTINGS)
     assert [one["concept"] for one in first["requests"]] == ["Neon", "cat"]
     assert [one["concept"] for one in grown["requests"]] == ["Neon", "cat", "Rust"]
+    assert [one["adapter"] for one in grown["requests"]] == [load_adapter(part).sha256 for part in parts.values()]
 
 
 def test_the_same_parts_give_the_same_bytes(
@@ -150,6 +151,7 @@ def test_training_goes_on_from_the_very_change_and_may_use_all_that_moves() -> N
         (["neon", "nameless"], {}, AdapterError, "does not say what it erases"),
         (["neon", "other"], {}, ModelError, "trained for the base model"),
         (["neon", "cat"], {"rank": 1000}, SettingsError, "rank is 1000"),
+        (["neon", "cat"], {"mask": "weight"}, SettingsError, "mask is 'weight'"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_any_work(

@@ -86,7 +86,7 @@ def test_a_score_is_the_sum_of_gradient_sizes_over_batches(kind: SaliencyLoss) -
 
 def test_the_layers_that_read_the_prompt_move_as_a_whole_and_cost_no_prediction() -> None:
     denoiser = ToyDenoiser()
-    masks = choose_masks(denoiser, toy_bank(denoiser), PROFILE, dataclasses.replace(SETTINGS, mask="text"))
+    masks = choose_masks(denoiser, toy_bank(denoiser), PROFILE, EraseSettings(mask="text"))
     assert masks.keys() == denoiser.target_layers().keys()
     assert 0 < len(denoiser.text_layers()) < len(masks)
     for name, mask in masks.items():

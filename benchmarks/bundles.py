@@ -1,0 +1,105 @@
+"""Ways to make one adapter of many, side by side: what the judge sees, what they cost.
+
+    python -m benchmarks.bundles --counts 1 2 4 8 --ranks 8 --output out/bundles
+
+Eight Canvas concepts, four styles and four objects, erased one at a time first (adapters that are there are not made
+again). UA, IRA and CRA are means over an evaluation of the styles and one of the objects, each on the pictures whose
+prompt names nothing that is erased besides; ``worst`` is the concept that is forgotten least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from benchmarks.ablation import CONCEPTS, Bench
+from spare_core.adapter import Adapter
+from spare_core.artifact import load_adapter
+from spare_core.bundle import concatenated
+from spare_core.compose import Candidate, Composition
+from spare_core.concept import Erasure
+from spare_core.erase import erase
+from spare_core.erasures import Erasures
+from spare_core.evaluation.findings import Question, findings
+from spare_core.evaluation.grid import draw_grid
+from spare_core.evaluation.suite import DOMAINS
+from spare_core.request import build_erasure
+from spare_core.settings import EraseSettings
+from spare_core.stages import make_repeatable, peak_memory
+
+EIGHT = ("Neon Lines", "Cat", "Winter", "Tower", "Red Blue Ink", "Guitar", "Rust", "Jellyfish")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counts", type=int, nargs="+", default=[8], help="how many of the eight, in turn")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[8])
+    parser.add_argument("--seeds", type=int, default=1, help="of the judge's grid, of five; 0: no judge")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    make_repeatable()
+    parts = [part(name, options.output / name.replace(" ", "-")) for name in EIGHT[: max(options.counts)]]
+    bench = Bench(options.seeds or 1, 0)
+    columns = ("concepts", "way", "rank", "UA mean", "UA worst", "IRA", "CRA", "FID", "residual mean", "residual worst",
+               "mean drift", "s", "peak MB")  # fmt: skip
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for count in options.counts:
+        erasures = Erasures(*(erasure for erasure, _ in parts[:count]))
+        if options.seeds:
+            print(f"| {count} | nothing | | {judged(bench, erasures, None)} | | | | | |", flush=True)
+        for rank in options.ranks:
+            settings = EraseSettings(rank=rank, alpha=float(rank))
+            started = time.perf_counter()
+            composition = Composition.prepare(bench.denoiser, erasures, settings, lambda stage, done, total: None)
+            prepared = time.perf_counter() - started
+            adapters = [adapter for _, adapter in parts[:count]]
+            for way in (*composition.of_parts(concatenated(adapters), adapters), composition.joint()):
+                seen = judged(bench, erasures, way) if options.seeds else " | | | |"
+                print(line(count, way, seen, prepared), flush=True)
+
+
+def part(concept: str, folder: Path) -> tuple[Erasure, Adapter]:
+    """One concept's erasure and its adapter."""
+    kind, _, surrogate = next(one for one in CONCEPTS if one[1] == concept)
+    erasure = build_erasure("canvas", concept, surrogate, kind)  # type: ignore[arg-type]
+    erase("canvas", erasure, EraseSettings(), folder)
+    return erasure, load_adapter(folder).adapter
+
+
+def judged(bench: Bench, erasures: Erasures, way: Candidate | None) -> str:
+    """UA mean and worst, IRA, CRA and FID, as columns."""
+    adapters: list[Adapter] = [] if way is None else [way.adapter]
+    after = draw_grid(bench.denoiser, bench.suite, bench.judge, adapters) if adapters else bench.base
+    found, forgotten = [], []
+    for kind in DOMAINS:
+        rows = {
+            side: tuple(row for row, name in enumerate(bench.suite.names(side)) if erasures.erased(name))
+            for side in DOMAINS
+        }
+        if not rows[kind]:
+            continue
+        aside = {side: () if side == kind else rows[side] for side in DOMAINS}
+        question = Question(bench.suite, kind, rows[kind], aside=aside)
+        both = findings(question.asked(bench.base), question.asked(after), question, bench.reference)
+        found.append(both["adapted"])
+        forgotten += [1 - row["after"]["accuracy"] for row in both["per_concept"] if row["erased"]]
+    means = {name: sum(one[name] for one in found) / len(found) for name in ("ira", "cra", "fid")}
+    return (
+        f"{sum(forgotten) / len(forgotten):.3f} | {min(forgotten):.2f} | {means['ira']:.3f} | {means['cra']:.3f} "
+        f"| {means['fid']:.2f}"
+    )
+
+
+def line(count: int, way: Candidate, seen: str, prepared: float) -> str:
+    """A row of the table; the seconds of the probes and examples are counted in where a way needs them."""
+    seconds = way.facts["seconds"] + (prepared if way.name in ("refined", "joint") else 0.0)
+    peak = peak_memory(way.adapter.parameters()[0].device)["host"] / 1e6
+    return (
+        f"| {count} | {way.name} | {way.rank} | {seen} | {way.measured.residual:.3f} "
+        f"| {way.measured.worst_residual:.3f} | {way.measured.mean_drift:.4f} | {seconds:.1f} | {peak:.0f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
