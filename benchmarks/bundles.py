@@ -53,8 +53,8 @@ def main() -> None:
             started = time.perf_counter()
             composition = Composition.prepare(bench.denoiser, erasures, settings, lambda stage, done, total: None)
             prepared = time.perf_counter() - started
-            adapters = [adapter for _, adapter in parts[:count]]
-            for way in (*composition.of_parts(concatenated(adapters), adapters), composition.joint()):
+            exact = concatenated([adapter for _, adapter in parts[:count]])
+            for way in (*composition.of_parts(exact), composition.joint()):
                 seen = judged(bench, erasures, way) if options.seeds else " | | | |"
                 print(line(count, way, seen, prepared), flush=True)
 

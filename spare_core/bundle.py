@@ -41,18 +41,18 @@ def concatenated(adapters: Sequence[Adapter]) -> Adapter:
 
 
 @torch.no_grad()
-def compressed(adapters: Sequence[Adapter], rank: int) -> Compressed:
-    """The nearest to their sum of rank ``rank``. A of unit rows, as a fresh one: an optimiser may go on from it.
+def compressed(together: Adapter, rank: int) -> Compressed:
+    """The nearest of rank ``rank`` to an adapter. A of unit rows, as a fresh one: an optimiser may go on from it.
 
     Raises:
-        AdapterError: as :func:`concatenated`.
+        AdapterError: if it is no low-rank update.
     """
     updates, lost, whole, worst = {}, 0.0, 0.0, 0.0
-    for name, update in concatenated(adapters).updates.items():
-        assert isinstance(update, LowRankUpdate)
+    for name in together.updates:
+        old_down, old_up = _factors(together, name)
         # The product of two thin matrices has the singular values of the product of their triangles.
-        left, upper = torch.linalg.qr(update.up.double())
-        right, lower = torch.linalg.qr(update.down.double().T)
+        left, upper = torch.linalg.qr(old_up.double())
+        right, lower = torch.linalg.qr(old_down.double().T)
         u, values, v = torch.linalg.svd(upper @ lower.T)
         up = left @ (u[:, :rank] * values[:rank])
         down = v[:rank] @ right.T
@@ -62,7 +62,7 @@ def compressed(adapters: Sequence[Adapter], rank: int) -> Compressed:
             down = torch.cat([down, down.new_zeros(padding, down.shape[1])])
         if not values.any():
             down = torch.zeros_like(down)
-        updates[name] = _update(down.to(update.down), up.to(update.up))
+        updates[name] = _update(down.to(old_down), up.to(old_up))
         squares = values.square()
         here, all_of_it = float(squares[rank:].sum()), float(squares.sum())
         lost, whole = lost + here, whole + all_of_it

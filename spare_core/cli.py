@@ -6,13 +6,16 @@ import atexit
 import gc
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines.cli import demo, run, submit
 from spare_core.registry_cli import app as registry
 from spare_core.reporting import Json, print_result, reporting
+
+if TYPE_CHECKING:
+    from spare_core.settings import EraseSettings
 
 app = typer.Typer(
     name="spare",
@@ -73,14 +76,12 @@ def erase(
     from spare_core.erase import erase as run
     from spare_core.progress import Progress
     from spare_core.request import build_erasure
-    from spare_core.settings import EraseSettings
 
     options = {
         "mask": mask, "density": density, "rank": rank, "steps": steps, "lr": lr, "timesteps": timesteps, "seed": seed,
         "dtype": dtype, "device": device, "low_memory": low_memory,
     }  # fmt: skip
-    given = {name: value for name, value in options.items() if value is not None}
-    settings = EraseSettings.from_file(config, **given) if config else EraseSettings.from_mapping(given)
+    settings = _settings(config, options)
     erasure = build_erasure(model, concept, surrogate, kind, keep or (), template, context)  # type: ignore[arg-type]
     with Progress() as progress:
         manifest = run(model, erasure, settings, output, images, progress)
@@ -108,10 +109,8 @@ def compose(
     """Make one adapter that suppresses what several do; writes the best of three ways, by measurement."""
     from spare_core.compose import compose as run
     from spare_core.progress import Progress
-    from spare_core.settings import EraseSettings
 
-    given = {name: value for name, value in {"rank": rank, "seed": seed}.items() if value is not None}
-    settings = EraseSettings.from_file(config, **given) if config else EraseSettings.from_mapping(given)
+    settings = _settings(config, {"rank": rank, "seed": seed})
     with Progress() as progress:
         manifest = run(model, adapter, output, settings, progress)
     ways = manifest["composition"]
@@ -215,6 +214,14 @@ def verify(
 
     report = verify_adapter(adapter, model, any_base)
     print_result(report, as_json, "\n".join(f"{name}: {value}" for name, value in report.items()))
+
+
+def _settings(config: str | None, options: dict[str, Any]) -> EraseSettings:
+    """Those of a file, with the options that were given on top."""
+    from spare_core.settings import EraseSettings
+
+    given = {name: value for name, value in options.items() if value is not None}
+    return EraseSettings.from_file(config, **given) if config else EraseSettings.from_mapping(given)
 
 
 if __name__ == "__main__":

@@ -90,10 +90,7 @@ def compose(
     started = time.perf_counter()
     work = Composition.prepare(denoiser, erasures, settings, progress)
     prepared = round(time.perf_counter() - started, 3)
-    candidates = [
-        *work.of_parts(exact.to(denoiser.device), [part.adapter.to(denoiser.device) for part in parts]),
-        work.joint(),
-    ]
+    candidates = [*work.of_parts(exact.to(denoiser.device)), work.joint()]
     chosen = best([one for one in candidates if one.rank == settings.rank], settings)
     sampler = TimestepSampler.from_profile(work.profile, settings)
     manifest = {
@@ -149,10 +146,10 @@ class Composition:
         progress("prepare", 1, 1)
         return cls(denoiser, erasures, settings, meter, Batches(bank, profile, settings), profile, masks, progress)
 
-    def of_parts(self, exact: Adapter, parts: Sequence[Adapter]) -> list[Candidate]:
-        """The sum as it is, cut to the rank, and trained on from there."""
+    def of_parts(self, exact: Adapter) -> list[Candidate]:
+        """The ``exact`` sum as it is, cut to the rank, and trained on from there."""
         found = [self._timed("concatenated", lambda: (exact, self.meter.measure(exact), {}))]
-        cut = compressed(parts, self.settings.rank)
+        cut = compressed(exact, self.settings.rank)
         errors = {"error": cut.error, "worst_error": cut.worst}
         found.append(self._timed("compressed", lambda: (cut.adapter, self.meter.measure(cut.adapter), errors)))
 

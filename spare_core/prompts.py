@@ -36,8 +36,13 @@ EMPTY: Final = Prompt(NULL, "")
 
 def all_prompts(erasures: Erasures) -> list[str]:
     """Every prompt that erasures may use, to be checked before any work."""
-    named = [(part, name) for part in erasures for name in (part.concept, *erasures.retained(erasures.frame(part)))]
-    return list(dict.fromkeys([NULL, *(prompt for part, name in named for prompt in part.prompts(name))]))
+    prompts = [NULL]
+    for part in erasures:
+        frame = erasures.frame(part)
+        contexts = [other for context in frame.contexts for other in (context, erasures.surrogate(context))]
+        names = (part.concept, *erasures.retained(frame))
+        prompts += [part.prompt(name, context) for name in names for context in contexts]
+    return list(dict.fromkeys(prompts))
 
 
 class PromptPlan:
@@ -47,14 +52,12 @@ class PromptPlan:
         self.erasures = erasures
         self._frames = erasures.frames
         self._contexts = [_split(frame.contexts, heldout) for frame in self._frames]
+        self._parts = [[part for part in erasures if erasures.frame(part) == frame] for frame in self._frames]
         self._random = random.Random(2 * seed + heldout)
 
     def text(self, prompt: Prompt) -> str:
         """The prompt as the model reads it."""
-        if not prompt.name:
-            return NULL
-        part = next(part for part in self.erasures if self._frame(part) == prompt.frame)
-        return part.prompt(prompt.name, prompt.context)
+        return self._parts[prompt.frame][0].prompt(prompt.name, prompt.context) if prompt.name else NULL
 
     def pairs(self, part: Erasure) -> list[Pair]:
         """The concept of ``part`` in every context."""
@@ -91,7 +94,7 @@ class PromptPlan:
         """In the context of each, a concept that is erased and its surrogate; the concepts take turns."""
         found = []
         for i, prompt in enumerate(prompts):
-            parts = [part for part in self.erasures if self._frame(part) == prompt.frame]
+            parts = self._parts[prompt.frame]
             found.append(self._pair(parts[i % len(parts)], prompt.context))
         return found
 

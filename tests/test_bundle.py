@@ -50,7 +50,7 @@ def test_concatenated_is_the_sum_and_has_the_ranks_sum(parts: list[tuple[int, in
 
 def test_compressed_to_all_of_the_rank_is_the_sum() -> None:
     adapters = [random_adapter(0), random_adapter(1)]
-    found = compressed(adapters, 4)
+    found = compressed(concatenated(adapters), 4)
     for name, expected in deltas(*adapters).items():
         torch.testing.assert_close(found.adapter.updates[name].delta().detach(), expected, atol=1e-5, rtol=1e-5)
     assert found.error == found.worst == 0.0
@@ -60,7 +60,7 @@ def test_compressed_to_all_of_the_rank_is_the_sum() -> None:
 def test_compressed_is_the_nearest_of_its_rank_and_says_how_near(rank: int) -> None:
     """As a dense singular value decomposition gives it."""
     adapters = [random_adapter(seed) for seed in (0, 1)]
-    found = compressed(adapters, rank)
+    found = compressed(concatenated(adapters), rank)
     lost, whole, worst = 0.0, 0.0, 0.0
     for name, wanted in deltas(*adapters).items():
         u, values, v = torch.linalg.svd(wanted, full_matrices=False)
@@ -77,7 +77,7 @@ def test_compressed_is_the_nearest_of_its_rank_and_says_how_near(rank: int) -> N
 
 def test_a_rank_beyond_what_there_is_is_filled_with_nothing() -> None:
     """Hot-swapping needs equal ranks."""
-    found = compressed([random_adapter(0, rank=1)], 3)
+    found = compressed(random_adapter(0, rank=1), 3)
     assert {update.up.shape[1] for update in found.adapter.updates.values()} == {3}
     assert found.error == 0.0
     for name, expected in deltas(random_adapter(0, rank=1)).items():
@@ -85,9 +85,9 @@ def test_a_rank_beyond_what_there_is_is_filled_with_nothing() -> None:
 
 
 def test_layers_that_do_not_move_stay_still() -> None:
-    for adapter in (concatenated([still(), still()]), compressed([still(), still()], 2).adapter):
+    for adapter in (concatenated([still(), still()]), compressed(concatenated([still(), still()]), 2).adapter):
         assert not any(update.moves for update in adapter.updates.values())
-    assert compressed([still()], 2).error == 0.0
+    assert compressed(still(), 2).error == 0.0
 
 
 def test_what_cannot_be_put_together_is_refused() -> None:
@@ -98,4 +98,6 @@ def test_what_cannot_be_put_together_is_refused() -> None:
         concatenated([random_adapter(0), other])
     sparse = Adapter({name: DeltaUpdate(torch.ones(shape)) for name, shape in SHAPES.items()})
     with pytest.raises(AdapterError, match="--mask weight"):
-        compressed([random_adapter(0), sparse], 2)
+        concatenated([random_adapter(0), sparse])
+    with pytest.raises(AdapterError, match="--mask weight"):
+        compressed(sparse, 2)

@@ -94,6 +94,14 @@ def test_every_prompt_of_several_is_known_beforehand() -> None:
     assert {pair.concept.name for pair in beside} == {"Neon", "Cat", "Rust"}
 
 
+def test_an_erased_contexts_surrogate_is_known_beforehand_where_it_is_no_context_itself() -> None:
+    style = Erasure("Neon", "Ink", "style", (), "a {context} in {concept}", ("Cat", "Hat"))
+    erasures = Erasures(style, Erasure("Cat", "Wolf", "object", (), "a {concept}", ()))
+    plan = PromptPlan(erasures, 0, heldout=False)
+    used = {plan.text(pair.surrogate) for pair in plan.pairs(style)}
+    assert "a Wolf in Ink" in used and used <= set(all_prompts(erasures))
+
+
 def test_where_every_context_is_erased_the_contexts_surrogates_serve() -> None:
     both = [of_grid("Cat", "Dog"), *(of_grid(name, "Ink") for name in ("Neon", "Rust", "Photo"))]
     erasures = Erasures(*both, Erasure("Cup", "Hat", "object", (), "a {concept} in {context}", ("Neon", "Rust")))
