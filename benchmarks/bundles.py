@@ -63,7 +63,7 @@ def part(concept: str, folder: Path) -> tuple[Erasure, Adapter]:
     """One concept's erasure and its adapter."""
     kind, _, surrogate = next(one for one in CONCEPTS if one[1] == concept)
     erasure = build_erasure("canvas", concept, surrogate, kind)  # type: ignore[arg-type]
-    erase("canvas", erasure, EraseSettings(), folder)
+    erase("canvas", Erasures(erasure), EraseSettings(), folder)
     return erasure, load_adapter(folder).adapter
 
 

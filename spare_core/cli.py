@@ -49,9 +49,14 @@ def main() -> None:
 @reporting
 def erase(
     model: Model,
-    concept: Annotated[str, typer.Option("--erase", help="the concept to erase, as people write it")],
-    surrogate: Annotated[str, typer.Option(help="what replaces it")],
     output: Output,
+    concept: Annotated[
+        list[str] | None, typer.Option("--erase", help="the concept to erase, as people write it; repeatable")
+    ] = None,
+    surrogate: Annotated[list[str] | None, typer.Option(help="what replaces it; one for each --erase, in turn")] = None,
+    requests: Annotated[
+        str | None, typer.Option(help="in place of those a YAML list of requests, local or s3://")
+    ] = None,
     kind: Annotated[str | None, typer.Option(help="style, object or person; Canvas finds it itself")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="a concept to hold fixed; repeatable")] = None,
     images: Annotated[str | None, typer.Option(help="folder of pictures of the concept; local or s3://")] = None,
@@ -72,23 +77,26 @@ def erase(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Erase one concept: writes an adapter directory. Killed, it goes on with the same command."""
+    """Erase one concept, or several together: writes an adapter directory. Killed, it goes on with the same command."""
     from spare_core.erase import erase as run
     from spare_core.progress import Progress
-    from spare_core.request import build_erasure
+    from spare_core.request import build_erasures
 
     options = {
         "mask": mask, "density": density, "rank": rank, "steps": steps, "lr": lr, "timesteps": timesteps, "seed": seed,
         "dtype": dtype, "device": device, "low_memory": low_memory,
     }  # fmt: skip
     settings = _settings(config, options)
-    erasure = build_erasure(model, concept, surrogate, kind, keep or (), template, context)  # type: ignore[arg-type]
+    more = {"kind": kind, "keep": keep, "template": template, "contexts": context}
+    erasures = build_erasures(model, _rows(concept or [], surrogate or [], requests, more))
     with Progress() as progress:
-        manifest = run(model, erasure, settings, output, images, progress)
+        manifest = run(model, erasures, settings, output, images, progress)
     seconds = sum(manifest["seconds"].values())
+    residuals = manifest["residuals"]
+    told = [f"{part.concept} -> {part.surrogate}: residual {residuals[part.concept]:.3f}" for part in erasures]
     text = (
-        f"{erasure.concept} -> {erasure.surrogate}: residual {manifest['residual']:.3f}, mean drift "
-        f"{manifest['mean_drift']:.4f} after {manifest['training']['steps']} steps in {seconds:.0f} s\n"
+        "\n".join(told) + f", mean drift {manifest['mean_drift']:.4f} after {manifest['training']['steps']} steps in "
+        f"{seconds:.0f} s\n"
         f"{manifest['mask']['moving']:,} of {manifest['mask']['weights']:,} target weights may move "
         f"({manifest['mask']['density']:.1%}, mask {manifest['mask']['kind']})\nadapter: {output}"
     )
@@ -214,6 +222,26 @@ def verify(
 
     report = verify_adapter(adapter, model, any_base)
     print_result(report, as_json, "\n".join(f"{name}: {value}" for name, value in report.items()))
+
+
+def _rows(concepts: list[str], surrogates: list[str], requests: str | None, more: dict[str, Any]) -> list[Any]:
+    """What is asked for, a row each: of the options, or of a file."""
+    from spare_core.errors import ConceptError, SettingsError
+    from spare_core.request import read_rows
+
+    given = {name: value for name, value in more.items() if value}
+    if requests is not None:
+        if concepts or surrogates or given:
+            raise SettingsError(["--requests says it all; leave out --erase, --surrogate and what belongs to them"])
+        return read_rows(requests)
+    if not concepts:
+        raise ConceptError("there is nothing to erase; give --erase and --surrogate, or --requests FILE.yaml")
+    if len(concepts) != len(surrogates):
+        raise ConceptError(
+            f"{len(concepts)} concepts and {len(surrogates)} surrogates are given; give one --surrogate "
+            "for each --erase, in turn"
+        )
+    return [{"concept": c, "surrogate": s, **given} for c, s in zip(concepts, surrogates, strict=True)]
 
 
 def _settings(config: str | None, options: dict[str, Any]) -> EraseSettings:

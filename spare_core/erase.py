@@ -1,4 +1,4 @@
-"""One erasure from end to end in one process: all stages, then the adapter directory.
+"""One adapter from end to end in one process, for one concept or several: all stages, then the adapter directory.
 
 Everything that can be refused is refused before the output folder is made. A run that was killed goes on with the same
 call and gives the same adapter as one that was not.
@@ -12,8 +12,8 @@ from typing import Any
 
 from spare_core import stages
 from spare_core.checkpoint import Checkpoint, check_output
-from spare_core.concept import Erasure
 from spare_core.denoiser import UNetDenoiser, choose_device
+from spare_core.erasures import Erasures
 from spare_core.errors import OutputError
 from spare_core.request import Progress, build_request
 from spare_core.settings import EraseSettings
@@ -22,13 +22,13 @@ from spare_core.stage_files import is_finished
 
 def erase(
     model: str,
-    erasure: Erasure,
+    erasures: Erasures,
     settings: EraseSettings,
     output: Path,
     images: str | Path | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
-    """Erase a concept; returns the manifest that was written to ``output/spare.json``.
+    """Erase one concept or more; returns the manifest that was written to ``output/spare.json``.
 
     The same call again returns the finished result, or goes on where a killed run stopped. ``model`` and ``images``
     may lie in S3.
@@ -40,7 +40,7 @@ def erase(
         StorageError: if the disk would not take a file.
     """
     choose_device(settings.device)
-    request = build_request(model, erasure, settings, images, progress)
+    request = build_request(model, erasures, settings, images, progress)
     finished = check_output(output, request.identity())
     if finished is not None:
         return finished

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from spare_core.concept import Erasure, normalise
 from spare_core.errors import AdapterError, ConceptError
+
+_TITLE: Final = 8
+"""Most concepts that a title names."""
 
 
 class Frame(NamedTuple):
@@ -49,11 +52,29 @@ class Erasures:
                 f"an adapter does not say what it erases ({error!r}); erase that concept again"
             ) from None
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Erasures) and self.parts == other.parts
+
+    def __hash__(self) -> int:
+        return hash(self.parts)
+
     def __iter__(self) -> Iterator[Erasure]:
         return iter(self.parts)
 
     def __len__(self) -> int:
         return len(self.parts)
+
+    @property
+    def title(self) -> str:
+        """For people: the concepts, of a long list the first ones."""
+        names = [part.concept for part in self.parts]
+        more = len(names) - _TITLE
+        return ", ".join(names) if more <= 0 else f"{', '.join(names[:_TITLE])} and {more} more"
+
+    def as_dict(self) -> dict[str, Any]:
+        """As ``spare.json`` says it: one erasure's facts, or ``requests``; :meth:`of` reads both."""
+        facts = [part.as_dict() for part in self.parts]
+        return facts[0] if len(facts) == 1 else {"requests": facts}
 
     @property
     def frames(self) -> tuple[Frame, ...]:

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 from spare_core.artifact import versions
 from spare_core.concept import KINDS, Erasure
+from spare_core.erasures import Erasures
 from spare_core.errors import ConceptError, InputError, SettingsError, SpareError
 from spare_core.evaluation.suite import Domain, Suite, load_suite
 from spare_core.gate import Policy
@@ -46,7 +47,7 @@ class Order:
     @property
     def domain(self) -> Domain:
         """Where the suite has the concept: people are objects to it."""
-        return _domain(self.request.erasure)
+        return _domain(self.request.erasures.parts[0])
 
     def chosen_suite(self) -> Suite:
         """The suite, as far as it is drawn.
@@ -116,7 +117,7 @@ def check_order(parameters: Mapping[str, Any], problems_before: Sequence[str] = 
     if found.problems:
         raise SettingsError(found.problems)
     assert settings and erasure and base and suite and policy
-    request = Request(given["model"], base, erasure, settings, given["images"] or None, images)
+    request = Request(given["model"], base, Erasures(erasure), settings, given["images"] or None, images)
     seeds = int(given["seeds"])
     return Order(request_id_of(parameters), request, _suite_source(given), _digest(suite), seeds), policy
 

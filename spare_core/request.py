@@ -1,4 +1,4 @@
-"""What is asked for, checked: an erasure with its settings, on a base model and pictures that are known by digest.
+"""What is asked for, checked: erasures with their settings, on a base model and pictures that are known by digest.
 
 Every stage works on one request; what it writes says which (:mod:`spare_core.stage_files`).
 """
@@ -8,18 +8,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from spare_core.canvas.erasures import canvas_erasure
 from spare_core.concept import DEFAULTS, KINDS, Erasure, Kind, same_concept
-from spare_core.errors import ConceptError
+from spare_core.erasures import Erasures
+from spare_core.errors import ConceptError, ImagesError, SettingsError
 from spare_core.locations import local_path
 from spare_core.model_files import find_model
 from spare_core.pictures import load_images
-from spare_core.settings import EraseSettings
+from spare_core.settings import EraseSettings, read_yaml
+
+ROW: Final[Mapping[str, type]] = {
+    "concept": str, "surrogate": str, "kind": str, "keep": list, "template": str, "contexts": list,
+}  # fmt: skip
+"""What a request of a list may say; as the options of ``spare erase``."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, how much of it is done, and how much there is."""
@@ -31,7 +37,7 @@ class Request:
 
     model: str
     base: str
-    erasure: Erasure
+    erasures: Erasures
     settings: EraseSettings
     images: str | None = None
     images_digest: str | None = None
@@ -39,7 +45,7 @@ class Request:
     def identity(self) -> dict[str, Any]:
         """All that decides the result, as ``spare.json`` records it; not where things lie."""
         return {
-            **self.erasure.as_dict(),
+            **self.erasures.as_dict(),
             **self.settings.as_dict(),
             "base": self.base,
             "images": self.images_digest,
@@ -55,7 +61,7 @@ class Request:
         return {
             "model": self.model,
             "base": self.base,
-            "erasure": self.erasure.as_dict(),
+            "erasures": [part.as_dict() for part in self.erasures],
             "settings": self.settings.as_dict(),
             "images": self.images,
             "images_digest": self.images_digest,
@@ -64,8 +70,9 @@ class Request:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Request:
         """The inverse of :meth:`as_dict`."""
-        erasure, settings = Erasure.from_dict(values["erasure"]), EraseSettings.from_mapping(values["settings"])
-        return dataclasses.replace(cls(**values), erasure=erasure, settings=settings)
+        erasures = Erasures(*map(Erasure.from_dict, values["erasures"]))
+        settings = EraseSettings.from_mapping(values["settings"])
+        return dataclasses.replace(cls(**values), erasures=erasures, settings=settings)
 
     def local_images(self) -> Path | None:
         """The folder of pictures, fetched if it lies in S3."""
@@ -99,9 +106,75 @@ def build_erasure(
     return Erasure(concept, surrogate, kind, tuple(keep), used, tuple(contexts))
 
 
+def build_erasures(model: str, rows: Sequence[Any]) -> Erasures:
+    """From one mapping a concept, with :data:`ROW`'s names, of which ``concept`` and ``surrogate`` must be there.
+
+    Raises:
+        SettingsError: with all that is wrong in any row.
+        ConceptError: for a concept that is erased twice, or that another row asks to keep, and for surrogates in a
+            circle.
+    """
+    parts, problems = [], []
+    for number, row in enumerate(rows, 1):
+        found = _row_problems(row)
+        if not found:
+            try:
+                parts.append(build_erasure(model, **row))
+            except ConceptError as error:
+                found = [str(error)]
+        problems += [f"request {number}: {problem}" if len(rows) > 1 else problem for problem in found]
+    if problems:
+        raise SettingsError(problems)
+    erasures = Erasures(*parts)
+    for number, row in enumerate(rows, 1):
+        erased = [name for name in row.get("keep") or () if erasures.erased(name)]
+        if erased:
+            raise ConceptError(
+                f"request {number}, {row['concept']!r}, keeps {', '.join(map(repr, erased))}, which another erases; "
+                "remove it from one side"
+            )
+    return erasures
+
+
+def read_rows(source: str | Path) -> list[Any]:
+    """The list in a YAML file, here or in S3, for :func:`build_erasures`.
+
+    Raises:
+        SettingsError: if it cannot be read or holds something else.
+        StoreError: if it cannot be fetched.
+    """
+    rows = read_yaml(source)
+    if not isinstance(rows, list) or not rows:
+        raise SettingsError([f"{source} must hold a list of requests, as in '- {{concept: Cat, surrogate: Dog}}'"])
+    return rows
+
+
+def _row_problems(row: Any) -> list[str]:
+    if not isinstance(row, Mapping):
+        return [f"it is {row!r}; it must map names to values, as in {{concept: Cat, surrogate: Dog}}"]
+    problems = [f"unknown name {name!r}; known: {', '.join(ROW)}" for name in row if name not in ROW]
+    problems += [f"{name} is missing" for name in ("concept", "surrogate") if name not in row]
+    for name in row.keys() & ROW.keys():
+        value = row[name]
+        texts = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+        if not (texts if ROW[name] is list else isinstance(value, str)):
+            problems.append(f"{name} is {value!r}; it must be {'a list of texts' if ROW[name] is list else 'text'}")
+    return problems
+
+
+def check_images(images: str | Path | None, erasures: Erasures) -> None:
+    """Refuse pictures that nobody could tell of which concept they are.
+
+    Raises:
+        ImagesError: if there are several.
+    """
+    if images and len(erasures) > 1:
+        raise ImagesError(f"{images} shows one concept, but {len(erasures)} are erased; erase that one by itself")
+
+
 def build_request(
     model: str,
-    erasure: Erasure,
+    erasures: Erasures,
     settings: EraseSettings,
     images: str | Path | None = None,
     progress: Progress = lambda stage, done, total: None,
@@ -117,8 +190,9 @@ def build_request(
         progress("fetch (MiB)", done >> 20, total >> 20)
 
     files = find_model(model, fetching)
+    check_images(images, erasures)
     digest = images_digest(local_path(images, on_progress=fetching)) if images else None
-    return Request(model, files.digest(), erasure, settings, None if images is None else str(images), digest)
+    return Request(model, files.digest(), erasures, settings, None if images is None else str(images), digest)
 
 
 def images_digest(folder: Path) -> str:

@@ -147,6 +147,20 @@ class EraseSettings:
         return dataclasses.asdict(self)
 
 
+def read_yaml(source: str | Path) -> Any:
+    """What a YAML file holds, here or in S3.
+
+    Raises:
+        SettingsError: if the file cannot be read.
+        StoreError: if it cannot be fetched.
+    """
+    path = local_path(source)
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError([f"cannot read {source}: {error}"]) from None
+
+
 def read_yaml_mapping(source: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file, here or in S3.
 
@@ -154,11 +168,7 @@ def read_yaml_mapping(source: str | Path) -> dict[str, Any]:
         SettingsError: if the file cannot be read or holds something else.
         StoreError: if it cannot be fetched.
     """
-    path = local_path(source)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError([f"cannot read {source}: {error}"]) from None
+    values = read_yaml(source)
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -29,7 +29,6 @@ from spare_core.batches import Batches
 from spare_core.denoiser import UNetDenoiser, load_denoiser
 from spare_core.distill import TrainingState, start
 from spare_core.distill import distill as train
-from spare_core.erasures import Erasures
 from spare_core.errors import ModelError
 from spare_core.masks import describe_masks, load_masks, save_masks
 from spare_core.measures import HeldOut, Meter, draw_held_out
@@ -92,7 +91,7 @@ def open_work(request: Request, progress: Progress = lambda stage, done, total: 
             f"{request.model!r} is the base model {digest[:12]}… now, but {request.base[:12]}… was asked for; "
             "it was changed or replaced meanwhile"
         )
-    denoiser.check_prompts(all_prompts(Erasures(request.erasure)))
+    denoiser.check_prompts(all_prompts(request.erasures))
     check_rank(denoiser.target_layers(), settings.rank)
     progress("load", 1, 1)
     return Work(request, denoiser, progress)
@@ -107,10 +106,9 @@ def prepare(work: Work, output: Path) -> None:
     facts: dict[str, Any] = {}
     with work.stage("prepare", output, facts):
         request = work.request
-        erasures = Erasures(request.erasure)
-        held_out = draw_held_out(work.denoiser, erasures, request.settings)
+        held_out = draw_held_out(work.denoiser, request.erasures, request.settings)
         held_out.save(output / HELD_OUT)
-        bank = fill_bank(work.denoiser, erasures, request.settings, request.local_images())
+        bank = fill_bank(work.denoiser, request.erasures, request.settings, request.local_images())
         bank.save(output / BANK)
         facts["prompts"] = len(bank.prompts)
         for side in ("forget", "retain"):
@@ -166,7 +164,7 @@ def distill(
         state.restore(kept)
         earlier = state.seconds
     else:
-        state = open_training(denoiser, batches, meter, fresh, Erasures(request.erasure), settings)
+        state = open_training(denoiser, batches, meter, fresh, request.erasures, settings)
         earlier = 0.0
         if kept is not None and state.step:
             state.save(kept)
@@ -185,7 +183,7 @@ def distill(
     memory = _most(*(facts["peak_memory_bytes"] for facts in before.values()), peak_memory(denoiser.device))
     last = state.losses[-1] if state.losses else (None, None)
     manifest = {
-        **request.erasure.as_dict(),
+        **request.erasures.as_dict(),
         "settings": settings.as_dict(),
         "seeds": {"run": settings.seed},
         "mask": before["saliency"]["mask"],

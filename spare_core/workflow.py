@@ -65,11 +65,11 @@ def validate(parameters: Mapping[str, Any]) -> Checked:
         with stage_run(request_id_of(parameters), "validate", pipeline_run_id()) as run:
             run.params({name: value for name, value in parameters.items() if value not in ("", [], {})})
             order, policy = check_order(parameters, problems)
-            run.tags({"spare.base.digest": order.request.base, "spare.concept": order.request.erasure.concept})
+            run.tags({"spare.base.digest": order.request.base, "spare.concept": order.request.erasures.title})
             assert store  # without one, that was among the problems
             # Kept for good; and whether the store can be written to is known now, not after the training.
             store.put_content(order.to_json().encode(), "requests", ".json")
-        erasure = order.request.erasure
+        erasure = order.request.erasures.parts[0]
         results |= {"request_id": order.request_id, "prompt": next(erasure.prompts(erasure.concept))}
         return Checked(order.to_json(), json.dumps(dataclasses.asdict(policy), sort_keys=True))
 
@@ -99,7 +99,7 @@ def timesteps(order: str, examples: Path, profile: Path, page: Path) -> dict[str
         stages.timesteps(_open(asked), examples, profile)
         facts = _log_facts(run, profile, asked, "timesteps")
         plotted = {**json.loads((profile / PROFILE).read_text(encoding="utf-8")), **facts}
-        _write_page(run, page, profile_page(asked.request.erasure.concept, plotted), "timesteps.html")
+        _write_page(run, page, profile_page(asked.request.erasures.title, plotted), "timesteps.html")
         return facts
 
 
@@ -159,8 +159,8 @@ def evaluate(order: str, adapter: Path, evaluation: Path, page: Path) -> dict[st
         work = _open(asked)
         judge = load_judge(suite, work.denoiser.device)
         report = measure(
-            work.denoiser, request.base, [stored], suite, [request.erasure.concept], asked.domain, evaluation, judge,
-            Progress(),
+            work.denoiser, request.base, [stored], suite, [part.concept for part in request.erasures], asked.domain,
+            evaluation, judge, Progress(),
         )  # fmt: skip
         print(summary_table(report), flush=True)
         counts = {"pictures": report["counts"]["pictures"], "seeds": len(report["seeds"])}
@@ -226,7 +226,7 @@ def promote(order: str, policy: str, name: str, version: int) -> dict[str, Any]:
         for note in move.notes:
             print(note, flush=True)
         aliases = {"champion": move.aliases.champion, "previous": move.aliases.previous}
-        results |= {"name": name, "aliases": aliases, "moved": move.moved, "concept": asked.request.erasure.concept}
+        results |= {"name": name, "aliases": aliases, "moved": move.moved, "concept": asked.request.erasures.title}
         return aliases
 
 

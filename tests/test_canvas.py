@@ -17,6 +17,7 @@ from spare_core.canvas.renderer import STYLE_FUNCTIONS, render
 from spare_core.canvas.training.tokenizer import learn_merges, write_tokenizer
 from spare_core.denoiser import load_denoiser
 from spare_core.erase import erase
+from spare_core.erasures import Erasures
 from spare_core.errors import ConceptError
 from spare_core.evaluation.grid import draw_grid
 from spare_core.evaluation.judges import load_judge
@@ -104,7 +105,7 @@ def test_the_judge_recognises_what_canvas_draws() -> None:
 def test_a_style_is_erased_with_the_defaults(tmp_path: Path) -> None:
     """A real erase: the residual falls below a tenth, and no kept concept drifts by more than a tenth of the gap."""
     erasure = build_erasure("canvas", "neon lines", "Pencil Drawing")
-    manifest = erase("canvas", erasure, EraseSettings(), tmp_path / "adapter")
+    manifest = erase("canvas", Erasures(erasure), EraseSettings(), tmp_path / "adapter")
     assert manifest["concept"] == "Neon Lines"
     assert manifest["residual"] < 0.1
     assert manifest["mean_drift"] < 0.1

@@ -103,6 +103,12 @@ def test_bad_input_is_one_clear_line_exit_2_and_nothing_left(
         (_erase(sd1_dir, out, kind="colour"), "kind"),
         (_erase(sd1_dir, out, config=tmp_path / "none.yaml"), "cannot read"),
         (_erase(sd1_dir, out, images=tmp_path), "holds no images"),
+        (["erase", sd1_dir, "--output", out], "nothing to erase; give --erase and --surrogate, or --requests"),
+        ([*_erase(sd1_dir, out), "--erase", "Rust"], "2 concepts and 1 surrogates are given"),
+        ([*_erase(sd1_dir, out, surrogate="Rust"), "--erase", "Rust", "--surrogate", "neon"], "circle: Neon -> Rust"),
+        ([*_erase(sd1_dir, out, keep="Rust"), "--erase", "Rust", "--surrogate", "Ink"], "request 2: 'Rust' is both"),
+        (_erase(sd1_dir, out, requests=tmp_path / "none.yaml"), "--requests says it all"),
+        (["erase", sd1_dir, "--requests", tmp_path / "none.yaml", "--output", out], "cannot read"),
         (["verify", tmp_path], "not an adapter of ours"),
         (["verify", adapter, "--model", sd2_dir], "was trained for the base model"),
         (["generate", sd2_dir, "--adapter", adapter, "--prompt", "x", "--output", out], "was trained for the base"),
@@ -117,6 +123,26 @@ def test_bad_input_is_one_clear_line_exit_2_and_nothing_left(
         assert done.stderr.count("\n") == 1, done.stderr
         assert done.stdout == ""
         assert not out.exists()
+
+
+def test_a_list_becomes_one_adapter(sd1_dir: Path, tmp_path: Path) -> None:
+    """Of styles and objects, each row with what it needs."""
+    (tmp_path / "settings.yaml").write_text(CONFIG)
+    rows = [
+        {"concept": "Neon", "surrogate": "Rust", "kind": "style"},
+        {"concept": "cat", "surrogate": "dog", "kind": "object"},
+    ]
+    (tmp_path / "requests.yaml").write_text(json.dumps(rows))
+    arguments = ["--config", tmp_path / "settings.yaml", *SMALL, "--output", tmp_path / "out"]
+    done = spare("erase", sd1_dir, "--requests", tmp_path / "requests.yaml", *arguments)
+    assert done.returncode == 0, done.stderr
+    first, second, *_ = done.stdout.splitlines()
+    assert first.startswith("Neon -> Rust: residual ") and second.startswith("cat -> dog: residual ")
+    manifest = json.loads((tmp_path / "out" / "spare.json").read_text())
+    assert [one["concept"] for one in manifest["requests"]] == ["Neon", "cat"]
+    assert set(manifest["residuals"]) == {"Neon", "cat"}
+    again = spare("erase", sd1_dir, "--requests", tmp_path / "requests.yaml", *arguments, "--json")
+    assert json.loads(again.stdout) == manifest
 
 
 def test_concepts_are_data_everywhere(sd1_dir: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def parts(sd1_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     """An adapter of each."""
     folder = tmp_path_factory.mktemp("parts")
     for name, erasure in PARTS.items():
-        erase(str(sd1_dir), erasure, SETTINGS, folder / name)
+        erase(str(sd1_dir), Erasures(erasure), SETTINGS, folder / name)
     return {name: folder / name for name in PARTS}
 
 

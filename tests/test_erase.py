@@ -18,6 +18,7 @@ from PIL import Image
 from spare_core import distill
 from spare_core.artifact import LORA, MANIFEST, SPARSE
 from spare_core.erase import erase
+from spare_core.erasures import Erasures
 from spare_core.errors import (
     ConceptError,
     ImagesError,
@@ -41,7 +42,7 @@ SMALL = EraseSettings(
 def request(model: Path, **changes: object) -> dict[str, object]:
     """Arguments of :func:`erase` for a small erasure."""
     erasure = build_erasure(str(model), "Neon", "Photo", "style", ("Rust",), "{context} in {concept}", ("cat", "dog"))
-    return {"model": str(model), "erasure": erasure, "settings": dataclasses.replace(SMALL, **changes)}
+    return {"model": str(model), "erasures": Erasures(erasure), "settings": dataclasses.replace(SMALL, **changes)}
 
 
 def test_the_same_seed_gives_the_same_adapter_bytes(sd1_dir: Path, tmp_path: Path) -> None:
@@ -247,7 +248,7 @@ def test_bad_input_is_refused_before_any_work(sd1_dir: Path, tmp_path: Path) -> 
         (ImagesError, "torn.png", {"images": _unreadable(tmp_path)}),
         (ImagesError, "is not a folder", {"images": tmp_path / "none"}),
         (OutputError, "is not ours", {"output": ours_not}),
-        (ConceptError, "tokens long", {"erasure": build_erasure(str(sd1_dir), long, "Photo", "style")}),
+        (ConceptError, "tokens long", {"erasures": Erasures(build_erasure(str(sd1_dir), long, "Photo", "style"))}),
     ]
     for error, message, change in cases:
         with pytest.raises(error, match=message):
@@ -274,14 +275,13 @@ def test_erasing_leaves_no_gradient_and_no_hook_on_the_model(sd1_dir: Path, tmp_
     """The saliency borrows the weights' gradients and gives them back."""
     from spare_core.bank import fill_bank
     from spare_core.denoiser import load_denoiser
-    from spare_core.erasures import Erasures
     from spare_core.saliency import score_layers
     from spare_core.timesteps import profile_timesteps
 
     denoiser = load_denoiser(str(sd1_dir), "cpu", "float32")
     before = {name: value.clone() for name, value in denoiser.weights.state_dict().items()}
     asked = request(sd1_dir)
-    bank = fill_bank(denoiser, Erasures(asked["erasure"]), asked["settings"])
+    bank = fill_bank(denoiser, asked["erasures"], asked["settings"])
     profile = profile_timesteps(bank, denoiser.num_timesteps, asked["settings"].bins)
     scores = score_layers(denoiser, bank, profile, dataclasses.replace(asked["settings"], mask="channel"))
     assert all(bool(torch.isfinite(part).all()) for score in scores.values() for part in score.parts)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from spare_core.cli import app
 from spare_core.erase import erase
+from spare_core.erasures import Erasures
 from spare_core.errors import InputError, ModelError, ObjectMissing, SettingsError
 from spare_core.evaluation.suite import load_suite
 from spare_core.gate import DEFAULT_POLICY, Policy
@@ -86,7 +87,7 @@ def test_erase_takes_model_and_images_from_s3(
     erasure = build_erasure(model, "Neon", "Photo", "style", ("Rust",), "{context} in {concept}", ("cat", "dog"))
     said: list[str] = []
     for name, base, images in (("here", str(sd1_dir), pictures), ("there", model, f"s3://{bucket}/pictures")):
-        erase(base, erasure, SMALL, tmp_path / name, images, lambda stage, done, total: said.append(stage))
+        erase(base, Erasures(erasure), SMALL, tmp_path / name, images, lambda stage, done, total: said.append(stage))
     weights = "pytorch_lora_weights.safetensors"
     assert (tmp_path / "here" / weights).read_bytes() == (tmp_path / "there" / weights).read_bytes()
     assert any(stage.startswith("fetch") for stage in said)

@@ -29,8 +29,8 @@ def problems(**changes: Any) -> tuple[str, ...]:
 
 def test_defaults_of_the_model_are_filled_in() -> None:
     order, policy = check_order(GIVEN)
-    assert order.request.erasure.concept == "Neon Lines"
-    assert "Rust" in order.request.erasure.keep
+    assert order.request.erasures.parts[0].concept == "Neon Lines"
+    assert "Rust" in order.request.erasures.parts[0].keep
     assert (order.suite, order.domain) == ("canvas", "style")
     assert policy == Policy.from_file()
 

@@ -15,6 +15,7 @@ from spare_core.artifact import LORA, MANIFEST
 from spare_core.bank import Bank
 from spare_core.denoiser import UNetDenoiser
 from spare_core.erase import erase
+from spare_core.erasures import Erasures
 from spare_core.errors import InputError, ModelError, StageError, StorageError
 from spare_core.masks import load_masks, save_masks
 from spare_core.measures import HeldOut
@@ -34,7 +35,7 @@ def request_(sd1_dir: Path) -> Request:
     """A small erasure."""
     model = str(sd1_dir)
     erasure = build_erasure(model, "Neon", "Photo", "style", ("Rust",), "{context} in {concept}", ("cat", "dog"))
-    return build_request(model, erasure, SMALL)
+    return build_request(model, Erasures(erasure), SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def done(request_: Request, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_stages_apart_give_the_adapter_of_one_process(done: Path, request_: Request, tmp_path: Path) -> None:
     """To the byte; and its manifest says as much."""
-    whole = erase(request_.model, request_.erasure, SMALL, tmp_path / "whole")
+    whole = erase(request_.model, request_.erasures, SMALL, tmp_path / "whole")
     assert (done / "distill" / LORA).read_bytes() == (tmp_path / "whole" / LORA).read_bytes()
     apart = json.loads((done / "distill" / MANIFEST).read_text())
     assert apart.keys() == whole.keys()
