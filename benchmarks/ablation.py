@@ -25,7 +25,7 @@ from spare_core.evaluation.findings import Question, findings
 from spare_core.evaluation.grid import base_grid, draw_grid
 from spare_core.evaluation.judges import load_judge
 from spare_core.evaluation.reference import load_reference
-from spare_core.evaluation.suite import load_suite
+from spare_core.evaluation.suite import domain_of, load_suite
 from spare_core.masks import describe_masks
 from spare_core.request import build_erasure
 from spare_core.settings import EraseSettings
@@ -139,7 +139,7 @@ class Bench:
                 started = time.perf_counter()
             state, measured, masks = workbench.erase(settings)
             seconds = shared + time.perf_counter() - started
-            found = self.findings(kind, concept, surrogate, erasure, state.adapter)
+            found = self.findings(erasure, state.adapter)
             row = {
                 "variant": name, "kind": kind, "concept": concept, "surrogate": surrogate,
                 "settings": settings.as_dict(), "seconds": round(seconds, 1), "steps": state.step,
@@ -149,11 +149,11 @@ class Bench:
             finished[key] = row
             yield row
 
-    def findings(
-        self, kind: str, concept: str, surrogate: str, erasure: Erasure, adapter: Adapter
-    ) -> dict[str, dict[str, float]]:
+    def findings(self, erasure: Erasure, adapter: Adapter) -> dict[str, dict[str, float]]:
         """UA, IRA, CRA and FID of the ``base`` and of the ``adapted`` model."""
-        question = Question(self.suite, kind, (self.suite.find(concept, kind),), erasure.keep, (surrogate,))  # type: ignore[arg-type]
+        domain = domain_of(erasure)
+        rows = {domain: (self.suite.find(erasure.concept, domain),)}
+        question = Question(self.suite, rows, erasure.keep, (erasure.surrogate,))
         after = draw_grid(self.denoiser, self.suite, self.judge, [adapter])
         found = findings(self.base, after, question, self.reference)
         return {side: {name: found[side][name] for name in ("ua", "ira", "cra", "fid")} for side in ("base", "adapted")}

@@ -76,7 +76,7 @@ def main() -> None:
                 facts = run_once(command, folder)
                 adapter = read_adapter(folder)
                 measured = Meter(bench.denoiser, held_out).measure(adapter)
-                judged = bench.findings(kind, concept, surrogate, erasure, adapter)["adapted"]
+                judged = bench.findings(erasure, adapter)["adapted"]
                 row = {"who": who, "concept": concept, "seed": seed, **facts, **judged,
                        "residual": measured.residual, "drift": measured.mean_drift,
                        "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors"))}  # fmt: skip

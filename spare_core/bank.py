@@ -95,7 +95,7 @@ class Bank:
 
 
 def fill_bank(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, images: Path | None = None) -> Bank:
-    """Let the model sample both sides (fixed seeds), ``settings.examples`` trajectories for each concept.
+    """Let the model sample both sides (fixed seeds), ``settings.examples`` trajectories that all concepts share.
 
     With ``images``, the noised latents of those pictures take the place of the trajectories that the concept drives.
     """

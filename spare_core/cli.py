@@ -135,9 +135,11 @@ def compose(
 @reporting
 def evaluate(
     model: Model,
-    erased: Annotated[list[str], typer.Option(help="an erased concept; repeatable")],
-    kind: Annotated[str, typer.Option(help="style or object")],
     output: Output,
+    erased: Annotated[
+        list[str] | None, typer.Option(help="an erased concept; repeatable; all that the adapters erase if not given")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="style or object, where a suite has both of that name")] = None,
     suite: Annotated[str, typer.Option(help="canvas, unlearncanvas or a YAML file, local or s3://")] = "canvas",
     adapter: Annotated[list[Path] | None, typer.Option(help="adapter directory; repeatable, they add up")] = None,
     seeds: Annotated[int, typer.Option(help="draw only the first so many of the suite's seeds; 0: all", min=0)] = 0,
@@ -165,7 +167,7 @@ def evaluate(
     denoiser = load_denoiser(model)
     judge = load_judge(chosen, denoiser.device)
     with Progress() as progress:
-        report = run(denoiser, digest, stored, chosen, erased, kind, output, judge, progress)
+        report = run(denoiser, digest, stored, chosen, erased or [], kind, output, judge, progress)
     files = "\n".join(f"{output / name}" for name in ("evaluation.json", *report["files"]))
     print_result(report, as_json, f"{summary_table(report)}\n{files}")
 

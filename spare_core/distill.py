@@ -13,6 +13,7 @@ resumed run repeats an uninterrupted one exactly.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -36,7 +37,9 @@ from spare_core.settings import EraseSettings
 _WARMUP = 0.05
 _BETAS = (0.8, 0.95)
 """Shorter memories than AdamW's usual ones: a run has some tens of steps, not thousands."""
-_FACTS = ("step", "lr", "closed_form", "trials", "history", "losses", "stopped_early", "seconds")
+_DRIFT_WEIGHT = 8.0
+"""What a finished adapter's drift is worth in residual: about so much one can be had for the other on Canvas."""
+_FACTS = ("step", "lr", "closed_form", "trials", "history", "losses", "stopped_early", "taken_back", "seconds")
 
 
 @dataclass
@@ -52,6 +55,10 @@ class TrainingState:
     """What the adapter was solved with before the first step, and measured then."""
     trials: list[dict[str, float]] = field(default_factory=list)
     """What each rate that was tried came to."""
+    beginning: Adapter | None = None
+    """The adapter as it was before the first step, where it changed something already."""
+    taken_back: bool = False
+    """Whether the steps made it worse, and the beginning is the result."""
     history: list[dict[str, float]] = field(default_factory=list)
     losses: list[list[float]] = field(default_factory=list)
     stopped_early: bool = False
@@ -65,6 +72,8 @@ class TrainingState:
             moments = self.optimizer.state[parameter]
             tensors[f"{i}/value"] = parameter
             tensors[f"{i}/first"], tensors[f"{i}/second"] = moments["exp_avg"], moments["exp_avg_sq"]
+        for i, parameter in enumerate(self.beginning.parameters() if self.beginning else ()):
+            tensors[f"{i}/beginning"] = parameter
         facts = {name: getattr(self, name) for name in _FACTS}
         write_tensors(path, tensors, {"facts": json.dumps(facts)})
 
@@ -85,6 +94,10 @@ class TrainingState:
                     "exp_avg": tensors[f"{i}/first"].to(parameter.device),
                     "exp_avg_sq": tensors[f"{i}/second"].to(parameter.device),
                 }
+            if "0/beginning" in tensors:
+                self.beginning = copy.deepcopy(self.adapter)
+                for i, parameter in enumerate(self.beginning.parameters()):
+                    parameter.copy_(tensors[f"{i}/beginning"])
             for name in _FACTS:
                 setattr(self, name, facts[name])
         except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -115,7 +128,7 @@ def distill(
     on_step: Callable[[TrainingState], None] = lambda state: None,
 ) -> Measurement:
     """Train ``state.adapter`` in place until ``settings.steps``, or a measurement that is good enough, or a plateau of
-    the measured residual.
+    the measured residual; where it began better than it ends, to what it began with.
 
     ``on_measure`` is called after every measurement, when ``state`` may be saved; ``on_step`` after every step.
 
@@ -133,7 +146,15 @@ def distill(
             residuals = [row["residual"] for row in state.history]
             state.stopped_early = enough(measured, settings) or plateaued(residuals, settings)
             on_measure(state)
-    return meter.measure(state.adapter)
+    measured = meter.measure(state.adapter)
+    if state.beginning is None or not state.step:
+        return measured
+    before = meter.measure(state.beginning)
+    state.taken_back = before.cost(_DRIFT_WEIGHT) < measured.cost(_DRIFT_WEIGHT)
+    if state.taken_back:
+        state.adapter = state.beginning
+        return before
+    return measured
 
 
 def advance(denoiser: Denoiser, batches: Batches, state: TrainingState, settings: EraseSettings) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from spare_core.concept import Erasure, normalise
@@ -66,10 +66,8 @@ class Erasures:
 
     @property
     def title(self) -> str:
-        """For people: the concepts, of a long list the first ones."""
-        names = [part.concept for part in self.parts]
-        more = len(names) - _TITLE
-        return ", ".join(names) if more <= 0 else f"{', '.join(names[:_TITLE])} and {more} more"
+        """The concepts, for people."""
+        return title_of([part.concept for part in self.parts])
 
     def as_dict(self) -> dict[str, Any]:
         """As ``spare.json`` says it: one erasure's facts, or ``requests``; :meth:`of` reads both."""
@@ -118,3 +116,9 @@ class Erasures:
 
     def _erasing(self, name: str) -> Erasure | None:
         return next((part for part in self.parts if normalise(part.concept) == normalise(name)), None)
+
+
+def title_of(concepts: Sequence[str]) -> str:
+    """For people; of a long list the first ones."""
+    more = len(concepts) - _TITLE
+    return ", ".join(concepts) if more <= 0 else f"{', '.join(concepts[:_TITLE])} and {more} more"

@@ -129,8 +129,7 @@ class HeldOut:
 
 def draw_held_out(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, each: int = 1) -> HeldOut:
     """Sample both sides in contexts and from noise that no training sees, and keep the frozen model's answers:
-    ``settings.heldout`` trajectories of each concept and as many of the retain side, there at least ``each`` of every
-    kept concept.
+    ``settings.heldout`` trajectories a side, at least ``each`` of every concept, erased or kept.
 
     Half as many steps as a training trajectory has: their timesteps are spread over all of the schedule too.
 
@@ -138,7 +137,8 @@ def draw_held_out(denoiser: Denoiser, erasures: Erasures, settings: EraseSetting
         InputError: if concept and surrogate are the same to the frozen model.
     """
     plan = PromptPlan(erasures, settings.seed, heldout=True)
-    forget, retain = plan.forget(settings.heldout), plan.retain(max(settings.heldout, each * len(plan.kept())))
+    forget = plan.forget(max(settings.heldout, each * len(erasures)))
+    retain = plan.retain(max(settings.heldout, each * len(plan.kept())))
     beside = plan.pairs_beside(retain)
     further = [prompt for pair in beside for prompt in pair]
     rows, table, overwritten, held = pose(denoiser, plan, forget, retain, settings.resolution, further)

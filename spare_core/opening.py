@@ -73,7 +73,9 @@ def open_from(
         thinned = Meter(denoiser, meter.held_out.thinned())
         state = find_rate(denoiser, batches, thinned, found.adapter, settings, at_start)
     else:
-        state = start(found.adapter, settings.lr)
+        state = start(copy.deepcopy(found.adapter), settings.lr)
+    if found.measured != UNTOUCHED:
+        state.beginning = found.adapter
     return state
 
 

@@ -17,7 +17,7 @@ from spare_core.artifact import versions
 from spare_core.concept import KINDS, Erasure
 from spare_core.erasures import Erasures
 from spare_core.errors import ConceptError, InputError, SettingsError, SpareError
-from spare_core.evaluation.suite import Domain, Suite, load_suite
+from spare_core.evaluation.suite import Suite, domain_of, load_suite
 from spare_core.gate import Policy
 from spare_core.locations import local_path
 from spare_core.model_files import find_model
@@ -43,11 +43,6 @@ class Order:
     suite: str
     suite_sha256: str
     seeds: int
-
-    @property
-    def domain(self) -> Domain:
-        """Where the suite has the concept: people are objects to it."""
-        return _domain(self.request.erasures.parts[0])
 
     def chosen_suite(self) -> Suite:
         """The suite, as far as it is drawn.
@@ -219,12 +214,8 @@ def _checked_suite(given: Mapping[str, Any], erasure: Erasure | None) -> Suite:
     if suite.judge is None:
         raise SettingsError([f"suite {source!r} has no judge; write a YAML file with 'extends: {source}' and a judge"])
     if erasure is not None:
-        suite.find(erasure.concept, _domain(erasure))
+        suite.find(erasure.concept, domain_of(erasure))
     return suite
-
-
-def _domain(erasure: Erasure) -> Domain:
-    return "style" if erasure.kind == "style" else "object"
 
 
 def _digest(suite: Suite) -> str:

@@ -64,12 +64,14 @@ class PromptPlan:
         return [self._pair(part, context) for context in self._contexts[self._frame(part)]]
 
     def forget(self, count: int) -> list[Pair]:
-        """``count`` of each concept; two of a context in a row, one for the concept and one for the surrogate to drive:
-        sampling an erased model starts on latents of the first kind and ends on the second."""
+        """``count``, or some more, that all concepts share, each at least two; two of a context in a row, one for the
+        concept and one for the surrogate to drive: sampling an erased model starts on latents of the first kind and
+        ends on the second."""
+        each = max(min(count, 2), -(-count // len(self.erasures)))
         drawn = []
-        for part in self.erasures:
+        for first, part in enumerate(self.erasures):
             pairs = self.pairs(part)
-            drawn += [pairs[(i // 2) % len(pairs)] for i in range(count)]
+            drawn += [pairs[(first + i // 2) % len(pairs)] for i in range(each)]
         return drawn
 
     def kept(self) -> list[list[Prompt]]:

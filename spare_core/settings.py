@@ -99,13 +99,11 @@ class EraseSettings:
     enough_residual: float = _setting(0.05, "residual at which training ends, if drift is low enough too", 0.0, 1.0)
     enough_drift: float = _setting(0.01, "mean drift that is low enough for that", 0.0, 1.0)
     # Examples
-    examples: int = _setting(16, "trajectories sampled on the forget side", 2, 100_000)
+    examples: int = _setting(16, "trajectories sampled on the forget side, at least two a concept", 2, 100_000)
     retain_examples: int = _setting(
         24, "trajectories sampled on the retain side, at least one a kept concept", 2, 100_000
     )
-    heldout: int = _setting(
-        8, "further trajectories that only measure, each side, at least one a kept concept", 1, 100_000
-    )
+    heldout: int = _setting(8, "further trajectories that only measure, each side, at least one a concept", 1, 100_000)
     example_steps: int = _setting(8, "sampler steps, and so states, of a trajectory", 1, 999)
     guidance: float = _setting(4.0, "guidance scale of the trajectories", 0.0, 100.0)
     resolution: int = _setting(0, "side of the sampled pictures in pixels; 0: the model's own", 0, 8192)

@@ -191,6 +191,7 @@ def distill(
         "training": {
             "steps": state.step,
             "stopped_early": state.stopped_early,
+            "taken_back": state.taken_back,
             "closed_form": state.closed_form,
             "lr": state.lr,
             "trials": state.trials,

@@ -159,8 +159,7 @@ def evaluate(order: str, adapter: Path, evaluation: Path, page: Path) -> dict[st
         work = _open(asked)
         judge = load_judge(suite, work.denoiser.device)
         report = measure(
-            work.denoiser, request.base, [stored], suite, [part.concept for part in request.erasures], asked.domain,
-            evaluation, judge, Progress(),
+            work.denoiser, request.base, [stored], suite, [], None, evaluation, judge, Progress(),
         )  # fmt: skip
         print(summary_table(report), flush=True)
         counts = {"pictures": report["counts"]["pictures"], "seeds": len(report["seeds"])}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from spare_core.adapter import Adapter, LowRankUpdate
 from spare_core.batches import Batches
-from spare_core.distill import TrainingState, distill, enough, learning_rate, plateaued, start, training_step
+from spare_core.distill import TrainingState, advance, distill, enough, learning_rate, plateaued, start, training_step
 from spare_core.errors import TrainingError
 from spare_core.masks import LayerMask, Masks
 from spare_core.measures import Measurement, Meter
@@ -284,3 +286,35 @@ def test_the_rate_warms_up_peaks_and_falls_but_never_to_zero(steps: int, lr: flo
 def test_the_rate_by_hand() -> None:
     assert [learning_rate(step, 0.8, 100) for step in (0, 4, 5)] == pytest.approx([0.16, 0.8, 0.8])
     assert learning_rate(5 + 95 // 2, 0.8, 100) == pytest.approx(0.4, rel=0.02)
+
+
+def test_steps_that_make_a_start_worse_are_taken_back() -> None:
+    """By what is measured at the end; a beginning that the steps improved is forgotten."""
+    denoiser = ToyDenoiser()
+    meter = Meter(denoiser, toy_held_out(denoiser))
+    good = training(Adapter.initialise(denoiser, FULL, 2, 2.0, seed=0), SETTINGS, denoiser).adapter
+    settings = dataclasses.replace(SETTINGS, steps=5)
+    for lr, taken_back in ((3.0, True), (1e-4, False)):
+        begin = good if taken_back else moving(denoiser)
+        state = start(copy.deepcopy(begin), lr)
+        state.beginning = begin
+        measured = distill(denoiser, batches(denoiser, settings), meter, state, settings)
+        assert state.taken_back is taken_back
+        assert measured == meter.measure(state.adapter)
+        assert (measured == meter.measure(begin)) is taken_back
+
+
+def test_what_a_run_began_with_is_saved_and_restored(tmp_path: Path) -> None:
+    denoiser = ToyDenoiser()
+    state = start(moving(denoiser), LR)
+    state.beginning = copy.deepcopy(state.adapter)
+    settings = dataclasses.replace(SETTINGS, steps=3)
+    for _ in range(3):
+        advance(denoiser, batches(denoiser, settings), state, settings)
+    state.save(tmp_path / "state.safetensors")
+    again = start(Adapter.initialise(denoiser, FULL, SETTINGS.rank, SETTINGS.alpha, seed=5), 0.0)
+    again.restore(tmp_path / "state.safetensors")
+    assert again.beginning is not None
+    for mine, kept in ((again.adapter, state.adapter), (again.beginning, state.beginning)):
+        assert all(map(torch.equal, mine.parameters(), kept.parameters()))
+    assert not torch.equal(again.adapter.parameters()[0], again.beginning.parameters()[0])

@@ -172,7 +172,7 @@ def test_real_pictures_take_the_place_of_drawn_ones(sd1_dir: Path, tmp_path: Pat
         folder = tmp_path / name
         folder.mkdir()
         Image.new("RGB", (40, 56), colour).save(folder / "one.png")
-        erase(**request(sd1_dir), images=folder, output=tmp_path / f"out-{name}")
+        erase(**request(sd1_dir, closed_form=False), images=folder, output=tmp_path / f"out-{name}")
         outputs.append((tmp_path / f"out-{name}" / LORA).read_bytes())
     assert outputs[0] != outputs[1]
 

@@ -58,7 +58,7 @@ def test_an_evaluation_is_complete(denoiser: UNetDenoiser, judge: CanvasJudge, t
     written = json.loads((output / "evaluation.json").read_text())
     assert written == json.loads(json.dumps(report))
     assert written["schema"] == "spare.evaluation/1"
-    assert (written["suite"], written["erased"], written["kind"]) == ("small", ["Neon Lines"], "style")
+    assert (written["suite"], written["erased"], written["kinds"]) == ("small", ["Neon Lines"], ["style"])
     assert written["judge"] == {"name": "canvas", "digest": judge.digest, "accuracy": ACCURACY}
     assert (written["sampler"], written["steps"], written["guidance"]) == ("DDIM, eta 0", 2, 3.0)
     assert (written["seeds"], written["subset"], written["resolution"]) == ([188, 288], None, 32)
@@ -119,15 +119,48 @@ def test_several_erased_concepts_are_evaluated_together(
     assert len(report["adapters"]) == 3
 
 
-def test_what_a_bundle_erases_besides_is_set_aside(denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path) -> None:
-    """A style and an object that nobody asked about: their pictures are in no figure, and are drawn all the same."""
-    folder = stored(tmp_path / "one", denoiser).folder
+def bundle(folder: Path, denoiser: UNetDenoiser) -> StoredAdapter:
+    """A random adapter that is said to erase two styles and an object."""
+    stored(folder, denoiser)
     manifest = json.loads((folder / "spare.json").read_text())
     neon, rust = (Erasure(name, "Photo", "style", (), "{concept}", ()).as_dict() for name in ("Neon Lines", "Rust"))
     dog = Erasure("Dog", "Cat", "object", (), "{concept}", ()).as_dict()
     rest = {name: value for name, value in manifest.items() if name not in neon}
     (folder / "spare.json").write_text(json.dumps({**rest, "requests": [neon, rust, dog]}))
-    report = run(denoiser, judge, tmp_path / "out", load_adapter(folder), erased=["neon lines"])
+    return load_adapter(folder)
+
+
+def test_of_a_bundle_all_that_it_erases_is_evaluated(
+    denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path
+) -> None:
+    """Of both kinds at once, each concept by itself too, and in the pictures."""
+    report = run(denoiser, judge, tmp_path / "out", bundle(tmp_path / "one", denoiser), erased=[], kind=None)
+    assert (report["erased"], report["kinds"]) == (["Neon Lines", "Rust", "Dog"], ["style", "object"])
+    assert report["aside_pictures"] == 0
+    assert report["counts"]["ua"] == {"pictures": 18, "concepts": 3}
+    assert report["counts"]["kept_pictures"] == 4  # photos of cats and towers
+    assert report["adapted"]["ira"] == report["adapted"]["cra"]
+    rows = {row["concept"]: row for row in report["per_concept"]}
+    assert [name for name, row in rows.items() if row["erased"]] == ["Neon Lines", "Rust", "Dog"]
+    low, high = rows["Dog"]["after"]["interval"]
+    assert low <= rows["Dog"]["after"]["accuracy"] <= high
+    assert len(report["confusion"]["labels"]) == 7
+    assert "erased style and object: Neon Lines, Rust, Dog" in summary_table(report)
+
+
+def test_names_say_of_which_kind_they_are(denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path) -> None:
+    """Unless a suite has both."""
+    adapter = bundle(tmp_path / "one", denoiser)
+    report = run(denoiser, judge, tmp_path / "out", adapter, erased=["dog", "rust"], kind=None)
+    assert (report["erased"], report["aside"]) == (["Rust", "Dog"], {"style": ["Neon Lines"], "object": []})
+    suite = small_suite(styles=("Neon Lines", "Photo", "Cat"))
+    with pytest.raises(ConceptError, match="a style and an object 'cat'; say which by --kind"):
+        run(denoiser, judge, tmp_path / "out", suite=suite, erased=["cat"], kind=None)
+
+
+def test_what_a_bundle_erases_besides_is_set_aside(denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path) -> None:
+    """A style and an object that nobody asked about: their pictures are in no figure, and are drawn all the same."""
+    report = run(denoiser, judge, tmp_path / "out", bundle(tmp_path / "one", denoiser), erased=["neon lines"])
     assert report["aside"] == {"style": ["Rust"], "object": ["Dog"]}
     assert report["aside_pictures"] == 6 + 4
     assert (report["counts"]["erased_pictures"], report["counts"]["kept_pictures"]) == (4, 4)
@@ -145,7 +178,7 @@ def test_a_quick_look_says_that_it_is_one(denoiser: UNetDenoiser, judge: CanvasJ
 
 def test_an_object_can_be_the_erased_concept(denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path) -> None:
     report = run(denoiser, judge, tmp_path / "out", erased=["tower"], kind="object")
-    assert (report["erased"], report["kind"]) == (["Tower"], "object")
+    assert (report["erased"], report["kinds"]) == (["Tower"], ["object"])
     assert report["counts"]["ira"] == {"pictures": 12, "concepts": 2}
 
 
@@ -156,6 +189,8 @@ def test_an_object_can_be_the_erased_concept(denoiser: UNetDenoiser, judge: Canv
         ({"erased": ["Cat"]}, ConceptError, "no style 'Cat'"),
         ({"kind": "person"}, SettingsError, "style and object"),
         ({"erased": []}, SettingsError, "--erased"),
+        ({"erased": [], "kind": None}, SettingsError, "--erased"),
+        ({"erased": ["Neon Line"], "kind": None}, ConceptError, "nearest: 'Neon Lines'"),
         ({"erased": ["Neon Lines", "Photo", "Rust"]}, InputError, "at least one other"),
     ],
 )

@@ -30,14 +30,14 @@ SUITE = small_suite()  # 3 styles x 3 objects x 2 seeds: 18 pictures, 6 of each 
 
 
 def test_a_model_that_forgot_nothing_scores_zero_and_ones() -> None:
-    scores = ua_ira_cra(perfect(SUITE), [NEON], "style")
+    scores = ua_ira_cra(perfect(SUITE), {"style": [NEON]})
     assert [figure.value for figure in scores] == [0.0, 1.0, 1.0, 1.0]
 
 
 def test_ua_counts_the_erased_concepts_own_pictures() -> None:
     """Neon Lines is seen in the cats alone: 2 of 6."""
     verdicts = judged(SUITE, {("Dog", "Neon Lines"): "Photo", ("Tower", "Neon Lines"): "Photo"})
-    scores = ua_ira_cra(verdicts, [NEON], "style")
+    scores = ua_ira_cra(verdicts, {"style": [NEON]})
     assert scores.ua.value == pytest.approx(4 / 6)
     assert (scores.ua.pictures, scores.ua.concepts) == (6, 1)
     assert scores.ira.value == 1.0
@@ -45,7 +45,7 @@ def test_ua_counts_the_erased_concepts_own_pictures() -> None:
 
 def test_ira_is_the_mean_over_the_other_concepts_of_the_domain() -> None:
     """Photo 6 of 6, Rust 4 of 6; the erased style does not enter."""
-    scores = ua_ira_cra(judged(SUITE, {("Cat", "Rust"): "Neon Lines"}), [NEON], "style")
+    scores = ua_ira_cra(judged(SUITE, {("Cat", "Rust"): "Neon Lines"}), {"style": [NEON]})
     assert scores.ira.value == pytest.approx((1 + 4 / 6) / 2)
     assert (scores.ira.pictures, scores.ira.concepts) == (12, 2)
 
@@ -55,21 +55,21 @@ def test_cra_looks_at_kept_pictures_and_cra_erased_at_the_others() -> None:
     verdicts = perfect(SUITE)
     lost = (verdicts.objects.prompted == 1) & (verdicts.styles.prompted == NEON)
     predicted = torch.where(lost, -1, verdicts.objects.prompted)
-    scores = ua_ira_cra(verdicts._replace(objects=verdicts.objects._replace(predicted=predicted)), [NEON], "style")
+    scores = ua_ira_cra(verdicts._replace(objects=verdicts.objects._replace(predicted=predicted)), {"style": [NEON]})
     assert scores.cra.value == 1.0
     assert scores.cra_erased.value == pytest.approx(2 / 3)
     assert (scores.cra.pictures, scores.cra_erased.pictures) == (12, 6)
 
 
 def test_for_an_object_the_domains_change_places() -> None:
-    scores = ua_ira_cra(judged(SUITE, {("Cat", "Rust"): "Photo"}), [OBJECTS.index("Dog")], "object")
+    scores = ua_ira_cra(judged(SUITE, {("Cat", "Rust"): "Photo"}), {"object": [OBJECTS.index("Dog")]})
     assert (scores.ua.value, scores.ira.value) == (0.0, 1.0)
     assert scores.cra.value == pytest.approx((1 + 1 + 2 / 4) / 3)
 
 
 def test_of_several_erased_concepts_ua_is_the_mean_and_none_of_their_pictures_is_kept() -> None:
     verdicts = judged(SUITE, {(obj, "Neon Lines"): "Photo" for obj in OBJECTS})
-    scores = ua_ira_cra(verdicts, [NEON, RUST], "style")
+    scores = ua_ira_cra(verdicts, {"style": [NEON, RUST]})
     assert scores.ua.value == pytest.approx(0.5)
     assert (scores.ua.pictures, scores.ira.pictures, scores.ira.concepts) == (12, 6, 1)
 
@@ -77,7 +77,29 @@ def test_of_several_erased_concepts_ua_is_the_mean_and_none_of_their_pictures_is
 @pytest.mark.parametrize("erased", [[NEON, PHOTO, RUST], [NEON, 7]])
 def test_nothing_kept_or_nothing_of_the_erased_drawn_is_refused(erased: list[int]) -> None:
     with pytest.raises(InputError, match="at least one other"):
-        ua_ira_cra(perfect(SUITE), erased, "style")
+        ua_ira_cra(perfect(SUITE), {"style": erased})
+
+
+def test_a_style_and_an_object_erased_together_leave_what_names_neither() -> None:
+    """Neon Lines is forgotten but for the cats, the dog not at all; Rust is lost from the cats."""
+    verdicts = judged(SUITE, {(obj, "Neon Lines"): "Photo" for obj in ("Dog", "Tower")} | {("Cat", "Rust"): "Photo"})
+    scores = ua_ira_cra(verdicts, {"object": [OBJECTS.index("Dog")], "style": [NEON]})
+    assert scores.ua.value == pytest.approx((4 / 6 + 0) / 2)
+    assert (scores.ua.pictures, scores.ua.concepts) == (12, 2)
+    # Kept: two styles by two objects, four pictures of each concept; Rust is seen in the towers alone.
+    assert scores.ira.value == pytest.approx((1 + 2 / 4 + 1 + 1) / 4)
+    assert scores.cra == scores.ira
+    assert (scores.ira.pictures, scores.ira.concepts) == (16, 4)
+    # Cats and towers in neon, and dogs in the two other styles: a dog in neon has no rest.
+    assert (scores.cra_erased.pictures, scores.cra_erased.concepts) == (8, 4)
+
+
+def test_a_grid_without_a_picture_that_names_nothing_erased_is_refused() -> None:
+    verdicts = perfect(SUITE)
+    named = (verdicts.styles.prompted == NEON) | (verdicts.objects.prompted == 1)
+    some = Verdicts(*(Column(*(part[named] for part in column)) for column in verdicts))
+    with pytest.raises(InputError, match="every picture in the grid names an erased concept"):
+        ua_ira_cra(some, {"style": [NEON], "object": [1]})
 
 
 @settings(max_examples=30, deadline=None)
@@ -88,12 +110,12 @@ def test_the_order_of_the_pictures_does_not_matter(order: list[int], seed: int) 
     columns = [Column(prompted, torch.randint(-1, 3, (18,), generator=generator), torch.rand(18, generator=generator))
                for prompted in (cells.objects, cells.styles)]  # fmt: skip
     shuffled = [Column(*(part[torch.tensor(order)] for part in column)) for column in columns]
-    assert ua_ira_cra(Verdicts(*columns), [RUST], "style") == ua_ira_cra(Verdicts(*shuffled), [RUST], "style")
+    assert ua_ira_cra(Verdicts(*columns), {"style": [RUST]}) == ua_ira_cra(Verdicts(*shuffled), {"style": [RUST]})
 
 
 def test_each_concept_is_scored_on_kept_pictures_and_the_erased_on_its_own() -> None:
     verdicts = judged(SUITE, {("Cat", "Neon Lines"): "Photo"})
-    scores = {(score.kind, score.concept): score for score in concept_scores(verdicts, [NEON], "style")}
+    scores = {(score.kind, score.concept): score for score in concept_scores(verdicts, {"style": [NEON]})}
     assert len(scores) == 6
     neon, cat = scores["style", NEON], scores["object", 0]
     assert (neon.erased, neon.pictures) == (True, 6)
@@ -112,7 +134,8 @@ def test_the_bootstrap_matches_resampled_pictures() -> None:
     generator = torch.Generator().manual_seed(3)
     prompted = torch.arange(4).repeat_interleave(25)
     hit = torch.rand(100, generator=generator) < torch.tensor([0.9, 0.7, 0.5, 0.95])[prompted]
-    figure = mean_accuracy(Column(prompted, torch.where(hit, prompted, -1), torch.rand(100)), torch.ones(100).bool())
+    column = Column(prompted, torch.where(hit, prompted, -1), torch.rand(100))
+    figure = mean_accuracy([(column, torch.ones(100).bool())])
     rng = np.random.default_rng(5)
     means = []
     for _ in range(4000):
@@ -127,13 +150,13 @@ def test_the_bootstrap_matches_resampled_pictures() -> None:
 def test_a_figure_without_exceptions_still_has_an_interval(named: int) -> None:
     """Twenty hits of twenty do not prove a thousand."""
     prompted = torch.zeros(20, dtype=torch.long)
-    figure = mean_accuracy(Column(prompted, torch.full((20,), named), torch.rand(20)), torch.ones(20).bool())
+    figure = mean_accuracy([(Column(prompted, torch.full((20,), named), torch.rand(20)), torch.ones(20).bool())])
     assert (figure.low, figure.high) == wilson_interval(1.0 + named, 20)
 
 
 def test_one_picture_a_concept_leaves_the_figure_uncertain() -> None:
     prompted = torch.arange(5)
-    figure = mean_accuracy(Column(prompted, torch.tensor([0, 1, 2, 3, 0]), torch.rand(5)), torch.ones(5).bool())
+    figure = mean_accuracy([(Column(prompted, torch.tensor([0, 1, 2, 3, 0]), torch.rand(5)), torch.ones(5).bool())])
     assert figure.value == pytest.approx(0.8)
     assert figure.high - figure.low > 0.3
 
@@ -218,4 +241,8 @@ def test_an_interval_never_leaves_the_unit_range() -> None:
 def test_a_confusion_counts_what_was_named_where_each_concept_was_prompted() -> None:
     prompted, predicted = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 1, 1, -1, 1])
     column = Column(prompted, predicted, torch.ones(5))
-    assert confusion(column, 2) == [[1, 1, 0], [0, 2, 1], [0, 0, 0]]
+    assert confusion([(column, 2)]) == [[1, 1, 0], [0, 2, 1], [0, 0, 0]]
+    both = confusion([(column, 2), (column, 2)])
+    assert [row[:2] + row[4:] for row in both[:2]] == [[1, 1, 0], [0, 2, 1]]
+    assert [row[2:] for row in both[2:4]] == [[1, 1, 0], [0, 2, 1]]
+    assert sum(map(sum, both)) == 10

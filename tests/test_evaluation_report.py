@@ -12,13 +12,14 @@ from PIL import Image
 
 from spare_core.evaluation.findings import Question, by_harm, findings
 from spare_core.evaluation.judgement import Reference
+from spare_core.evaluation.metrics import wilson_interval
 from spare_core.evaluation.report import SheetRow, contact_sheet, profile_plot, sheet_rows, summary_table
 from spare_core.evaluation.suite import load_suite
 from tests.grids import OBJECTS, STYLES, grid_of, judged, small_suite
 
 SUITE = small_suite()
 NEON, PHOTO, RUST = range(3)
-QUESTION = Question(SUITE, "style", (NEON,), kept=("rust",), surrogates=("Photo",))
+QUESTION = Question(SUITE, {"style": (NEON,)}, kept=("rust",), surrogates=("Photo",))
 AFTER = judged(SUITE, {**{(obj, "Neon Lines"): "Photo" for obj in OBJECTS}, ("Cat", "Rust"): "Photo"})
 """Neon Lines is gone, and a third of Rust with it."""
 
@@ -44,7 +45,7 @@ def found(after: bool = True) -> dict[str, Any]:
 
 def evaluation(after: bool = True) -> dict[str, Any]:
     """What a report holds beyond the findings, as far as the table reads it."""
-    rest = {"suite": "small", "erased": ["Neon Lines"], "kind": "style", "judge": {"name": "canvas"}, "subset": None}
+    rest = {"suite": "small", "erased": ["Neon Lines"], "kinds": ["style"], "judge": {"name": "canvas"}, "subset": None}
     measured = {"residual": 0.1234, "mean_drift": 0.0456} if after else {"residual": None, "mean_drift": None}
     return {**found(after), **rest, **measured}
 
@@ -72,10 +73,11 @@ def test_neighbours_are_reported_one_by_one() -> None:
     assert [rows[name]["erased"] for name in STYLES] == [True, False, False]
     assert [rows[name]["kept"] for name in STYLES] == [False, False, True]
     assert [rows[name]["surrogate"] for name in STYLES] == [False, True, False]
-    assert rows["Rust"]["before"] == {"accuracy": 1.0, "probability": pytest.approx(0.9)}
+    interval = pytest.approx(wilson_interval(1.0, 6))
+    assert rows["Rust"]["before"] == {"accuracy": 1.0, "interval": interval, "probability": pytest.approx(0.9)}
     assert rows["Rust"]["after"]["accuracy"] == pytest.approx(4 / 6)
     assert report["worst_neighbour"] == rows["Rust"]
-    assert [row["concept"] for row in by_harm(report["per_concept"], "style")] == ["Rust", "Photo"]
+    assert [row["concept"] for row in by_harm(report["per_concept"], ["style"])] == ["Rust", "Photo"]
 
 
 def test_of_equally_accurate_neighbours_the_one_less_sure_is_worse() -> None:
@@ -84,7 +86,7 @@ def test_of_equally_accurate_neighbours_the_one_less_sure_is_worse() -> None:
          "after": {"accuracy": 1.0, "probability": probability}}
         for name, probability in (("A", 0.9), ("B", 0.5), ("C", 0.7))
     ]  # fmt: skip
-    assert [row["concept"] for row in by_harm(rows, "style")] == ["B", "C", "A"]
+    assert [row["concept"] for row in by_harm(rows, ["style"])] == ["B", "C", "A"]
 
 
 def test_without_an_adapter_there_is_a_base_and_nothing_else() -> None:
@@ -181,4 +183,5 @@ def test_probability_falls_show_where_accuracy_cannot() -> None:
     after = dataclasses.replace(after, style_probability=torch.where(after.styles == RUST, 0.5, 0.9))
     report = findings(grid_of(SUITE), after, QUESTION, None)
     assert report["worst_neighbour"]["concept"] == "Rust"
-    assert report["worst_neighbour"]["after"] == {"accuracy": 1.0, "probability": pytest.approx(0.5)}
+    after = report["worst_neighbour"]["after"]
+    assert (after["accuracy"], after["probability"]) == (1.0, pytest.approx(0.5))

@@ -31,7 +31,7 @@ def test_defaults_of_the_model_are_filled_in() -> None:
     order, policy = check_order(GIVEN)
     assert order.request.erasures.parts[0].concept == "Neon Lines"
     assert "Rust" in order.request.erasures.parts[0].keep
-    assert (order.suite, order.domain) == ("canvas", "style")
+    assert order.suite == "canvas"
     assert policy == Policy.from_file()
 
 

@@ -70,10 +70,21 @@ GRID = Erasures(of_grid("Neon", "Rust"), of_grid("Cat", "Dog"), of_grid("Rust", 
 def test_of_several_each_is_overwritten_by_prompts_that_name_none_of_them(heldout: bool) -> None:
     """Those of two erased concepts in one prompt too; a surrogate that is erased is followed to its own."""
     plan = PromptPlan(GRID, 0, heldout)
-    pairs = {plan.text(pair.concept): plan.text(pair.surrogate) for pair in plan.forget(8)}
+    pairs = {plan.text(pair.concept): plan.text(pair.surrogate) for pair in plan.forget(24)}
     assert pairs["a Cat in Neon"] == pairs["a Cat in Rust"] == "a Dog in Ink"
     assert (pairs["a Hat in Neon"], pairs["a Cat in Photo"]) == ("a Hat in Ink", "a Dog in Photo")
     assert len(pairs) == 3 * 4 - 2
+
+
+@pytest.mark.parametrize(("count", "each"), [(1, 1), (2, 2), (6, 2), (7, 3), (12, 4)])
+def test_several_share_what_is_drawn_and_each_gets_both_drivers(count: int, each: int) -> None:
+    """In contexts of its own where only one is drawn of each."""
+    forget = PromptPlan(GRID, 0, heldout=False).forget(count)
+    names = [pair.concept.name for pair in forget]
+    assert names == [name for name in ("Neon", "Cat", "Rust") for _ in range(each)]
+    if each == 2:
+        assert forget[0] == forget[1]
+        assert forget[0].concept.context != forget[4].concept.context
 
 
 @pytest.mark.parametrize("heldout", [False, True])
@@ -87,7 +98,7 @@ def test_of_several_nothing_that_is_erased_is_held(heldout: bool) -> None:
 
 def test_every_prompt_of_several_is_known_beforehand() -> None:
     plan = PromptPlan(GRID, 0, heldout=False)
-    used = [*(prompt for pair in plan.forget(8) for prompt in pair), *plan.retain(100)]
+    used = [*(prompt for pair in plan.forget(24) for prompt in pair), *plan.retain(100)]
     beside = plan.pairs_beside(plan.retain(5))
     used += [prompt for pair in beside for prompt in pair]
     assert {plan.text(prompt) for prompt in used} <= set(all_prompts(GRID))

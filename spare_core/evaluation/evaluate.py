@@ -15,7 +15,7 @@ from typing import Any, Final
 from spare_core.artifact import StoredAdapter, versions
 from spare_core.atomic import write_bytes, write_json
 from spare_core.denoiser import UNetDenoiser
-from spare_core.erasures import Erasures
+from spare_core.erasures import Erasures, title_of
 from spare_core.errors import OutputError, SettingsError
 from spare_core.evaluation.findings import Question, by_harm, findings
 from spare_core.evaluation.grid import GridResult, base_grid, draw_grid
@@ -23,7 +23,7 @@ from spare_core.evaluation.judgement import Judge
 from spare_core.evaluation.metrics import check_drawn
 from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.report import contact_sheet, profile_plot, sheet_rows
-from spare_core.evaluation.suite import DOMAINS, Suite
+from spare_core.evaluation.suite import DOMAINS, Suite, domain_of
 from spare_core.measures import Measurement, Meter, draw_held_out
 from spare_core.settings import EraseSettings
 
@@ -31,7 +31,7 @@ SCHEMA: Final = "spare.evaluation/1"
 _HELD_OUT: Final = 24
 """Trajectories a side that an evaluation measures on, if the training measured on fewer."""
 _EACH: Final = 4
-"""Of each kept concept at least so many: a policy bounds every single drift, and one trajectory of a concept may show
+"""Of each concept at least so many: a policy bounds every single drift, and one trajectory of a concept may show
 five times the drift that the next one does."""
 EVALUATION: Final = "evaluation.json"
 SHEET: Final = "contact_sheet.png"
@@ -47,13 +47,16 @@ def evaluate(
     stored_adapters: Sequence[StoredAdapter],
     suite: Suite,
     erased: Sequence[str],
-    kind: str,
+    kind: str | None,
     output: Path,
     judge: Judge,
     on_progress: OnProgress = lambda stage, done, total: None,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Evaluate the base and, if any are given, all adapters together; writes the report and returns it.
+
+    ``erased`` are of the domain ``kind``; without one, of the domain that has them; of none, all that the adapters
+    erase.
 
     ``output`` receives ``evaluation.json``, ``contact_sheet.png`` and, if an adapter has a profile, ``timesteps.png``;
     an earlier evaluation there is replaced. Whether an adapter belongs to this base is for the caller to refuse
@@ -88,7 +91,7 @@ def evaluate(
         "schema": SCHEMA,
         "suite": suite.name,
         "erased": list(question.erased_names),
-        "kind": question.kind,
+        "kinds": list(question.kinds),
         "judge": {"name": judge.name, "digest": judge.digest, "accuracy": accuracy},
         **suite.sampling(),
         "resolution": suite.resolution or denoiser.resolution,
@@ -133,29 +136,34 @@ def _is_evaluation(path: Path) -> bool:
     return isinstance(report, dict) and report.get("schema") == SCHEMA
 
 
-def _check_request(suite: Suite, erased: Sequence[str], kind: str, adapters: Sequence[StoredAdapter]) -> Question:
-    domain = next((domain for domain in DOMAINS if domain == kind), None)
-    if domain is None:
+def _check_request(
+    suite: Suite, erased: Sequence[str], kind: str | None, adapters: Sequence[StoredAdapter]
+) -> Question:
+    if kind is not None and kind not in DOMAINS:
         raise SettingsError([f"kind is {kind!r}; a suite has {' and '.join(DOMAINS)}"])
-    if not erased:
-        raise SettingsError([f"no erased concept was named; name one or more of the suite's {domain}s with --erased"])
-    rows = tuple(dict.fromkeys(suite.find(text, domain) for text in erased))
+    erasures = Erasures.of(*(stored.manifest for stored in adapters)) if adapters else None
+    if erased:
+        found = [(kind or suite.domain(text), text) for text in erased]
+    elif erasures is not None and kind is None:
+        found = [(domain_of(part), part.concept) for part in erasures]
+    else:
+        raise SettingsError(["no erased concept was named; name one or more of the suite's with --erased"])
+    places = dict.fromkeys((domain, suite.find(text, domain)) for domain, text in found)
+    rows = {side: tuple(row for domain, row in places if domain == side) for side in DOMAINS}
+    asked = {side: some for side, some in rows.items() if some}
     cells = suite.cells()
-    check_drawn(cells.styles if domain == "style" else cells.objects, rows, domain)
-    if not adapters:
-        return Question(suite, domain, rows)
-    erasures = Erasures.of(*(stored.manifest for stored in adapters))
+    check_drawn({"style": cells.styles, "object": cells.objects}, asked)
+    if erasures is None:
+        return Question(suite, asked)
     surrogates = [erasures.surrogate(part.concept) for part in erasures]
     kept = [name for frame in erasures.frames for name in erasures.retained(frame) if name not in surrogates]
     aside = {
         side: tuple(
-            row
-            for row, name in enumerate(suite.names(side))
-            if erasures.erased(name) and not (side == domain and row in rows)
+            row for row, name in enumerate(suite.names(side)) if erasures.erased(name) and row not in rows[side]
         )
         for side in DOMAINS
     }
-    return Question(suite, domain, rows, tuple(kept), tuple(surrogates), aside)
+    return Question(suite, asked, tuple(kept), tuple(surrogates), aside)
 
 
 def _check_model(denoiser: UNetDenoiser, suite: Suite, stored_adapters: Sequence[StoredAdapter]) -> None:
@@ -240,13 +248,14 @@ def _pictures(
     stored_adapters: Sequence[StoredAdapter],
 ) -> dict[str, bytes]:
     """The PNG files of a report, by name."""
-    suite, kind = question.suite, question.kind
-    worst = [suite.find(row["concept"], kind) for row in by_harm(report["per_concept"], kind)]
-    rows = sheet_rows(before, suite, question.erased, kind, question.surrogate_rows, worst)
-    title = f"{', '.join(question.erased_names)}: {'base only' if after is None else 'before and after erasing'}"
+    suite, rows = question.suite, []
+    for kind in question.kinds:
+        worst = [suite.find(row["concept"], kind) for row in by_harm(report["per_concept"], [kind])]
+        rows += sheet_rows(before, suite, question.erased[kind], kind, question.surrogate_rows(kind), worst)
+    title = f"{title_of(question.erased_names)}: {'base only' if after is None else 'before and after erasing'}"
     files = {SHEET: contact_sheet(before.thumbnails, None if after is None else after.thumbnails, rows, title)}
     profiles = {
-        ", ".join(part.concept for part in Erasures.of(stored.manifest)): stored.manifest["timestep_profile"]
+        Erasures.of(stored.manifest).title: stored.manifest["timestep_profile"]
         for stored in stored_adapters
         if "timestep_profile" in stored.manifest
     }

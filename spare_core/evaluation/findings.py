@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from spare_core.concept import same_concept
@@ -22,13 +21,14 @@ from spare_core.evaluation.metrics import (
     fid,
     names_erased,
     ua_ira_cra,
+    wilson_interval,
 )
-from spare_core.evaluation.suite import Domain, Suite
+from spare_core.evaluation.suite import DOMAINS, Domain, Suite
 
 
 @dataclass(frozen=True)
 class Question:
-    """Of which suite, which concepts of which domain are said to be gone; ``erased`` are rows of that domain.
+    """Of which suite, which concepts are said to be gone; ``erased`` are rows of one domain, or of each.
 
     ``kept`` and ``surrogates`` are the names that the adapters' own requests give. ``aside`` are further concepts, by
     domain, that the adapters erase and that are not asked about: a picture whose prompt names one is neither to show it
@@ -36,28 +36,28 @@ class Question:
     """
 
     suite: Suite
-    kind: Domain
-    erased: tuple[int, ...]
+    erased: Mapping[Domain, tuple[int, ...]]
     kept: tuple[str, ...] = ()
     surrogates: tuple[str, ...] = ()
     aside: Mapping[Domain, tuple[int, ...]] = field(default_factory=dict)
 
     def asked(self, grid: GridResult) -> GridResult:
         """The pictures that the figures are of."""
-        columns: dict[Domain, Tensor] = {"style": grid.styles, "object": grid.objects}
-        aside = [torch.isin(columns[domain], torch.tensor(rows)) for domain, rows in self.aside.items() if rows]
-        return grid.take(~torch.stack(aside).any(dim=0)) if aside else grid
+        return grid.take(~names_erased(grid.verdicts.prompted, self.aside)) if self.aside else grid
+
+    @property
+    def kinds(self) -> tuple[Domain, ...]:
+        """The domains that something is erased from."""
+        return tuple(kind for kind in DOMAINS if kind in self.erased)
 
     @property
     def erased_names(self) -> tuple[str, ...]:
         """As the suite writes them."""
-        return tuple(self.suite.names(self.kind)[row] for row in self.erased)
+        return tuple(self.suite.names(kind)[row] for kind in self.kinds for row in self.erased[kind])
 
-    @property
-    def surrogate_rows(self) -> list[int]:
-        """Surrogates that are in the suite."""
-        names = self.suite.names(self.kind)
-        return [row for row, name in enumerate(names) if _among(name, self.surrogates)]
+    def surrogate_rows(self, kind: Domain) -> list[int]:
+        """Surrogates that are in a domain of the suite."""
+        return [row for row, name in enumerate(self.suite.names(kind)) if _among(name, self.surrogates)]
 
 
 def findings(
@@ -65,7 +65,7 @@ def findings(
 ) -> dict[str, Any]:
     """``counts``, ``base``, ``adapted``, ``per_concept``, ``confusion``, ``worst_neighbour`` and ``damage`` of a
     report."""
-    kind, gone = question.kind, names_erased(before.verdicts, question.erased, question.kind)
+    gone = names_erased(before.verdicts.prompted, question.erased)
     real = None if reference is None else _kept_features(reference, question)
     scores = _scores(before, question, gone, real)
     concepts = per_concept(before, after, question)
@@ -76,22 +76,20 @@ def findings(
         "adapted": None if after is None else _figures(_scores(after, question, gone, real)),
         "per_concept": concepts,
         "confusion": _confusion(before, after, question),
-        "worst_neighbour": None if after is None else next(iter(by_harm(concepts, kind)), None),
+        "worst_neighbour": None if after is None else next(iter(by_harm(concepts, question.kinds)), None),
         "damage": None if after is None else compare(before.pictures, after.pictures, gone),
     }
 
 
 def _kept_features(reference: Reference, question: Question) -> Tensor:
     """Of the real pictures without the erased concepts."""
-    gone = {domain: set(rows) for domain, rows in question.aside.items()}
-    gone.setdefault(question.kind, set()).update(question.erased)
-    shown = {"style": reference.styles.tolist(), "object": reference.objects.tolist()}
-    out = [any(shown[domain][i] in rows for domain, rows in gone.items()) for i in range(len(reference.features))]
-    return reference.features[~torch.tensor(out)]
+    shown: dict[Domain, Tensor] = {"style": reference.styles, "object": reference.objects}
+    gone = {kind: (*question.erased.get(kind, ()), *question.aside.get(kind, ())) for kind in DOMAINS}
+    return reference.features[~names_erased(shown, gone)]
 
 
 def _scores(grid: GridResult, question: Question, gone: Tensor, real: Tensor | None) -> dict[str, Figure | Distance]:
-    scores: dict[str, Figure | Distance] = dict(ua_ira_cra(grid.verdicts, question.erased, question.kind)._asdict())
+    scores: dict[str, Figure | Distance] = dict(ua_ira_cra(grid.verdicts, question.erased)._asdict())
     return scores if real is None else {**scores, "fid": fid(grid.features[~gone], real)}
 
 
@@ -107,12 +105,12 @@ def _denominators(score: Figure | Distance) -> dict[str, int]:
 
 def per_concept(before: GridResult, after: GridResult | None, question: Question) -> list[dict[str, Any]]:
     """Every concept of both domains with accuracy and mean probability, before and after."""
-    first = concept_scores(before.verdicts, question.erased, question.kind)
-    second = [] if after is None else list(concept_scores(after.verdicts, question.erased, question.kind))
+    first = concept_scores(before.verdicts, question.erased)
+    second = [] if after is None else list(concept_scores(after.verdicts, question.erased))
     rows = []
     for i, score in enumerate(first):
         name = question.suite.names(score.kind)[score.concept]
-        same_domain = score.kind == question.kind
+        same_domain = score.kind in question.erased
         rows.append({
             "concept": name,
             "kind": score.kind,
@@ -127,24 +125,29 @@ def per_concept(before: GridResult, after: GridResult | None, question: Question
 
 
 def _confusion(before: GridResult, after: GridResult | None, question: Question) -> dict[str, Any]:
-    """In the domain of the erased concepts: what was prompted (rows) against what the judge named (columns)."""
-    names = question.suite.names(question.kind)
-    counts = [grid and confusion(grid.verdicts.column(question.kind), len(names)) for grid in (before, after)]
-    return {"labels": [*names, "(none of these)"], "base": counts[0], "adapted": counts[1]}
+    """In the domains of the erased concepts: what was prompted (rows) against what the judge named (columns)."""
+    names = {kind: question.suite.names(kind) for kind in question.kinds}
+    labels = [name for kind in question.kinds for name in names[kind]]
+    sides = [
+        None if grid is None else confusion([(grid.verdicts.column(kind), len(names[kind])) for kind in question.kinds])
+        for grid in (before, after)
+    ]
+    return {"labels": [*labels, "(none of these)"], "base": sides[0], "adapted": sides[1]}
 
 
 def _among(name: str, names: Sequence[str]) -> bool:
     return any(same_concept(name, other) for other in names)
 
 
-def _accuracy(score: ConceptScore) -> dict[str, float]:
-    return {"accuracy": score.accuracy, "probability": score.probability}
+def _accuracy(score: ConceptScore) -> dict[str, Any]:
+    interval = list(wilson_interval(score.accuracy, score.pictures))
+    return {"accuracy": score.accuracy, "interval": interval, "probability": score.probability}
 
 
-def by_harm(concepts: Sequence[Mapping[str, Any]], kind: Domain) -> list[Mapping[str, Any]]:
-    """The kept concepts of a domain, the largest fall of accuracy first, then of probability; as they are if nothing
+def by_harm(concepts: Sequence[Mapping[str, Any]], kinds: Collection[Domain]) -> list[Mapping[str, Any]]:
+    """The kept concepts of the domains, the largest fall of accuracy first, then of probability; as they are if nothing
     was measured after."""
-    neighbours = [row for row in concepts if row["kind"] == kind and not row["erased"]]
+    neighbours = [row for row in concepts if row["kind"] in kinds and not row["erased"]]
 
     def change(row: Mapping[str, Any]) -> tuple[float, float]:
         return tuple(row["after"][name] - row["before"][name] for name in ("accuracy", "probability"))

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spare_core.erasures import title_of
 from spare_core.evaluation.evaluate import EVALUATION, SHEET
 from spare_core.evaluation.report import profile_plot, summary_table
 
@@ -25,7 +26,7 @@ _STYLE = (
 def evaluation_page(folder: Path) -> str:
     """The figures before and after, the contact sheet, and every concept, of an evaluation directory."""
     report = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
-    title = f"{', '.join(report['erased'])}: suppressed as measured by the judge {report['judge']['name']!r}"
+    title = f"{title_of(report['erased'])}: suppressed as measured by the judge {report['judge']['name']!r}"
     rows = [
         [row["concept"], row["kind"], str(row["pictures"]), *(_share(row[side]) for side in ("before", "after"))]
         for row in report["per_concept"]

@@ -1,6 +1,8 @@
 """UnlearnCanvas's figures (arXiv 2402.11846) and FID (arXiv 1706.08500), from what a judge said of each picture.
 
-A picture is *erased* if its prompt names an erased concept, else *kept*.
+A picture is *erased* if its prompt names an erased concept, else *kept*. Where concepts of both domains are erased,
+each domain is "the same" to its own and "the other" to the other's: IRA and CRA are one figure then, the mean over all
+kept concepts.
 
 ====== ================================================================================= =============================
 figure definition                                                                        pictures
@@ -8,7 +10,8 @@ figure definition                                                               
 UA     1 - accuracy on the erased concept; of several, the mean                          erased
 IRA    mean over the other concepts of the same domain of their accuracy                 kept
 CRA    mean over the concepts of the other domain of their accuracy                      kept
-CRA_e  the same: does the rest of an erased picture survive                              erased
+CRA_e  the same: does the rest of an erased picture survive                              erased; of two erased
+                                                                                         concepts nothing is the rest
 FID    ||mu1 - mu2||^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of a judge's features             kept; real ones without the
                                                                                          erased concept
 ====== ================================================================================= =============================
@@ -19,7 +22,7 @@ UnlearnCanvas's own CRA also counts erased pictures: (n_kept CRA + n_erased CRA_
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -60,18 +63,31 @@ class Verdicts(NamedTuple):
         """One domain."""
         return self.styles if kind == "style" else self.objects
 
+    @property
+    def prompted(self) -> dict[Domain, Tensor]:
+        """The concepts prompted for, ``(N,)`` of each domain."""
+        return {kind: self.column(kind).prompted for kind in DOMAINS}
 
-def confusion(column: Column, concepts: int) -> list[list[int]]:
-    """Counts ``(concepts + 1, concepts + 1)``: row, what was prompted; column, what the judge named; last, none of the
-    suite's."""
-    size = concepts + 1
-    named = torch.where(column.predicted < 0, concepts, column.predicted)
-    counts = torch.bincount(column.prompted * size + named, minlength=size * size)
-    return counts.reshape(size, size).tolist()
+
+def confusion(columns: Sequence[tuple[Column, int]]) -> list[list[int]]:
+    """Counts ``(C + 1, C + 1)`` over C concepts, of each column so many: row, what was prompted; column, what the judge
+    named; last, none of the suite's."""
+    total = sum(concepts for _, concepts in columns)
+    counts, first = torch.zeros((total + 1) ** 2, dtype=torch.long), 0
+    for column, concepts in columns:
+        named = torch.where(column.predicted < 0, total, first + column.predicted)
+        counts += torch.bincount((first + column.prompted) * (total + 1) + named, minlength=len(counts))
+        first += concepts
+    return counts.reshape(total + 1, total + 1).tolist()
+
+
+Erased = Mapping[Domain, Sequence[int]]
+"""Rows of the erased concepts, of one domain or both."""
 
 
 class Figure(NamedTuple):
-    """A figure, its 95 % interval, and its denominators."""
+    """A figure, its 95 % interval, and its denominators; ``pictures`` counts one twice where both of its concepts
+    enter."""
 
     value: float
     low: float
@@ -115,42 +131,60 @@ def other(kind: Domain) -> Domain:
     return "object" if kind == "style" else "style"
 
 
-def names_erased(verdicts: Verdicts, erased: Sequence[int], kind: Domain) -> Tensor:
-    """Whether each prompt names an erased concept, ``(N,)``."""
-    return torch.isin(verdicts.column(kind).prompted, torch.tensor(erased))
+def names_erased(prompted: Mapping[Domain, Tensor], erased: Erased) -> Tensor:
+    """Whether each prompt names an erased concept, ``(N,)``; ``prompted`` ``(N,)`` by domain."""
+    return torch.stack([_among(prompted[kind], rows) for kind, rows in erased.items()]).any(dim=0)
 
 
-def check_drawn(prompted: Tensor, erased: Sequence[int], kind: Domain) -> None:
-    """Refuse a grid that UA or IRA cannot be computed on; ``prompted`` ``(N,)``: the concepts of the domain ``kind``.
+def check_drawn(prompted: Mapping[Domain, Tensor], erased: Erased) -> None:
+    """Refuse a grid that UA or IRA cannot be computed on; ``prompted`` ``(N,)`` by domain.
 
     Raises:
-        InputError: if no picture of an erased concept, or none of a kept one, is in it.
+        InputError: if no picture of an erased concept, or none without any, is in it.
     """
-    drawn, gone = set(prompted.tolist()), {*erased}
-    if not gone <= drawn or not drawn - gone:
-        raise InputError(
-            f"of {len(drawn)} {kind}s in the grid, {len(gone & drawn)} are among the {len(gone)} erased; UA, IRA and "
-            "CRA need every erased one and at least one other: draw more of the suite or erase fewer"
-        )
+    for kind, rows in erased.items():
+        drawn, gone = set(prompted[kind].tolist()), {*rows}
+        if not gone <= drawn or not drawn - gone:
+            raise InputError(
+                f"of {len(drawn)} {kind}s in the grid, {len(gone & drawn)} are among the {len(gone)} erased; UA, IRA "
+                "and CRA need every erased one and at least one other: draw more of the suite or erase fewer"
+            )
+    if names_erased(prompted, erased).all():
+        raise InputError("every picture in the grid names an erased concept; draw more of the suite or erase fewer")
 
 
-def ua_ira_cra(verdicts: Verdicts, erased: Sequence[int], kind: Domain, seed: int = 0) -> Scores:
-    """All four accuracies; ``erased`` are rows of the domain ``kind``.
+def ua_ira_cra(verdicts: Verdicts, erased: Erased, seed: int = 0) -> Scores:
+    """All four accuracies.
 
     Raises:
         InputError: see :func:`check_drawn`.
     """
-    own, across = verdicts.column(kind), verdicts.column(other(kind))
-    check_drawn(own.prompted, erased, kind)
-    gone = names_erased(verdicts, erased, kind)
-    accuracy = mean_accuracy(own, gone)
+    prompted = verdicts.prompted
+    check_drawn(prompted, erased)
+    named = {kind: _among(prompted[kind], erased.get(kind, ())) for kind in DOMAINS}
+    gone = named["style"] | named["object"]
+
+    def mean(kinds: Sequence[Domain], among: Mapping[Domain, Tensor], seed: int = 0) -> Figure:
+        return mean_accuracy([(verdicts.column(kind), among[kind]) for kind in kinds], seed)
+
+    own, across = ([kind for kind in DOMAINS if side(kind) in erased] for side in (_same, other))
+    accuracy = mean(own, named)
     low, high = wilson_interval(1.0 - accuracy.value, accuracy.pictures)
+    kept = dict.fromkeys(DOMAINS, ~gone)
     return Scores(
         ua=accuracy._replace(value=1.0 - accuracy.value, low=low, high=high),
-        ira=mean_accuracy(own, ~gone, seed),
-        cra=mean_accuracy(across, ~gone, seed),
-        cra_erased=mean_accuracy(across, gone, seed),
+        ira=mean(own, kept, seed),
+        cra=mean(across, kept, seed),
+        cra_erased=mean(across, {kind: named[other(kind)] & ~named[kind] for kind in DOMAINS}, seed),
     )
+
+
+def _same(kind: Domain) -> Domain:
+    return kind
+
+
+def _among(prompted: Tensor, rows: Sequence[int]) -> Tensor:
+    return torch.isin(prompted, torch.tensor(rows, dtype=prompted.dtype))
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
@@ -165,14 +199,14 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     return max(0.0, min(share, (centre - spread) / scale)), min(1.0, max(share, (centre + spread) / scale))
 
 
-def mean_accuracy(column: Column, among: Tensor, seed: int = 0) -> Figure:
-    """Mean over concepts of the accuracy on those of their pictures that are ``among`` ``(N,)``.
+def mean_accuracy(parts: Sequence[tuple[Column, Tensor]], seed: int = 0) -> Figure:
+    """Mean over the concepts of each column of the accuracy on those of their pictures that its mask ``(N,)`` has.
 
     The interval is a percentile bootstrap over pictures; only how many hits and misses of each concept a resample holds
     matters, and these are multinomial. Where all are hits, or none is, resampling has nothing to vary: then it is
     Wilson's interval of the pictures.
     """
-    hits, counts = _hits(column, among)
+    hits, counts = map(np.concatenate, zip(*(_hits(*part) for part in parts), strict=True))
     accuracy, total = float((hits / counts).mean()), int(counts.sum())
     if hits.sum() in (0, total):
         return Figure(accuracy, *wilson_interval(accuracy, total), total, len(counts))
@@ -193,13 +227,13 @@ def _hits(column: Column, among: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return hits[counts > 0], counts[counts > 0]
 
 
-def concept_scores(verdicts: Verdicts, erased: Sequence[int], kind: Domain) -> Iterator[ConceptScore]:
+def concept_scores(verdicts: Verdicts, erased: Erased) -> Iterator[ConceptScore]:
     """Every concept drawn: an erased one on its own pictures, all others on kept pictures."""
-    gone = names_erased(verdicts, erased, kind)
+    gone = names_erased(verdicts.prompted, erased)
     for domain in DOMAINS:
         column = verdicts.column(domain)
         for concept in column.prompted.unique().tolist():
-            is_erased = domain == kind and concept in erased
+            is_erased = concept in erased.get(domain, ())
             rows = (column.prompted == concept) & (gone if is_erased else ~gone)
             count = int(rows.sum())
             if count:

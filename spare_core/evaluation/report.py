@@ -149,7 +149,7 @@ def summary_table(evaluation: Mapping[str, Any]) -> str:
     after = evaluation["adapted"]
     judge, subset = evaluation["judge"], evaluation["subset"]
     lines = [
-        f"erased {evaluation['kind']}: {', '.join(evaluation['erased'])}",
+        f"erased {' and '.join(evaluation['kinds'])}: {', '.join(evaluation['erased'])}",
         f"suite {evaluation['suite']}: {evaluation['counts']['pictures']} pictures"
         + (" (part of it)" if subset else "")
         + f", judge {judge['name']}",

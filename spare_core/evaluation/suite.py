@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from spare_core.canvas import protocol
-from spare_core.concept import normalise
+from spare_core.concept import Erasure, normalise
 from spare_core.errors import ConceptError, SettingsError
 from spare_core.locations import is_s3, local_path
 from spare_core.settings import read_yaml_mapping
@@ -54,6 +54,11 @@ class Cells(NamedTuple):
     objects: Tensor
     styles: Tensor
     seeds: Tensor
+
+
+def domain_of(erasure: Erasure) -> Domain:
+    """Where suites have a concept: people are objects to them."""
+    return "style" if erasure.kind == "style" else "object"
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,20 @@ class Suite:
         raise ConceptError(
             f"suite {self.name!r} has no {kind} {text!r}; nearest: {near!r}; its {kind}s: {', '.join(names)}"
         )
+
+    def domain(self, text: str) -> Domain:
+        """The one that has the concept.
+
+        Raises:
+            ConceptError: if none or both have it.
+        """
+        having = [kind for kind in DOMAINS if _key(text) in map(_key, self.names(kind))]
+        if len(having) > 1:
+            raise ConceptError(f"suite {self.name!r} has a style and an object {text!r}; say which by --kind")
+        if not having:  # the nearest name is that of a style or of an object
+            near = difflib.get_close_matches(text.title(), (*self.styles, *self.objects), n=1, cutoff=0.0)[0]
+            raise ConceptError(f"suite {self.name!r} has no {text!r}; nearest: {near!r}")
+        return having[0]
 
     def cells(self) -> Cells:
         """What is drawn, seed by seed, style by style."""
