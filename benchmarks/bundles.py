@@ -9,23 +9,23 @@ again). ``worst`` is the concept that is forgotten least.
 from __future__ import annotations
 
 import argparse
-import time
+import tempfile
 from pathlib import Path
 
 from benchmarks.ablation import CONCEPTS, Bench
 from spare_core.adapter import Adapter
 from spare_core.artifact import load_adapter
 from spare_core.bundle import concatenated
-from spare_core.compose import Candidate, Composition
+from spare_core.compose import Candidate, ways
 from spare_core.concept import Erasure
 from spare_core.erase import erase
 from spare_core.erasures import Erasures
 from spare_core.evaluation.findings import Question, findings
 from spare_core.evaluation.grid import draw_grid
 from spare_core.evaluation.suite import DOMAINS
-from spare_core.request import build_erasure
+from spare_core.request import build_erasure, build_request
 from spare_core.settings import EraseSettings
-from spare_core.stages import make_repeatable, peak_memory
+from spare_core.stages import Work, make_repeatable, peak_memory
 
 EIGHT = ("Neon Lines", "Cat", "Winter", "Tower", "Red Blue Ink", "Guitar", "Rust", "Jellyfish")
 
@@ -48,14 +48,13 @@ def main() -> None:
         if options.seeds:
             print(f"| {count} | nothing | | {judged(bench, erasures, None)} | | | | | |", flush=True)
         for rank in options.ranks:
-            settings = EraseSettings(rank=rank, alpha=float(rank))
-            started = time.perf_counter()
-            composition = Composition.prepare(bench.denoiser, erasures, settings, lambda stage, done, total: None)
-            prepared = time.perf_counter() - started
+            request = build_request("canvas", erasures, EraseSettings(rank=rank, alpha=float(rank)))
             exact = concatenated([adapter for _, adapter in parts[:count]])
-            for way in (*composition.of_parts(exact), composition.joint()):
+            with tempfile.TemporaryDirectory() as folder:
+                found = ways(Work(request, bench.denoiser), Path(folder), exact)
+            for way in found:
                 seen = judged(bench, erasures, way) if options.seeds else " | | | |"
-                print(line(count, way, seen, prepared), flush=True)
+                print(line(count, way, seen), flush=True)
 
 
 def part(concept: str, folder: Path) -> tuple[Erasure, Adapter]:
@@ -82,9 +81,9 @@ def judged(bench: Bench, erasures: Erasures, way: Candidate | None) -> str:
     )
 
 
-def line(count: int, way: Candidate, seen: str, prepared: float) -> str:
-    """A row of the table; the seconds of the probes and examples are counted in where a way needs them."""
-    seconds = way.facts["seconds"] + (prepared if way.name in ("refined", "joint") else 0.0)
+def line(count: int, way: Candidate, seen: str) -> str:
+    """A row of the table; the seconds are the way's own: examples and probes, which all need, are in those of joint."""
+    seconds = way.facts["seconds"]
     peak = peak_memory(way.adapter.parameters()[0].device)["host"] / 1e6
     return (
         f"| {count} | {way.name} | {way.rank} | {seen} | {way.measured.residual:.3f} "

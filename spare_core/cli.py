@@ -109,23 +109,31 @@ def compose(
     model: Model,
     adapter: Annotated[list[Path], typer.Option(help="adapter directory, of one concept or several; repeatable")],
     output: Output,
+    without: Annotated[
+        list[str] | None, typer.Option(help="a concept of theirs that is not to be erased any more; repeatable")
+    ] = None,
     config: Annotated[str | None, typer.Option(help="YAML file of settings, local or s3://; options win")] = None,
     rank: Annotated[int | None, typer.Option(help="rank of the bundle")] = None,
     seed: Annotated[int | None, typer.Option(help="seed of all chance")] = None,
     as_json: Json = False,
 ) -> None:
-    """Make one adapter that suppresses what several do; writes the best of three ways, by measurement."""
+    """Make one adapter that suppresses what several do: the best of three ways, by measurement. Killed, it goes on with
+    the same command."""
     from spare_core.compose import compose as run
     from spare_core.progress import Progress
 
     settings = _settings(config, {"rank": rank, "seed": seed})
     with Progress() as progress:
-        manifest = run(model, adapter, output, settings, progress)
+        manifest = run(model, adapter, output, settings, progress, without or ())
     ways = manifest["composition"]
     lines = [
         f"{name:<13} rank {one['rank']:>3}, worst residual {max(one['residuals'].values()):.3f}, mean drift "
         f"{one['mean_drift']:.4f}, {one['seconds']:.1f} s{'  <- taken' if name == ways['chosen'] else ''}"
         for name, one in ways["candidates"].items()
+    ]
+    lines += [
+        f"{name} is {'back' if one['back'] else 'NOT back'}: residual {one['residual']:.3f} (base 1)"
+        for name, one in manifest["withdrawn"].items()
     ]
     concepts = ", ".join(request["concept"] for request in manifest["requests"])
     print_result(manifest, as_json, "\n".join([f"{concepts}:", *lines, f"adapter: {output}"]))

@@ -2,41 +2,43 @@
 
 The parts only say what is erased and where training may start from: the teacher is the base model, for every concept
 anew, and what one part keeps is held unless another erases it. Three ways are tried and measured on the same probes:
-the parts' sum cut to the rank (*compressed*), a short training from there (*refined*), and one from a closed form for
-all concepts at once (*joint*). The exact sum (*concatenated*), of the ranks' sum, is measured beside them.
+that of ``spare erase`` for all concepts at once (*joint*), the parts' sum cut to the rank (*compressed*), and a short
+training from there (*refined*). The exact sum (*concatenated*), of the ranks' sum, is measured beside them.
+
+A bundle grows by being a part of the next one. It shrinks by being made anew without a concept: there only *joint* is
+left, since the parts hold what is to go.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
-from spare_core.adapter import Adapter, LowRankUpdate, check_rank
-from spare_core.artifact import MANIFEST, check_base, load_adapter, save_adapter
-from spare_core.bank import fill_bank
-from spare_core.batches import Batches
+from spare_core import stages
+from spare_core.adapter import Adapter, LowRankUpdate
+from spare_core.artifact import MANIFEST, StoredAdapter, check_base, load_adapter, read_manifest, save_adapter
 from spare_core.bundle import compressed, concatenated
+from spare_core.checkpoint import Checkpoint, check_output
 from spare_core.closed_form import Start
-from spare_core.concept import Erasure
-from spare_core.denoiser import UNetDenoiser, choose_device, load_denoiser
-from spare_core.distill import TrainingState, distill
+from spare_core.concept import Erasure, normalise
+from spare_core.denoiser import choose_device
+from spare_core.distill import distill
+from spare_core.erase import check_space, run_stages
 from spare_core.erasures import Erasures
-from spare_core.errors import OutputError, SettingsError
-from spare_core.masks import LayerMask, Masks, describe_masks
+from spare_core.errors import ConceptError, SettingsError
+from spare_core.masks import LayerMask, Masks
 from spare_core.measures import Measurement, Meter, draw_held_out
-from spare_core.model_files import find_model
-from spare_core.opening import open_from, open_training
-from spare_core.prompts import all_prompts
-from spare_core.request import Progress
-from spare_core.saliency import choose_masks
+from spare_core.opening import open_from
+from spare_core.request import Progress, build_request
 from spare_core.settings import EraseSettings
-from spare_core.stages import make_repeatable, peak_memory
-from spare_core.timesteps import TimestepProfile, TimestepSampler, profile_timesteps
+
+BACK: Final = 0.8
+"""Residual from which a withdrawn concept counts as back; the base model's own is 1."""
+_JOINT: Final = "joint"
 
 
 class Candidate(NamedTuple):
@@ -65,51 +67,53 @@ def compose(
     output: Path,
     settings: EraseSettings,
     progress: Progress = lambda stage, done, total: None,
+    without: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write the best of the ways to ``output``; returns its manifest. ``settings.rank`` is the bundle's.
+    """Write the best of the ways to ``output``; returns its manifest. ``settings.rank`` is the bundle's; concepts of
+    the parts that are named in ``without`` are no longer erased.
+
+    The same call again returns the finished result, or goes on where a killed run stopped.
 
     Raises:
         InputError: before any work: a damaged adapter, one of another base, a concept that is erased twice, surrogates
-            in a circle, a rank that no layer has, an output folder that is not empty.
+            in a circle, a rank that no layer has, an output folder that holds something else.
         TrainingError: if a loss stops being finite.
     """
     choose_device(settings.device)
     if settings.mask == "weight":
         raise SettingsError(["mask is 'weight', of which no low-rank adapter is made; a bundle is one: give another"])
-    _check_output(output)
     parts = [load_adapter(folder) for folder in folders]
     exact = concatenated([part.adapter for part in parts])
-    erasures = Erasures.of(*(part.manifest for part in parts))
-    digest = find_model(model).digest()
+    kept, withdrawn = _split(parts, without)
+    request = build_request(model, Erasures.of(*kept), settings, None, progress)
     for part in parts:
-        check_base(part, digest, model)
-    make_repeatable()
-    denoiser = load_denoiser(model, settings.device, settings.dtype, settings.low_memory)
-    check_rank(denoiser.target_layers(), settings.rank)
-    denoiser.check_prompts(all_prompts(erasures))
-    started = time.perf_counter()
-    work = Composition.prepare(denoiser, erasures, settings, progress)
-    prepared = round(time.perf_counter() - started, 3)
-    candidates = [*work.of_parts(exact.to(denoiser.device)), work.joint()]
-    chosen = best([one for one in candidates if one.rank == settings.rank], settings)
-    sampler = TimestepSampler.from_profile(work.profile, settings)
-    manifest = {
-        "requests": [
-            {**Erasure.from_dict(request).as_dict(), "adapter": request.get("adapter", part.sha256)}
-            for part in parts
-            for request in part.manifest.get("requests", [part.manifest])
-        ],
-        "settings": settings.as_dict(),
-        "seeds": {"run": settings.seed},
-        "mask": {"kind": settings.mask, **describe_masks(work.masks)},
-        "timestep_profile": {**work.profile.as_dict(), "probabilities": sampler.probabilities.tolist()},
-        "composition": {"chosen": chosen.name, "candidates": {one.name: one.as_dict() for one in candidates}},
-        **chosen.measured.as_dict(),
-        "seconds": {"prepare": prepared, **{one.name: one.facts["seconds"] for one in candidates}},
-        "peak_memory_bytes": peak_memory(denoiser.device),
-        "base": {"digest": digest, **denoiser.settings()},
+        check_base(part, request.base, model)
+    identity = {
+        **request.identity(),
+        "adapters": [part.sha256 for part in parts],
+        "without": [one.concept for one in withdrawn],
     }
-    return save_adapter(output, chosen.adapter, denoiser.lora_prefix, manifest)
+    finished = check_output(output, identity)
+    if finished is not None:
+        return finished
+    work = stages.open_work(request, progress)
+    check_space(output, work.denoiser, settings)
+    with Checkpoint(output, identity) as folder:
+        candidates = ways(work, folder, None if withdrawn else exact)
+        chosen = best([one for one in candidates if one.rank == settings.rank], settings)
+        joint = read_manifest(folder / _JOINT)
+        told = ("settings", "seeds", "mask", "timestep_profile", "base")
+        manifest = {
+            "requests": kept,
+            **{name: joint[name] for name in told},
+            "composition": {"chosen": chosen.name, "candidates": {one.name: one.as_dict() for one in candidates}},
+            **chosen.measured.as_dict(),
+            "withdrawn": _withdrawn(work, withdrawn, chosen.adapter),
+            "seconds": {one.name: one.facts["seconds"] for one in candidates},
+            "peak_memory_bytes": stages.peak_memory(work.denoiser.device),
+            "request": identity,
+        }
+        return save_adapter(output, chosen.adapter, work.denoiser.lora_prefix, manifest)
 
 
 def best(candidates: Sequence[Candidate], settings: EraseSettings) -> Candidate:
@@ -120,70 +124,74 @@ def best(candidates: Sequence[Candidate], settings: EraseSettings) -> Candidate:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Composition:
-    """What every way is measured and trained on."""
+def ways(work: stages.Work, folder: Path, exact: Adapter | None) -> list[Candidate]:
+    """All that there are, of all ranks. Stages that were finished in ``folder`` before are not done again.
 
-    denoiser: UNetDenoiser
-    erasures: Erasures
-    settings: EraseSettings
-    meter: Meter
-    batches: Batches
-    profile: TimestepProfile
-    masks: Masks
-    progress: Progress
+    ``exact`` is the parts' sum; None where it erases what is not to be erased.
+    """
+    settings, denoiser, joint = work.request.settings, work.denoiser, folder / _JOINT
+    manifest = read_manifest(joint) if (joint / MANIFEST).is_file() else run_stages(work, folder, joint)
+    measured = Measurement(manifest["residuals"], manifest["drift"])
+    training = {name: manifest["training"][name] for name in ("steps", "lr", "closed_form", "taken_back")}
+    training["seconds"] = round(sum(manifest["seconds"].values()), 3)
+    found = [Candidate(_JOINT, load_adapter(joint).adapter.to(denoiser.device), measured, training)]
+    if exact is None:
+        return found
+    inputs = stages.read_inputs(work, *(folder / name for name in stages.ERASING[:3]))
+    cut = compressed(exact.to(denoiser.device), settings.rank)
 
-    @classmethod
-    def prepare(
-        cls, denoiser: UNetDenoiser, erasures: Erasures, settings: EraseSettings, progress: Progress
-    ) -> Composition:
-        """Sample examples and probes."""
-        progress("prepare", 0, 1)
-        bank = fill_bank(denoiser, erasures, settings)
-        meter = Meter(denoiser, draw_held_out(denoiser, erasures, settings))
-        profile = profile_timesteps(bank, denoiser.num_timesteps, settings.bins)
-        masks = choose_masks(denoiser, bank, profile, settings)
-        progress("prepare", 1, 1)
-        return cls(denoiser, erasures, settings, meter, Batches(bank, profile, settings), profile, masks, progress)
+    def refine() -> _Made:
+        adapter = freed_adapter(cut.adapter, inputs.masks, settings.seed)
+        start = Start(adapter, None, Meter(denoiser, inputs.meter.held_out.thinned()).measure(adapter))
+        state = open_from(denoiser, inputs.batches, inputs.meter, start, settings)
+        measured = distill(denoiser, inputs.batches, inputs.meter, state, settings)
+        return state.adapter, measured, {"steps": state.step, "lr": state.lr, "taken_back": state.taken_back}
 
-    def of_parts(self, exact: Adapter) -> list[Candidate]:
-        """The ``exact`` sum as it is, cut to the rank, and trained on from there."""
-        found = [self._timed("concatenated", lambda: (exact, self.meter.measure(exact), {}))]
-        cut = compressed(exact, self.settings.rank)
-        errors = {"error": cut.error, "worst_error": cut.worst}
-        found.append(self._timed("compressed", lambda: (cut.adapter, self.meter.measure(cut.adapter), errors)))
-
-        def refine() -> _Made:
-            adapter = freed_adapter(cut.adapter, self.masks, self.settings.seed)
-            start = Start(adapter, None, Meter(self.denoiser, self.meter.held_out.thinned()).measure(adapter))
-            return self._trained(open_from(self.denoiser, self.batches, self.meter, start, self.settings))
-
-        return [*found, self._timed("refined", refine)]
-
-    def joint(self) -> Candidate:
-        """From nothing."""
-
-        def solve() -> _Made:
-            settings = self.settings
-            fresh = Adapter.initialise(self.denoiser, self.masks, settings.rank, settings.alpha, settings.seed)
-            opened = open_training(self.denoiser, self.batches, self.meter, fresh, self.erasures, settings)
-            return self._trained(opened)
-
-        return self._timed("joint", solve)
-
-    def _trained(self, state: TrainingState) -> _Made:
-        measured = distill(self.denoiser, self.batches, self.meter, state, self.settings)
-        return state.adapter, measured, {"steps": state.step, "lr": state.lr, "closed_form": state.closed_form}
-
-    def _timed(self, name: str, make: Callable[[], _Made]) -> Candidate:
-        self.progress(name, 0, 1)
-        started = time.perf_counter()
-        adapter, measured, facts = make()
-        self.progress(name, 1, 1)
-        return Candidate(name, adapter, measured, {**facts, "seconds": round(time.perf_counter() - started, 3)})
+    errors = {"error": cut.error, "worst_error": cut.worst}
+    makers: dict[str, Callable[[], _Made]] = {
+        "concatenated": lambda: (exact, inputs.meter.measure(exact), {}),
+        "compressed": lambda: (cut.adapter, inputs.meter.measure(cut.adapter), errors),
+        "refined": refine,
+    }
+    return [*(_timed(work, name, make) for name, make in makers.items()), *found]
 
 
 _Made = tuple[Adapter, Measurement, dict[str, Any]]
+
+
+def _timed(work: stages.Work, name: str, make: Callable[[], _Made]) -> Candidate:
+    work.progress(name, 0, 1)
+    started = time.perf_counter()
+    adapter, measured, facts = make()
+    work.progress(name, 1, 1)
+    return Candidate(name, adapter, measured, {**facts, "seconds": round(time.perf_counter() - started, 3)})
+
+
+def _split(parts: Sequence[StoredAdapter], without: Sequence[str]) -> tuple[list[dict[str, Any]], list[Erasure]]:
+    """The requests that stay, each with the sha256 of the adapter that it came from, and the erasures that go."""
+    erasures = Erasures.of(*(part.manifest for part in parts))
+    strangers = [name for name in without if not erasures.erased(name)]
+    if strangers:
+        raise ConceptError(f"{', '.join(map(repr, strangers))} is not erased there, but {erasures.title}")
+    going = {normalise(name) for name in without}
+    if len(going) == len(erasures):
+        raise ConceptError("nothing would be left to erase; take the adapter off the model instead")
+    rows = [
+        {**Erasure.from_dict(row).as_dict(), "adapter": row.get("adapter", part.sha256)}
+        for part in parts
+        for row in part.manifest.get("requests", [part.manifest])
+    ]
+    kept = [row for row in rows if normalise(row["concept"]) not in going]
+    return kept, [one for one in erasures if normalise(one.concept) in going]
+
+
+def _withdrawn(work: stages.Work, erasures: Sequence[Erasure], adapter: Adapter) -> dict[str, Any]:
+    """Of each concept that is to be as before, how far the prediction is from its surrogate's."""
+    if not erasures:
+        return {}
+    meter = Meter(work.denoiser, draw_held_out(work.denoiser, Erasures(*erasures), work.request.settings))
+    residuals = meter.measure(adapter).residuals
+    return {name: {"residual": residual, "back": residual >= BACK} for name, residual in residuals.items()}
 
 
 def freed_adapter(adapter: Adapter, masks: Masks, seed: int) -> Adapter:
@@ -200,9 +208,3 @@ def freed_adapter(adapter: Adapter, masks: Masks, seed: int) -> Adapter:
         freed = LowRankUpdate(down, up, update.scale, LayerMask(rows, columns))
         updates[name] = freed.to(update.down.device)
     return Adapter(updates)
-
-
-def _check_output(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        what = f"holds {MANIFEST}" if (output / MANIFEST).is_file() else "is there already"
-        raise OutputError(f"{output} {what}; give a new or empty folder for --output")

@@ -45,13 +45,13 @@ def erase(
     if finished is not None:
         return finished
     work = stages.open_work(request, progress)
-    _check_space(output, work.denoiser, settings)
+    check_space(output, work.denoiser, settings)
     with Checkpoint(output, request.identity()) as folder:
-        return _run(work, folder, output)
+        return run_stages(work, folder, output)
 
 
-def _run(work: stages.Work, folder: Path, output: Path) -> dict[str, Any]:
-    """All stages; one that an earlier process finished is not done again."""
+def run_stages(work: stages.Work, folder: Path, output: Path) -> dict[str, Any]:
+    """All stages, in ``folder``; one that an earlier process finished there is not done again."""
     examples, profile, masks, state = (folder / name for name in stages.ERASING)
     if not is_finished(examples):
         stages.prepare(work, examples)
@@ -62,8 +62,12 @@ def _run(work: stages.Work, folder: Path, output: Path) -> dict[str, Any]:
     return stages.distill(work, examples, profile, masks, output, state)
 
 
-def _check_space(output: Path, denoiser: UNetDenoiser, settings: EraseSettings) -> None:
-    """Adapter, its optimiser's moments and one spare copy must fit on the disk."""
+def check_space(output: Path, denoiser: UNetDenoiser, settings: EraseSettings) -> None:
+    """Refuse a disk that adapter, its optimiser's moments and one spare copy do not fit on.
+
+    Raises:
+        OutputError: saying how much is there and how much is needed.
+    """
     parameters = sum(settings.rank * sum(layer.weight.shape) for layer in denoiser.target_layers().values())
     needed = 4 * parameters * 6 + 64 * 2**20
     if settings.mask == "weight":  # a byte of mask for every weight, an index and a value for those that move

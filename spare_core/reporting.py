@@ -15,7 +15,8 @@ from spare_core.errors import SpareError
 Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON document on stdout")]
 
 _TAKES: Final = "; the same command takes what is done"
-_GOES_ON: Final = {"erase": "; the same command goes on from the last checkpoint", "run": _TAKES, "demo": _TAKES}
+_ON: Final = "; the same command goes on from the last checkpoint"
+_GOES_ON: Final = {"erase": _ON, "compose": _ON, "run": _TAKES, "demo": _TAKES}
 
 
 def reporting(command: Callable[..., None]) -> Callable[..., None]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,7 +30,7 @@ from spare_core.denoiser import UNetDenoiser, load_denoiser
 from spare_core.distill import TrainingState, start
 from spare_core.distill import distill as train
 from spare_core.errors import ModelError
-from spare_core.masks import describe_masks, load_masks, save_masks
+from spare_core.masks import Masks, describe_masks, load_masks, save_masks
 from spare_core.measures import HeldOut, Meter, draw_held_out
 from spare_core.opening import open_training
 from spare_core.prompts import all_prompts
@@ -135,6 +135,28 @@ def saliency(work: Work, examples: Path, profile: Path, output: Path) -> None:
         facts["mask"] = {"kind": work.request.settings.mask, **describe_masks(masks)}
 
 
+class Inputs(NamedTuple):
+    """What a training works with."""
+
+    batches: Batches
+    meter: Meter
+    profile: TimestepProfile
+    masks: Masks
+
+
+def read_inputs(work: Work, examples: Path, profile: Path, masks: Path) -> Inputs:
+    """From the folders of the stages before.
+
+    Raises:
+        StageError: if one of them is not finished, or another request's.
+    """
+    read_stage(masks, "saliency", work.request)
+    profiled = _profile(work, profile)
+    batches = Batches(_bank(work, examples), profiled, work.request.settings)
+    meter = Meter(work.denoiser, HeldOut.load(examples / HELD_OUT, work.denoiser.device))
+    return Inputs(batches, meter, profiled, load_masks(masks / MASKS))
+
+
 def distill(
     work: Work,
     examples: Path,
@@ -154,9 +176,7 @@ def distill(
     before = {name: read_stage(folder, name, request) for name, folder in inputs.items()}
     started = time.perf_counter()
     work.progress("distill", 0, settings.steps)
-    profiled, chosen = _profile(work, profile), load_masks(masks / MASKS)
-    batches = Batches(_bank(work, examples), profiled, settings)
-    meter = Meter(denoiser, HeldOut.load(examples / HELD_OUT, denoiser.device))
+    batches, meter, profiled, chosen = read_inputs(work, examples, profile, masks)
     fresh = Adapter.initialise(denoiser, chosen, settings.rank, settings.alpha, settings.seed)
     kept = None if state_folder is None else state_folder / STATE
     if kept is not None and kept.exists():

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from spare_core import compose as module
 from spare_core.artifact import load_adapter
 from spare_core.bundle import concatenated
 from spare_core.compose import Candidate, best, compose, freed_adapter
@@ -100,6 +101,60 @@ def test_a_bundle_grows_by_one(sd1_dir: Path, parts: dict[str, Path], tmp_path: 
     assert [one["adapter"] for one in grown["requests"]] == [load_adapter(part).sha256 for part in parts.values()]
 
 
+def test_a_bundle_shrinks_and_what_was_withdrawn_is_back(
+    composed: tuple[Path, dict[str, Any]], sd1_dir: Path, tmp_path: Path
+) -> None:
+    """The others stay; a surrogate that was followed to its own is a surrogate again."""
+    output = tmp_path / "out"
+    shrunk = compose(str(sd1_dir), [composed[0]], output, SETTINGS, without=["rust"])
+    assert [one["concept"] for one in shrunk["requests"]] == ["Neon", "cat"]
+    assert [one["adapter"] for one in shrunk["requests"]] == [one["adapter"] for one in composed[1]["requests"]][:2]
+    assert set(shrunk["residuals"]) == {"Neon", "cat"}
+    assert "Rust" in shrunk["drift"]
+    assert list(shrunk["composition"]["candidates"]) == ["joint"]
+    assert set(shrunk["withdrawn"]) == {"Rust"}
+    assert shrunk["withdrawn"]["Rust"]["back"] is (shrunk["withdrawn"]["Rust"]["residual"] >= 0.8)
+    # It is what is made of these two, without a trace of the third.
+    both = Erasures(PARTS["neon"], PARTS["cat"])
+    assert erase(str(sd1_dir), both, SETTINGS, tmp_path / "both")["files"] == shrunk["files"]
+
+
+def test_a_killed_composition_goes_on(
+    composed: tuple[Path, dict[str, Any]], sd1_dir: Path, parts: dict[str, Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Here killed after the joint way: its stages are not done again, and the bytes are those of one that was not."""
+
+    def dying(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "compressed", dying)
+        with pytest.raises(KeyboardInterrupt):
+            compose(str(sd1_dir), list(parts.values()), output, SETTINGS)
+    assert [path.name for path in output.iterdir()] == [".checkpoint"]
+    monkeypatch.setattr("spare_core.stages.fill_bank", lambda *args: pytest.fail("examples were drawn again"))
+    again = compose(str(sd1_dir), list(parts.values()), output, SETTINGS)
+    assert again["files"] == composed[1]["files"]
+    assert sorted(path.name for path in output.iterdir()) == ["pytorch_lora_weights.safetensors", "spare.json"]
+    assert compose(str(sd1_dir), list(parts.values()), output, SETTINGS) == json.loads(json.dumps(again))
+    with pytest.raises(OutputError, match="another request"):
+        compose(str(sd1_dir), [parts["neon"]], output, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [(["Dog"], "'Dog' is not erased there, but Neon, cat"), (["neon", "CAT"], "nothing would be left")],
+)
+def test_what_cannot_be_withdrawn_is_refused(
+    sd1_dir: Path, parts: dict[str, Path], tmp_path: Path, without: list[str], said: str
+) -> None:
+    with pytest.raises(ConceptError, match=said):
+        compose(str(sd1_dir), [parts["neon"], parts["cat"]], tmp_path / "out", SETTINGS, without=without)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_same_parts_give_the_same_bytes(
     composed: tuple[Path, dict[str, Any]], sd1_dir: Path, parts: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -180,7 +235,7 @@ def test_what_does_not_go_together_is_refused_before_any_work(
 
 def test_a_folder_that_holds_something_is_left_alone(sd1_dir: Path, parts: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(OutputError, match="new or empty"):
+    with pytest.raises(OutputError, match="is not ours"):
         compose(str(sd1_dir), list(parts.values()), tmp_path, SETTINGS)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
