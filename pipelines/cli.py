@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import time
@@ -92,8 +91,9 @@ def _summary(done: LocalRun) -> str:
 def summary_of(evaluation: Path) -> str:
     """The figures of an evaluation directory."""
     from spare_core.evaluation.report import summary_table
+    from spare_core.evaluation.report_files import read_report
 
-    return summary_table(json.loads((evaluation / "evaluation.json").read_text(encoding="utf-8")))
+    return summary_table(read_report(evaluation))
 
 
 def further(tracking: str, uri: str, prompt: str) -> list[str]:

@@ -36,8 +36,8 @@ from spare_core.opening import open_from
 from spare_core.request import Progress, build_request
 from spare_core.settings import EraseSettings
 
-BACK: Final = 0.8
-"""Residual from which a withdrawn concept counts as back; the base model's own is 1."""
+BACK_WITHIN: Final = 0.2
+"""A withdrawn concept counts as back if its residual is as near to 1, which is the base model's own."""
 _JOINT: Final = "joint"
 
 
@@ -191,7 +191,7 @@ def _withdrawn(work: stages.Work, erasures: Sequence[Erasure], adapter: Adapter)
         return {}
     meter = Meter(work.denoiser, draw_held_out(work.denoiser, Erasures(*erasures), work.request.settings))
     residuals = meter.measure(adapter).residuals
-    return {name: {"residual": residual, "back": residual >= BACK} for name, residual in residuals.items()}
+    return {name: {"residual": left, "back": abs(1 - left) <= BACK_WITHIN} for name, left in residuals.items()}
 
 
 def freed_adapter(adapter: Adapter, masks: Masks, seed: int) -> Adapter:

@@ -55,6 +55,8 @@ class Policy:
     max_drift: float = _limit("largest drift of any one kept concept", 0.0, 1e6)
     max_drift_of: Mapping[str, float] = _unranged("largest drift of concepts by name; each must be measured")
     max_damaged: float = _limit("largest share of the kept pictures that look damaged", 0.0, 1.0)
+    max_rebound: float = _limit("largest residual of a concept erased earlier, as a multiple of its first", 1.0, 1e6)
+    rebound_from: float = _limit("residual up to which nothing counts as a rebound", 0.0, 1.0)
 
     def __post_init__(self) -> None:
         problems = [*field_problems(self), *_mapping_problems(self.max_drift_of)]
@@ -101,6 +103,7 @@ class Policy:
 _CHECKED_WITH: Final[dict[str, Any]] = {
     "intervals": True, "min_samples": 1, "min_ua": 0.0, "max_ira_loss": 0.0, "max_cra_loss": 0.0, "fid": True,
     "max_fid_rise": 0.0, "max_mean_drift": 0.0, "max_drift": 0.0, "max_drift_of": {}, "max_damaged": 0.0,
+    "max_rebound": 1.0, "rebound_from": 0.0,
 }  # fmt: skip
 
 
@@ -166,6 +169,7 @@ def judge_figures(evaluation: Mapping[str, Any], policy: Policy) -> Verdict:
     reasons = [
         _at_least("min_samples", figures.samples(), policy.min_samples, "pictures of each erased concept"),
         _at_least("min_ua", figures.ua(), policy.min_ua, f"UA{figures.bound('lower')}"),
+        *_each_ua(figures, policy.min_ua),
         _at_most("max_ira_loss", figures.loss("ira"), policy.max_ira_loss, f"fall of IRA{figures.bound('upper')}"),
         _at_most("max_cra_loss", figures.loss("cra"), policy.max_cra_loss, f"fall of CRA{figures.bound('upper')}"),
     ]
@@ -179,7 +183,24 @@ def judge_figures(evaluation: Mapping[str, Any], policy: Policy) -> Verdict:
             _at_most("max_drift_of", figures.drift_of(name), bound, f"drift of {name!r}, named by the policy")
         )
     reasons.append(_at_most("max_damaged", figures.damaged(), policy.max_damaged, "share of damaged kept pictures"))
+    reasons.extend(_rebounds(figures, policy))
     return Verdict(policy, tuple(reasons))
+
+
+def _each_ua(figures: _Figures, allowed: float) -> Iterator[Reason]:
+    """Of several erased concepts each for itself: a mean hides one that is left."""
+    names = figures.erased()
+    for name in names if len(names) > 1 else []:
+        yield _at_least("min_ua", figures.ua_of(name), allowed, f"UA of {name!r}{figures.bound('lower')}")
+
+
+def _rebounds(figures: _Figures, policy: Policy) -> Iterator[Reason]:
+    """Of every concept that a bundle erased before its last change."""
+    for i, (name, change) in enumerate(figures.rebounds()):
+        then, now = figures.number("rebounds", i, "then"), figures.number("rebounds", i, "now")
+        allowed = max(policy.rebound_from, policy.max_rebound * (then or 0.0))
+        told = f"residual of {name!r} after {change}, {_told(then)} when it was added"
+        yield _at_most("max_rebound", None if then is None else now, allowed, told)
 
 
 def _drifts(figures: _Figures, allowed: float) -> Iterator[Reason]:
@@ -226,15 +247,40 @@ class _Figures:
 
     def samples(self) -> float | None:
         """Pictures of the erased concept that has the fewest; every erased one must be told."""
-        erased = self.evaluation.get("erased")
-        rows = self.evaluation.get("per_concept")
-        if not isinstance(erased, list) or not erased or not isinstance(rows, list):
+        erased, rows = self.erased(), self.evaluation.get("per_concept")
+        if not erased or not isinstance(rows, list):
             return None
         counts = {
             row.get("concept"): row.get("pictures") for row in rows if isinstance(row, dict) and row.get("erased")
         }
         found = [count for count in map(counts.get, erased) if type(count) is int]
         return float(min(found)) if len(found) == len(erased) else None
+
+    def erased(self) -> list[str]:
+        """The erased concepts."""
+        names = self.evaluation.get("erased")
+        return names if isinstance(names, list) else []
+
+    def rebounds(self) -> list[tuple[Any, Any]]:
+        """Concepts that were erased before the last change, and that change."""
+        rows = self.evaluation.get("rebounds")
+        if not isinstance(rows, list):
+            return []
+        return [(row.get("concept"), row.get("after")) if isinstance(row, dict) else (None, None) for row in rows]
+
+    def ua_of(self, concept: str) -> float | None:
+        """UA of one concept, or the lower end of its interval."""
+        rows = self.evaluation.get("per_concept")
+        places = [
+            i
+            for i, row in enumerate(rows if isinstance(rows, list) else [])
+            if isinstance(row, dict) and row.get("concept") == concept and row.get("erased")
+        ]
+        if len(places) != 1:
+            return None
+        keys = ("interval", 1) if self.intervals else ("accuracy",)
+        accuracy = self.number("per_concept", places[0], "after", *keys)
+        return None if accuracy is None or not 0 <= accuracy <= 1 + _ROUNDING else 1 - accuracy
 
     def ua(self) -> float | None:
         """UA on the adapter's pictures, or the lower end of its interval."""

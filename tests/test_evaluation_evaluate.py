@@ -13,10 +13,10 @@ from spare_core.artifact import StoredAdapter, load_adapter, save_adapter
 from spare_core.concept import Erasure
 from spare_core.denoiser import UNetDenoiser
 from spare_core.errors import AdapterError, ConceptError, InputError, OutputError, SettingsError
-from spare_core.evaluation import evaluate as module
 from spare_core.evaluation.canvas_judge import CanvasJudge
 from spare_core.evaluation.evaluate import evaluate
 from spare_core.evaluation.report import summary_table
+from spare_core.evaluation.report_files import check_output, read_report
 from spare_core.settings import EraseSettings
 from tests.adapters import load_tiny, manifest_for, random_adapter
 from tests.grids import ACCURACY, small_suite
@@ -148,6 +148,27 @@ def test_of_a_bundle_all_that_it_erases_is_evaluated(
     assert "erased style and object: Neon Lines, Rust, Dog" in summary_table(report)
 
 
+def test_a_bundle_that_grew_is_compared_with_what_it_was(
+    denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path
+) -> None:
+    """The report goes on from the one before, and shows what each change left of each concept."""
+    neon, two = stored(tmp_path / "neon", denoiser), bundle(tmp_path / "two", denoiser)
+    first = run(denoiser, judge, tmp_path / "first", neon, erased=[], kind=None)
+    assert first["rebounds"] == [] and "matrix.png" not in first["files"]
+    grown = run(denoiser, judge, tmp_path / "grown", two, erased=[], kind=None, before=read_report(tmp_path / "first"))
+    assert [row["added"] for row in grown["history"]] == [["Neon Lines"], ["Rust", "Dog"]]
+    assert grown["history"][:1] == first["history"]
+    (rebound,) = grown["rebounds"]
+    assert (rebound["concept"], rebound["after"]) == ("Neon Lines", "adding Rust, Dog")
+    assert (rebound["then"], rebound["now"]) == (first["residuals"]["Neon Lines"], grown["residuals"]["Neon Lines"])
+    assert (tmp_path / "grown" / "matrix.png").read_bytes().startswith(b"\x89PNG")
+    base = run(denoiser, judge, tmp_path / "base")
+    for before, said in ((base, "is of no adapter"), ({**first, "base_digest": "0" * 64}, "is of the base model 000")):
+        with pytest.raises(InputError, match=said):
+            run(denoiser, judge, tmp_path / "out", two, before=before)
+    assert not (tmp_path / "out").exists()
+
+
 def test_names_say_of_which_kind_they_are(denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path) -> None:
     """Unless a suite has both."""
     adapter = bundle(tmp_path / "one", denoiser)
@@ -238,7 +259,7 @@ def test_a_folder_that_holds_something_else_is_refused(
 def test_what_a_killed_run_left_is_no_obstacle(tmp_path: Path) -> None:
     for name in ("contact_sheet.png", ".evaluation.json.123.partial"):
         (tmp_path / name).write_text("half")
-    module.check_output(tmp_path)
+    check_output(tmp_path)
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(OutputError, match=r"thesis\.txt"):
-        module.check_output(tmp_path)
+        check_output(tmp_path)

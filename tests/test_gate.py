@@ -113,6 +113,40 @@ def test_nothing_measured_fails_every_rule(policy: Policy) -> None:
     assert all("not measured" in text for text in verdict.refusals)
 
 
+def bundle(**changes: Any) -> dict[str, Any]:
+    """Two concepts, one of which was erased before the other joined."""
+    rows = [
+        {"concept": name, "erased": True, "pictures": 20, "after": {"accuracy": 0.0, "interval": [0.0, 0.161]}}
+        for name in ("Neon Lines", "Cat")
+    ]
+    rebound = {"concept": "Neon Lines", "then": 0.1, "now": 0.14, "after": "adding Cat"}
+    return figures(erased=["Neon Lines", "Cat"], per_concept=rows, **{"rebounds": [rebound], **changes})
+
+
+def test_of_several_concepts_each_must_be_forgotten(policy: Policy) -> None:
+    report = bundle()
+    assert judge_figures(report, policy).passed
+    report["per_concept"][1]["after"] = {"accuracy": 0.1, "interval": [0.028, 0.301]}
+    assert judge_figures(report, policy).refusals == ("UA of 'Cat', lower 95 % bound: 0.699; at least 0.75 is needed",)
+    assert judge_figures(report, dataclasses.replace(policy, intervals=False)).passed
+    del report["per_concept"][1]["after"]
+    assert "UA of 'Cat', lower 95 % bound: not measured" in judge_figures(report, policy).refusals[0]
+
+
+@pytest.mark.parametrize(("then", "now", "passed"), [
+    (0.1, 0.15, True), (0.1, 0.151, False), (0.02, 0.1, True), (0.02, 0.11, False), (None, 0.1, False),
+    (0.1, None, False), (0.1, float("nan"), False),
+])  # fmt: skip
+def test_what_comes_back_when_another_concept_joins_is_refused_by_name(
+    policy: Policy, then: Any, now: Any, passed: bool
+) -> None:
+    rebound = {"concept": "Neon Lines", "then": then, "now": now, "after": "adding Cat"}
+    verdict = judge_figures(bundle(rebounds=[rebound]), policy)
+    assert verdict.passed is passed
+    assert passed or verdict.refusals[0].startswith("residual of 'Neon Lines' after adding Cat")
+    assert not judge_figures(bundle(rebounds=["damaged"]), policy).passed
+
+
 def test_points_instead_of_bounds_decide_where_the_policy_says_so(policy: Policy) -> None:
     report = changed("adapted.intervals.ua.0", 0.5)
     assert not judge_figures(report, policy).passed

@@ -23,7 +23,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from spare_core.artifact import load_adapter
 from spare_core.denoiser import UNetDenoiser
-from spare_core.errors import AdapterError, ModelError, RegistryError, RegistryInputError
+from spare_core.errors import AdapterError, InputError, ModelError, RegistryError, RegistryInputError
 from spare_core.gate import Policy
 from spare_core.registry.client import connect
 from spare_core.registry.models import RegisteredVersion, check_weights, get_version, judge, register
@@ -232,7 +232,7 @@ def test_figures_of_another_adapter_are_refused(tmp_path: Path, denoiser: UNetDe
     other = write_adapter(tmp_path / "other", denoiser, "Figures", seed=5)
     with pytest.raises(RegistryInputError, match="evaluate this adapter on its base"):
         registered("figures", stored.folder, write_evaluation(tmp_path / "evaluation", other))
-    with pytest.raises(RegistryInputError, match="is no evaluation"):
+    with pytest.raises(InputError, match="is no evaluation"):
         registered("figures", stored.folder, tmp_path)
 
 

@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from spare_core.artifact import StoredAdapter, versions
-from spare_core.atomic import write_bytes, write_json
 from spare_core.denoiser import UNetDenoiser
 from spare_core.erasures import Erasures, title_of
-from spare_core.errors import OutputError, SettingsError
+from spare_core.errors import SettingsError
 from spare_core.evaluation.findings import Question, by_harm, findings
 from spare_core.evaluation.grid import GridResult, base_grid, draw_grid
 from spare_core.evaluation.judgement import Judge
+from spare_core.evaluation.matrix import check_continues, continued, matrix_plot, rebounds
 from spare_core.evaluation.metrics import check_drawn
 from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.report import contact_sheet, profile_plot, sheet_rows
+from spare_core.evaluation.report_files import MATRIX, PROFILE, SCHEMA, SHEET, check_output, write_report
 from spare_core.evaluation.suite import DOMAINS, Suite, domain_of
 from spare_core.measures import Measurement, Meter, draw_held_out
 from spare_core.settings import EraseSettings
 
-SCHEMA: Final = "spare.evaluation/1"
 _HELD_OUT: Final = 24
 """Trajectories a side that an evaluation measures on, if the training measured on fewer."""
 _EACH: Final = 4
 """Of each concept at least so many: a policy bounds every single drift, and one trajectory of a concept may show
 five times the drift that the next one does."""
-EVALUATION: Final = "evaluation.json"
-SHEET: Final = "contact_sheet.png"
-PROFILE: Final = "timesteps.png"
 
 OnProgress = Callable[[str, int, int], None]
 """Called with a stage's name, how much of it is done, and how much there is."""
@@ -52,6 +46,7 @@ def evaluate(
     judge: Judge,
     on_progress: OnProgress = lambda stage, done, total: None,
     batch_size: int | None = None,
+    before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluate the base and, if any are given, all adapters together; writes the report and returns it.
 
@@ -59,7 +54,8 @@ def evaluate(
     erase.
 
     ``output`` receives ``evaluation.json``, ``contact_sheet.png`` and, if an adapter has a profile, ``timesteps.png``;
-    an earlier evaluation there is replaced. Whether an adapter belongs to this base is for the caller to refuse
+    with ``before``, the report on a bundle before it changed, also ``matrix.png``. An earlier evaluation there is
+    replaced. Whether an adapter belongs to this base is for the caller to refuse
     (:func:`spare_core.artifact.check_base`); the report says it.
 
     Raises:
@@ -70,6 +66,7 @@ def evaluate(
     """
     question = _check_request(suite, erased, kind, stored_adapters)
     check_output(output)
+    check_continues(before, base_digest)
     _check_model(denoiser, suite, stored_adapters)
     clock = _Clock(on_progress)
     with clock.stage("reference"):
@@ -77,16 +74,16 @@ def evaluate(
     with clock.stage("measure"):
         measured = _measure(denoiser, stored_adapters, question.erased_names)
     with clock.stage("base"):
-        before, cached = base_grid(denoiser, base_digest, suite, judge, batch_size, clock.counting)
+        base, cached = base_grid(denoiser, base_digest, suite, judge, batch_size, clock.counting)
     after = None
     if stored_adapters:
         with clock.stage("adapted"):
             adapters = [stored.adapter for stored in stored_adapters]
             after = draw_grid(denoiser, suite, judge, adapters, batch_size, clock.counting)
-    drawn = len(before)
-    before, after = question.asked(before), None if after is None else question.asked(after)
+    drawn = len(base)
+    base, after = question.asked(base), None if after is None else question.asked(after)
     with clock.stage("metrics"):
-        found = findings(before, after, question, reference)
+        found = findings(base, after, question, reference)
     report = {
         "schema": SCHEMA,
         "suite": suite.name,
@@ -97,7 +94,7 @@ def evaluate(
         "resolution": suite.resolution or denoiser.resolution,
         **found,
         "aside": {domain: [suite.names(domain)[row] for row in rows] for domain, rows in question.aside.items()},
-        "aside_pictures": drawn - len(before),
+        "aside_pictures": drawn - len(base),
         **_summarised(measured),
         "adapters": [_adapter_facts(stored, base_digest) for stored in stored_adapters],
         "base_digest": base_digest,
@@ -106,34 +103,10 @@ def evaluate(
         "seconds": clock.seconds,
         "versions": versions(),
     }
-    return _write(output, report, _pictures(before, after, report, question, stored_adapters))
-
-
-def check_output(output: Path) -> None:
-    """Refuse a folder that holds anything but an earlier evaluation, finished or not.
-
-    Raises:
-        OutputError: naming what is in the way.
-    """
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output} is a file; give a folder for --output")
-    existing = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"{existing} cannot be written to; give another --output")
-    if not output.is_dir() or _is_evaluation(output / EVALUATION):
-        return
-    # A run that was killed while writing leaves our pictures without the report.
-    strangers = sorted(p.name for p in output.iterdir() if p.name not in (SHEET, PROFILE) and p.suffix != ".partial")
-    if strangers:
-        raise OutputError(f"{output} holds {strangers[0]} and no evaluation of ours; give a new or empty --output")
-
-
-def _is_evaluation(path: Path) -> bool:
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(report, dict) and report.get("schema") == SCHEMA
+    if stored_adapters:
+        report["history"] = continued(before, report)
+        report["rebounds"] = rebounds(report["history"])
+    return write_report(output, report, _pictures(base, after, report, question, stored_adapters))
 
 
 def _check_request(
@@ -261,16 +234,6 @@ def _pictures(
     }
     if profiles:
         files[PROFILE] = profile_plot(profiles)
+    if len(report.get("history", ())) > 1:
+        files[MATRIX] = matrix_plot(report["history"])
     return files
-
-
-def _write(output: Path, report: dict[str, Any], pictures: dict[str, bytes]) -> dict[str, Any]:
-    """Pictures first, and the report says their sha256: what a run killed in between leaves does not pass for whole."""
-    for name in (SHEET, PROFILE):
-        if name in pictures:
-            write_bytes(output / name, pictures[name])
-        else:
-            (output / name).unlink(missing_ok=True)
-    report["files"] = {name: {"sha256": hashlib.sha256(content).hexdigest()} for name, content in pictures.items()}
-    write_json(output / EVALUATION, report)
-    return report

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spare_core.erasures import title_of
-from spare_core.evaluation.evaluate import EVALUATION, SHEET
 from spare_core.evaluation.report import profile_plot, summary_table
+from spare_core.evaluation.report_files import MATRIX, SHEET, read_report
 
 _STYLE = (
     "body{font:14px/1.5 system-ui,sans-serif;color:#1a1a1a;margin:2em;max-width:70em}"
@@ -25,7 +24,7 @@ _STYLE = (
 
 def evaluation_page(folder: Path) -> str:
     """The figures before and after, the contact sheet, and every concept, of an evaluation directory."""
-    report = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+    report = read_report(folder)
     title = f"{title_of(report['erased'])}: suppressed as measured by the judge {report['judge']['name']!r}"
     rows = [
         [row["concept"], row["kind"], str(row["pictures"]), *(_share(row[side]) for side in ("before", "after"))]
@@ -35,6 +34,7 @@ def evaluation_page(folder: Path) -> str:
     body = [
         f"<pre>{html.escape(summary_table(report))}</pre>",
         _picture((folder / SHEET).read_bytes(), "before and after"),
+        *([_picture((folder / MATRIX).read_bytes(), "what is left of each")] if (folder / MATRIX).is_file() else []),
         _table(["concept", "kind", "pictures", "accuracy before", "after"], rows, gone),
     ]
     return _page(title, body)

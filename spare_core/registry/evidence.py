@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from spare_core.artifact import StoredAdapter
 from spare_core.errors import ObjectMissing, RegistryError
+from spare_core.evaluation.report_files import EVALUATION, PICTURES
 
 if TYPE_CHECKING:
     from spare_core.store import Store
 
 SCHEMA: Final = "spare.evidence/1"
-EVALUATION: Final = "evaluation.json"
-FILES: Final = (EVALUATION, "contact_sheet.png", "timesteps.png")
+FILES: Final = (EVALUATION, *PICTURES)
 """What is kept of an evaluation's folder."""
 _DOCUMENTS: Final = "evidence"
 _ARTIFACTS: Final = "artifacts"

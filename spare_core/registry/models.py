@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 from spare_core.artifact import StoredAdapter, load_adapter
 from spare_core.concept import normalise
 from spare_core.errors import AdapterError, RegistryError, RegistryInputError
+from spare_core.evaluation.report_files import EVALUATION, read_report
 from spare_core.gate import Policy, Reason, Verdict, judge_figures
 from spare_core.registry.client import asking, connect, overwrite
-from spare_core.registry.evidence import EVALUATION, FILES, keep_document, keep_evidence, read_evaluation
+from spare_core.registry.evidence import FILES, keep_document, keep_evidence, read_evaluation
 from spare_core.registry.naming import check_name, model_name
 from spare_core.registry.packaging import WEIGHTS, check_lora, package
 from spare_core.registry.tracking import EXPERIMENT, REQUEST, StageRun, sha256_of
@@ -47,7 +48,6 @@ FORCED_REASON: Final = "spare.forced.reason"
 _CONCEPT_KEY: Final = "spare.concept_key"
 _REGISTRATION: Final = "spare.registration"
 """sha256 of request id and adapter: what may exist only once."""
-_SCHEMA: Final = "spare.evaluation/1"
 _TAG_CHARACTERS: Final = 5000
 
 
@@ -226,20 +226,13 @@ def _measured_anew(client: MlflowClient, found: RegisteredVersion, tags: Mapping
 
 
 def _read_evaluation(folder: Path, stored: StoredAdapter) -> dict[str, Any]:
-    path = folder / EVALUATION
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RegistryInputError(
-            f"{path} is no evaluation: {error}; give the folder that `spare evaluate` wrote"
-        ) from None
-    if not isinstance(report, dict) or report.get("schema") != _SCHEMA:
-        raise RegistryInputError(f"{path} is no evaluation of schema {_SCHEMA!r}; give the folder of `spare evaluate`")
+    report = read_report(folder)
     evaluated = [adapter.get("sha256") for adapter in report.get("adapters", ())]
     if evaluated != [stored.sha256] or report.get("base_digest") != stored.base_digest:
         raise RegistryInputError(
-            f"{path} is an evaluation of {len(evaluated)} adapter(s) on {str(report.get('base_digest'))[:12]}…, not of "
-            f"{stored.sha256[:12]}… alone on {stored.base_digest[:12]}…; evaluate this adapter on its base"
+            f"{folder / EVALUATION} is an evaluation of {len(evaluated)} adapter(s) on "
+            f"{str(report.get('base_digest'))[:12]}…, not of {stored.sha256[:12]}… alone on "
+            f"{stored.base_digest[:12]}…; evaluate this adapter on its base"
         )
     return report
 
