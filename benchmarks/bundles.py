@@ -59,10 +59,15 @@ def main() -> None:
 
 def part(concept: str, folder: Path) -> tuple[Erasure, Adapter]:
     """One concept's erasure and its adapter."""
-    kind, _, surrogate = next(one for one in CONCEPTS if one[1] == concept)
-    erasure = build_erasure("canvas", concept, surrogate, kind)  # type: ignore[arg-type]
+    erasure = erasure_of(concept)
     erase("canvas", Erasures(erasure), EraseSettings(), folder)
     return erasure, load_adapter(folder).adapter
+
+
+def erasure_of(concept: str) -> Erasure:
+    """As the other benchmarks erase it."""
+    kind, _, surrogate = next(one for one in CONCEPTS if one[1] == concept)
+    return build_erasure("canvas", concept, surrogate, kind)  # type: ignore[arg-type]
 
 
 def judged(bench: Bench, erasures: Erasures, way: Candidate | None) -> str:

@@ -42,11 +42,12 @@ def _run(file: Path | None, arguments: Sequence[str], output: Path, as_json: boo
         from pipelines import local
     except ImportError as error:
         raise SpareError(f"{error}; pip install 'spare-unlearning[pipelines,server]' to run pipelines") from None
-    from pipelines.definition import SPARE
+    from pipelines.definition import BUNDLE, SPARE
     from pipelines.parameters import parse
 
     definition = file or SPARE
-    values = parse(arguments, definition, checked_later=definition == SPARE)
+    ours = definition.resolve() in (SPARE, BUNDLE)
+    values = parse(arguments, definition, checked_later=ours)
     started = time.monotonic()
 
     def on_stage(stage: str, what: str) -> None:
@@ -83,7 +84,7 @@ def _summary(done: LocalRun) -> str:
     tracking = done.environment["MLFLOW_TRACKING_URI"]
     lines += [f"registry    {tracking}", f"log         {done.log}"]
     if registered:
-        uri, prompt = f"models:/{registered['name']}@{alias}", done.results["validate"]["prompt"]
+        uri, prompt = f"models:/{registered['name']}@{alias}", next(iter(done.results.values()))["prompt"]
         lines += ["", "Look further:", *further(tracking, uri, prompt)]
     return "\n".join(lines)
 

@@ -15,6 +15,8 @@ from spare_core.errors import SettingsError
 
 SPARE = Path(__file__).with_name("spare.yaml")
 """The pipeline that erases one concept and promotes the adapter."""
+BUNDLE = Path(__file__).with_name("bundle.yaml")
+"""The one that makes one adapter of many requests."""
 
 
 @dataclass(frozen=True)

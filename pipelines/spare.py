@@ -6,11 +6,10 @@
     └────────────────────────── finish: the exit handler, whatever happens ──────────────────────────┘
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from kfp import compiler, dsl
+from kfp import dsl
 
 from components.distill.component import distill
 from components.evaluate.component import evaluate
@@ -22,7 +21,8 @@ from components.register.component import register
 from components.saliency.component import saliency
 from components.timesteps.component import timesteps
 from components.validate.component import validate
-from pipelines.platform import PROFILES, Profile, runs_once, runs_the_model, talks_to_services
+from pipelines.compiling import compile_pipeline
+from pipelines.platform import Profile, runs_once, runs_the_model, talks_to_services
 
 
 def spare_pipeline(profile: Profile) -> Any:
@@ -97,14 +97,5 @@ def spare_pipeline(profile: Profile) -> Any:
     return spare
 
 
-def main() -> None:
-    """Compile."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--profile", choices=PROFILES, default="gpu", help="what the tasks that run the model ask for")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".yaml"))
-    given = parser.parse_args()
-    compiler.Compiler().compile(spare_pipeline(PROFILES[given.profile]), str(given.output))
-
-
 if __name__ == "__main__":
-    main()
+    compile_pipeline(spare_pipeline, Path(__file__), __doc__)

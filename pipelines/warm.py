@@ -32,7 +32,7 @@ from kfp.local import subprocess_task_handler
 
 _SERVICES = ("spare_core.workflow", "spare_core.order", "mlflow")
 _MODEL = ("spare_core.stages", "spare_core.evaluation.html", "peft")
-_RUN_THE_MODEL = {"prepare", "timesteps", "saliency", "distill", "evaluate"}
+_RUN_THE_MODEL = {"prepare", "timesteps", "saliency", "distill", "compose", "evaluate"}
 _CALLED = re.compile(r"\bworkflow\.(\w+)\(")
 """How a component of ours calls the core."""
 _plain_print = builtins.print

@@ -21,14 +21,15 @@ class Frame(NamedTuple):
 
 class Erasures:
     """One concept or more. A surrogate that another of them erases is followed to the last one; what one of them keeps
-    and another erases is not kept.
+    and another erases is not kept. ``bundle`` says whether it is a list to its users, which may have a single entry.
 
     Raises:
         ConceptError: at construction, for a concept that is erased twice and for surrogates that go round in a circle.
     """
 
-    def __init__(self, *parts: Erasure) -> None:
+    def __init__(self, *parts: Erasure, bundle: bool | None = None) -> None:
         self.parts = parts
+        self.bundle = len(parts) > 1 if bundle is None else bundle
         if not self.parts:
             raise ConceptError("there is nothing to erase; name at least one concept")
         concepts = [normalise(part.concept) for part in self.parts]
@@ -46,14 +47,15 @@ class Erasures:
             AdapterError: if one does not say it.
         """
         try:
-            return cls(*(Erasure.from_dict(one) for each in manifests for one in each.get("requests", [each])))
+            parts = [Erasure.from_dict(one) for each in manifests for one in each.get("requests", [each])]
+            return cls(*parts, bundle="requests" in manifests[0] or None)
         except (KeyError, TypeError) as error:
             raise AdapterError(
                 f"an adapter does not say what it erases ({error!r}); erase that concept again"
             ) from None
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Erasures) and self.parts == other.parts
+        return isinstance(other, Erasures) and (self.parts, self.bundle) == (other.parts, other.bundle)
 
     def __hash__(self) -> int:
         return hash(self.parts)
@@ -72,7 +74,7 @@ class Erasures:
     def as_dict(self) -> dict[str, Any]:
         """As ``spare.json`` says it: one erasure's facts, or ``requests``; :meth:`of` reads both."""
         facts = [part.as_dict() for part in self.parts]
-        return facts[0] if len(facts) == 1 else {"requests": facts}
+        return {"requests": facts} if self.bundle else facts[0]
 
     @property
     def frames(self) -> tuple[Frame, ...]:

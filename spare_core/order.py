@@ -1,4 +1,4 @@
-"""What a pipeline run is asked to do: a request, and how its result is measured and judged.
+"""What a pipeline run is asked to do: erase one concept or a bundle's, and how the result is measured and judged.
 
 Checked as a whole by the run's first task, which needs no GPU; every later task gets it as one JSON text, so that what
 one task computed from it can be taken by another run that is asked the same.
@@ -11,38 +11,55 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from spare_core.artifact import versions
-from spare_core.concept import KINDS, Erasure
+from spare_core.concept import KINDS, Erasure, normalise
 from spare_core.erasures import Erasures
 from spare_core.errors import ConceptError, InputError, SettingsError, SpareError
 from spare_core.evaluation.suite import Suite, domain_of, load_suite
 from spare_core.gate import Policy
 from spare_core.locations import local_path
 from spare_core.model_files import find_model
-from spare_core.request import Request, build_erasure, images_digest
+from spare_core.request import Request, build_erasure, build_erasures, check_kept, images_digest
 from spare_core.settings import EraseSettings
 
 SCHEMA: Final = "spare.order/1"
 _TEXTS: Final = ("model", "erase", "surrogate", "kind", "images", "template", "suite", "policy", "name", "request_id")
-_LISTS: Final = ("keep", "contexts")
+_LISTS: Final = ("keep", "contexts", "without")
+_NAMED: Final = ("model", "erase", "surrogate")
+"""Texts that must not be empty."""
+_SWITCHES: Final = ("promote", "grow")
 _AFTERWARDS: Final = ("request_id", "promote", "policy", "name")
 """Decide what becomes of a result, not what it is."""
 _ID_CHARACTERS: Final = 200
 _T = TypeVar("_T")
 
 
+class Champion(NamedTuple):
+    """The bundle that a new one is to take the place of: its version, the sha256 of its evidence, and its
+    ``spare.json``."""
+
+    version: int
+    evidence: str
+    manifest: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Order:
     """``suite`` and ``seeds`` say what is drawn to measure. What only decides what becomes of the result is not part of
-    it: asked the same under another policy, a run takes what is there."""
+    it: asked the same under another policy, a run takes what is there.
+
+    ``champion`` and ``evidence`` are of the bundle that this one grows from or takes the place of; 0 and empty where
+    there is none, or where it is no bundle."""
 
     request_id: str
     request: Request
     suite: str
     suite_sha256: str
     seeds: int
+    champion: int = 0
+    evidence: str = ""
 
     def chosen_suite(self) -> Suite:
         """The suite, as far as it is drawn.
@@ -90,11 +107,18 @@ def request_id_of(parameters: Mapping[str, Any]) -> str:
         return given.strip()
     told = {name: value for name, value in parameters.items() if name not in _AFTERWARDS}
     content = json.dumps(told, sort_keys=True, default=str, ensure_ascii=False)
-    return f"{str(parameters.get('erase', ''))[:80]} {hashlib.sha256(content.encode()).hexdigest()[:10]}".strip()
+    return f"{str(parameters.get('erase', 'bundle'))[:80]} {hashlib.sha256(content.encode()).hexdigest()[:10]}".strip()
 
 
-def check_order(parameters: Mapping[str, Any], problems_before: Sequence[str] = ()) -> tuple[Order, Policy]:
+def check_order(
+    parameters: Mapping[str, Any],
+    problems_before: Sequence[str] = (),
+    champion_of: Callable[[str], Champion | None] = lambda base: None,
+) -> tuple[Order, Policy]:
     """From a pipeline's parameters, as KFP hands them over, to an order and the policy it will be judged by.
+
+    A bundle's have ``requests`` in place of one concept. ``champion_of`` finds the bundle that there is for a base
+    model of that digest.
 
     Raises:
         SettingsError: with everything that is wrong with any of them, after ``problems_before``.
@@ -103,18 +127,45 @@ def check_order(parameters: Mapping[str, Any], problems_before: Sequence[str] = 
     given = {name: value for name, value in parameters.items() if name not in shape}
     found = _Collected([*problems_before, *shape.values()], {*shape})
     settings = found.attempt(lambda: EraseSettings.from_mapping(_whole(parameters["settings"])), "settings")
-    named = {"keep": [], "contexts": [], "template": "", "kind": "", **given}  # what is wrong there is told already
-    erasure = found.attempt(lambda: _erasure(named), "model", "erase", "surrogate")
     base = found.attempt(lambda: find_model(given["model"]).digest(), "model")
-    images = found.attempt(lambda: _images(given["images"]), "images")
-    suite = found.attempt(lambda: _checked_suite({"seeds": 0, **given}, erasure), "suite", "model")
+    champion: Champion | None = None
+    if "requests" in parameters:
+        champion = found.attempt(lambda: champion_of(base), "model", "name") if base else None
+        erasures = found.attempt(lambda: _bundle(given, settings, champion), "model", "requests", "without", "grow")
+    else:
+        named = {"keep": [], "contexts": [], "template": "", "kind": "", **given}  # what is wrong there is told already
+        erasures = found.attempt(lambda: Erasures(_erasure(named)), "model", "erase", "surrogate")
+    images = found.attempt(lambda: _images(given.get("images", "")), "images")
+    suite = found.attempt(lambda: _checked_suite({"seeds": 0, **given}, erasures), "suite", "model")
     policy = found.attempt(lambda: Policy.find(given["policy"]), "policy")
     if found.problems:
         raise SettingsError(found.problems)
-    assert settings and erasure and base and suite and policy
-    request = Request(given["model"], base, Erasures(erasure), settings, given["images"] or None, images)
-    seeds = int(given["seeds"])
-    return Order(request_id_of(parameters), request, _suite_source(given), _digest(suite), seeds), policy
+    assert settings and erasures and base and suite and policy
+    request = Request(given["model"], base, erasures, settings, given.get("images") or None, images)
+    before = (champion.version, champion.evidence) if champion else (0, "")
+    measured = _suite_source(given), _digest(suite), int(given["seeds"])
+    return Order(request_id_of(parameters), request, *measured, *before), policy
+
+
+def _bundle(given: Mapping[str, Any], settings: EraseSettings | None, champion: Champion | None) -> Erasures:
+    """What a bundle erases: of the champion's, if it grows, all but what is withdrawn; and what is asked for now. The
+    same asked again is one request."""
+    old = tuple(Erasures.of(champion.manifest)) if champion and given["grow"] else ()
+    if champion and settings and settings.rank != champion.manifest["settings"]["rank"]:
+        rank = champion.manifest["settings"]["rank"]
+        raise SettingsError([
+            f"rank is {settings.rank}, but the champion, version {champion.version}, has {rank}: an adapter that is "
+            "swapped for another must have its rank; give that one, or another name"
+        ])  # fmt: skip
+    going = [normalise(name) for name in given["without"]]
+    strangers = [name for name in given["without"] if normalise(name) not in {normalise(one.concept) for one in old}]
+    if strangers:
+        raise ConceptError(f"without names {', '.join(map(repr, strangers))}, which the champion does not erase")
+    new = tuple(build_erasures(given["model"], given["requests"])) if given["requests"] else ()
+    stay = [one for one in old if normalise(one.concept) not in going and one not in new]
+    erasures = Erasures(*stay, *new, bundle=True)
+    check_kept(given["requests"], erasures)
+    return erasures
 
 
 class _Collected:
@@ -140,10 +191,14 @@ class _Collected:
 def _shape_problems(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Parameters of a wrong type, by name. A compiler checks types; what a program sends, nobody does."""
     problems = []
-    for name in _TEXTS:
+
+    def given(names: Sequence[str]) -> list[str]:
+        return [name for name in names if name in parameters]
+
+    for name in given(_TEXTS):
         if not isinstance(parameters[name], str):
             problems.append((name, f"{name} is {parameters[name]!r}; it must be text"))
-    for name in _LISTS:
+    for name in given(_LISTS):
         value = parameters[name]
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             problems.append((name, f'{name} is {value!r}; it must be a list of texts, as in ["Photo", "Rust"]'))
@@ -156,12 +211,16 @@ def _shape_problems(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
         problems.append(
             ("seeds", f"seeds is {seeds!r}; it must be a whole number from 0, where 0 draws all of the suite's")
         )
-    if not isinstance(parameters["promote"], bool):
-        problems.append(("promote", f"promote is {parameters['promote']!r}; it must be true or false"))
+    for name in given(_SWITCHES):
+        if not isinstance(parameters[name], bool):
+            problems.append((name, f"{name} is {parameters[name]!r}; it must be true or false"))
+    if not isinstance(parameters.get("requests", []), list):
+        problems.append(("requests", f"requests is {parameters['requests']!r}; it must be a list of mappings, as in "
+                                     "[{concept: Cat, surrogate: Dog}]"))  # fmt: skip
     identity = parameters["request_id"]
     if isinstance(identity, str) and (len(identity) > _ID_CHARACTERS or not identity.isprintable()):
         problems.append(("request_id", f"request_id must be one printable line of at most {_ID_CHARACTERS} characters"))
-    for name in ("model", "erase", "surrogate"):
+    for name in given(_NAMED):
         if isinstance(parameters[name], str) and not parameters[name].strip():
             problems.append((name, f"{name} is empty; give {name}=TEXT"))
     return problems
@@ -205,15 +264,15 @@ def _suite_source(given: Mapping[str, Any]) -> str:
     return str(given["suite"] or ("canvas" if given["model"] == "canvas" else ""))
 
 
-def _checked_suite(given: Mapping[str, Any], erasure: Erasure | None) -> Suite:
-    """The suite, if it has a judge and knows the concept."""
+def _checked_suite(given: Mapping[str, Any], erasures: Erasures | None) -> Suite:
+    """The suite, if it has a judge and knows the concepts."""
     source = _suite_source(given)
     if not source:
         raise SettingsError(["suite is empty; only Canvas brings its own, give 'unlearncanvas' or a YAML file"])
     suite = _suite(source, int(given["seeds"]))
     if suite.judge is None:
         raise SettingsError([f"suite {source!r} has no judge; write a YAML file with 'extends: {source}' and a judge"])
-    if erasure is not None:
+    for erasure in erasures or ():
         suite.find(erasure.concept, domain_of(erasure))
     return suite
 

@@ -61,7 +61,7 @@ class Request:
         return {
             "model": self.model,
             "base": self.base,
-            "erasures": [part.as_dict() for part in self.erasures],
+            "erasures": self.erasures.as_dict(),
             "settings": self.settings.as_dict(),
             "images": self.images,
             "images_digest": self.images_digest,
@@ -70,7 +70,7 @@ class Request:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Request:
         """The inverse of :meth:`as_dict`."""
-        erasures = Erasures(*map(Erasure.from_dict, values["erasures"]))
+        erasures = Erasures.of(values["erasures"])
         settings = EraseSettings.from_mapping(values["settings"])
         return dataclasses.replace(cls(**values), erasures=erasures, settings=settings)
 
@@ -126,6 +126,16 @@ def build_erasures(model: str, rows: Sequence[Any]) -> Erasures:
     if problems:
         raise SettingsError(problems)
     erasures = Erasures(*parts)
+    check_kept(rows, erasures)
+    return erasures
+
+
+def check_kept(rows: Sequence[Mapping[str, Any]], erasures: Erasures) -> None:
+    """Refuse rows that ask by name to keep what is erased.
+
+    Raises:
+        ConceptError: naming the first.
+    """
     for number, row in enumerate(rows, 1):
         erased = [name for name in row.get("keep") or () if erasures.erased(name)]
         if erased:
@@ -133,7 +143,6 @@ def build_erasures(model: str, rows: Sequence[Any]) -> Erasures:
                 f"request {number}, {row['concept']!r}, keeps {', '.join(map(repr, erased))}, which another erases; "
                 "remove it from one side"
             )
-    return erasures
 
 
 def read_rows(source: str | Path) -> list[Any]:

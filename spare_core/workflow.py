@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,9 +21,13 @@ from spare_core.environment import CHECKPOINTS, STORE, pipeline_run_id
 from spare_core.errors import GateRefused, InputError, RegistryInputError
 from spare_core.events import told
 from spare_core.gate import Policy
-from spare_core.order import Order, check_order, request_id_of
+from spare_core.order import Champion, Order, check_order, request_id_of
+from spare_core.prompts import all_prompts
+from spare_core.registry import promotions
 from spare_core.registry.client import check_server, connect
-from spare_core.registry.naming import check_name
+from spare_core.registry.evidence import evaluation_in, manifest_in, read_document
+from spare_core.registry.models import EVIDENCE
+from spare_core.registry.naming import bundle_name, check_name
 from spare_core.registry.tracking import StageRun, end_pipeline_run, stage_run
 from spare_core.store import Store, open_store
 
@@ -42,13 +47,26 @@ class Registered(NamedTuple):
 
 
 def validate(parameters: Mapping[str, Any]) -> Checked:
-    """Check all parameters of a run, before a GPU is asked for.
+    """Check all parameters of a run for one concept, before a GPU is asked for.
 
     Raises:
         SettingsError: with everything that is wrong.
         RegistryError: if MLflow cannot be reached.
     """
-    with told("validate") as results:
+    return _checked("validate", parameters)
+
+
+def collect(parameters: Mapping[str, Any]) -> Checked:
+    """The same of a run for a bundle, which may go on from the one that is champion.
+
+    Raises:
+        SettingsError, RegistryError: see :func:`validate`; the latter also if the champion's evidence is not whole.
+    """
+    return _checked("collect", parameters)
+
+
+def _checked(stage: str, parameters: Mapping[str, Any]) -> Checked:
+    with told(stage) as results:
         check_server()
         problems = []
         if isinstance(parameters["name"], str) and parameters["name"]:
@@ -62,16 +80,28 @@ def validate(parameters: Mapping[str, Any]) -> Checked:
             store.check_create()
         else:
             problems.append(f"{STORE} is not set; set it to where evidence and promotions are kept, s3://bucket/prefix")
-        with stage_run(request_id_of(parameters), "validate", pipeline_run_id()) as run:
+        with stage_run(request_id_of(parameters), stage, pipeline_run_id()) as run:
             run.params({name: value for name, value in parameters.items() if value not in ("", [], {})})
-            order, policy = check_order(parameters, problems)
+            order, policy = check_order(parameters, problems, lambda base: _champion(parameters, base, store))
             run.tags({"spare.base.digest": order.request.base, "spare.concept": order.request.erasures.title})
             assert store  # without one, that was among the problems
             # Kept for good; and whether the store can be written to is known now, not after the training.
             store.put_content(order.to_json().encode(), "requests", ".json")
-        erasure = order.request.erasures.parts[0]
-        results |= {"request_id": order.request_id, "prompt": next(erasure.prompts(erasure.concept))}
+        results |= {"request_id": order.request_id, "prompt": all_prompts(order.request.erasures)[1]}
         return Checked(order.to_json(), json.dumps(dataclasses.asdict(policy), sort_keys=True))
+
+
+def _champion(parameters: Mapping[str, Any], base: str, store: Store | None) -> Champion | None:
+    """The bundle for the base model of that digest that is champion, with what is known of it."""
+    name = parameters["name"] or bundle_name(parameters["model"], base)
+    found = promotions.champion_of(connect(), name)
+    if found is None or store is None:
+        return None
+    evidence = read_document(store, found.tags[EVIDENCE])
+    manifest = manifest_in(store, evidence)
+    if evidence["base_digest"] != base or "requests" not in manifest:
+        raise RegistryInputError(f"{found.uri}, the champion, is no bundle of this base model; give another name")
+    return Champion(found.version, found.tags[EVIDENCE], manifest)
 
 
 def prepare(order: str, examples: Path) -> dict[str, Any]:
@@ -143,6 +173,22 @@ def distill(order: str, examples: Path, profile: Path, masks: Path, adapter: Pat
         return manifest
 
 
+def compose(order: str, adapter: Path) -> dict[str, Any]:
+    """All stages of a bundle in one task: its closed form needs few examples. Returns its ``spare.json``."""
+    with _task("compose", order) as (asked, run, _):
+        from spare_core.artifact import MANIFEST
+        from spare_core.erase import run_stages
+
+        run.params(asked.request.settings.as_dict())
+        with _checkpoint(asked) as kept, tempfile.TemporaryDirectory() as scratch:
+            manifest = run_stages(_open(asked), kept or Path(scratch), adapter)
+        run.metrics({name: manifest[name] for name in ("residual", "mean_drift")})
+        run.metrics({f"residual/{name}": residual for name, residual in manifest["residuals"].items()})
+        _log_costs(run, sum(manifest["seconds"].values()), manifest["peak_memory_bytes"])
+        run.artifact(adapter / MANIFEST)
+        return manifest
+
+
 def evaluate(order: str, adapter: Path, evaluation: Path, page: Path) -> dict[str, Any]:
     """Measure what was forgotten, what was kept, and the damage; ``page`` becomes an HTML page with pictures."""
     with _task("evaluate", order) as (asked, run, _):
@@ -158,8 +204,10 @@ def evaluate(order: str, adapter: Path, evaluation: Path, page: Path) -> dict[st
         check_base(stored, request.base, request.model)
         work = _open(asked)
         judge = load_judge(suite, work.denoiser.device)
+        before = evaluation_in(_store(), read_document(_store(), asked.evidence)) if asked.evidence else None
         report = measure(
             work.denoiser, request.base, [stored], suite, [], None, evaluation, judge, Progress(),
+            before=before or None,
         )  # fmt: skip
         print(summary_table(report), flush=True)
         counts = {"pictures": report["counts"]["pictures"], "seeds": len(report["seeds"])}
@@ -218,10 +266,9 @@ def promote(order: str, policy: str, name: str, version: int) -> dict[str, Any]:
     """Make the version champion, if the gate lets it pass; the one until now becomes ``previous``. Returns how the
     aliases stand."""
     with _task("promote", order) as (asked, _, results):
-        from spare_core.registry import promotions
-
         actor = f"pipeline run {pipeline_run_id()}"
-        move = promotions.promote(name, version, _store(), actor, _policy(policy))
+        instead_of = (asked.champion or None) if asked.request.erasures.bundle else promotions.ANY
+        move = promotions.promote(name, version, _store(), actor, _policy(policy), instead_of=instead_of)
         for note in move.notes:
             print(note, flush=True)
         aliases = {"champion": move.aliases.champion, "previous": move.aliases.previous}

@@ -13,15 +13,17 @@ import pytest
 import yaml
 
 from components.readme import ROOT, component, names, readme
-from pipelines.definition import SPARE, read_definition
+from pipelines.definition import BUNDLE, SPARE, read_definition
 from pipelines.platform import PROFILES, SECRETS
 
 STAGES = ["validate", "prepare", "timesteps", "saliency", "distill", "evaluate", "register", "gate", "promote"]
+BUNDLES = ["collect", "compose", "evaluate", "register", "gate", "promote"]
+ON_A_GPU = {"prepare", "timesteps", "saliency", "distill", "compose", "evaluate"}
 
 
-def compiled(output: Path, *options: str, image: str = "") -> list[dict[str, Any]]:
-    """The documents that the pipeline's source compiles to."""
-    command = [sys.executable, "-W", "ignore", "-m", "pipelines.spare", "--output", str(output), *options]
+def compiled(output: Path, *options: str, image: str = "", pipeline: str = "spare") -> list[dict[str, Any]]:
+    """The documents that a pipeline's source compiles to."""
+    command = [sys.executable, "-W", "ignore", "-m", f"pipelines.{pipeline}", "--output", str(output), *options]
     subprocess.run(command, check=True, cwd=ROOT.parent, env={**os.environ, "SPARE_IMAGE": image}, timeout=60)
     return list(yaml.safe_load_all(output.read_text()))
 
@@ -39,7 +41,7 @@ def platform(documents: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def test_every_stage_is_a_component() -> None:
-    assert names() == sorted([*STAGES, "finish"])
+    assert names() == sorted({*STAGES, *BUNDLES, "finish"})
 
 
 @pytest.mark.parametrize("name", names())
@@ -66,14 +68,17 @@ def test_a_component_is_thin(name: str) -> None:
     assert component(name).component_spec.implementation.container.command[0] == "sh"
 
 
-def test_the_committed_pipeline_is_what_its_source_compiles_to(tmp_path: Path) -> None:
+@pytest.mark.parametrize("committed", [SPARE, BUNDLE], ids=lambda path: path.stem)
+def test_the_committed_pipeline_is_what_its_source_compiles_to(tmp_path: Path, committed: Path) -> None:
     """Stale? make pipelines"""
-    assert compiled(tmp_path / "spare.yaml") == list(yaml.safe_load_all(SPARE.read_text()))
+    written = list(yaml.safe_load_all(committed.read_text()))
+    assert compiled(tmp_path / "own.yaml", pipeline=committed.stem) == written
 
 
 def test_nothing_is_installed_when_a_task_starts(tmp_path: Path) -> None:
-    for container in executors(list(yaml.safe_load_all(SPARE.read_text()))).values():
-        assert "pip install" not in " ".join(container["command"])
+    for committed in (SPARE, BUNDLE):
+        for container in executors(list(yaml.safe_load_all(committed.read_text()))).values():
+            assert "pip install" not in " ".join(container["command"])
 
 
 def test_the_image_is_named_once(tmp_path: Path) -> None:
@@ -81,43 +86,56 @@ def test_the_image_is_named_once(tmp_path: Path) -> None:
     assert {container["image"] for container in containers} == {"registry.example.org/spare:7"}
 
 
+@pytest.mark.parametrize(("pipeline", "stages"), [("spare", STAGES), ("bundle", BUNDLES)])
 @pytest.mark.parametrize("profile", PROFILES)
-def test_each_profile_compiles_and_asks_for_what_it_says(tmp_path: Path, profile: str) -> None:
-    documents = compiled(tmp_path / "spare.yaml", "--profile", profile)
+def test_each_profile_compiles_and_asks_for_what_it_says(
+    tmp_path: Path, profile: str, pipeline: str, stages: list[str]
+) -> None:
+    documents = compiled(tmp_path / "own.yaml", "--profile", profile, pipeline=pipeline)
     containers, asked = executors(documents), platform(documents)
-    for name in ("prepare", "timesteps", "saliency", "distill", "evaluate"):
+    assert {*containers} == {*stages, "finish"}
+    for name in ON_A_GPU & {*stages}:
         accelerator = containers[name]["resources"].get("accelerator")
         assert (accelerator is not None) == (profile == "gpu")
         (shared,) = asked[name]["emptyDirMounts"]
         assert (shared["mountPath"], shared["medium"]) == ("/dev/shm", "Memory")
         queue = asked[name].get("podMetadata", {}).get("labels", {})
         assert queue == ({"kueue.x-k8s.io/queue-name": "spare"} if profile == "gpu" else {})
-    for name in ("validate", "register", "gate", "promote", "finish"):
+    for name in {*stages, "finish"} - ON_A_GPU:
         assert "accelerator" not in containers[name]["resources"], "checked, registered and judged without a GPU"
     for each in asked.values():
         assert int(each["activeDeadlineSeconds"]) > 0
         assert {secret["secretName"] for secret in each["secretAsEnv"]} == {*SECRETS}
 
 
-def tasks() -> dict[str, dict[str, Any]]:
-    """Every task of the committed pipeline."""
-    (document, _) = yaml.safe_load_all(SPARE.read_text())
+def tasks(committed: Path) -> dict[str, dict[str, Any]]:
+    """Every task of a committed pipeline."""
+    (document, _) = yaml.safe_load_all(committed.read_text())
     dags = [document["root"], *document["components"].values()]
     return {name: task for dag in dags for name, task in dag.get("dag", {}).get("tasks", {}).items()}
 
 
-def test_what_acts_outside_is_never_cached_and_what_computes_is() -> None:
-    cached = {name for name, task in tasks().items() if task.get("cachingOptions", {}).get("enableCache")}
-    assert cached & {*STAGES, "finish"} == {"prepare", "timesteps", "saliency", "distill", "evaluate"}
+PIPELINES = pytest.mark.parametrize(
+    ("committed", "stages"), [(SPARE, STAGES), (BUNDLE, BUNDLES)], ids=["spare", "bundle"]
+)
 
 
-def test_what_may_be_repeated_is_with_patience_and_what_is_decided_is_not() -> None:
-    repeated = {name for name, task in tasks().items() if task.get("retryPolicy", {}).get("maxRetryCount")}
-    assert repeated == {"prepare", "timesteps", "saliency", "distill", "evaluate", "register", "promote", "finish"}
-    assert all(tasks()[name]["retryPolicy"]["backoffDuration"] != "0s" for name in repeated)
+@PIPELINES
+def test_what_acts_outside_is_never_cached_and_what_computes_is(committed: Path, stages: list[str]) -> None:
+    cached = {name for name, task in tasks(committed).items() if task.get("cachingOptions", {}).get("enableCache")}
+    assert cached & {*stages, "finish"} == ON_A_GPU & {*stages}
 
 
-def test_a_command_line_knows_the_pipelines_parameters() -> None:
-    takes = read_definition(SPARE).parameters
+@PIPELINES
+def test_what_may_be_repeated_is_with_patience_and_what_is_decided_is_not(committed: Path, stages: list[str]) -> None:
+    found = tasks(committed)
+    repeated = {name for name, task in found.items() if task.get("retryPolicy", {}).get("maxRetryCount")}
+    assert repeated == ON_A_GPU & {*stages} | {"register", "promote", "finish"}
+    assert all(found[name]["retryPolicy"]["backoffDuration"] != "0s" for name in repeated)
+
+
+@pytest.mark.parametrize(("committed", "expected"), [(SPARE, {"model", "erase", "surrogate"}), (BUNDLE, {"model"})])
+def test_a_command_line_knows_the_pipelines_parameters(committed: Path, expected: set[str]) -> None:
+    takes = read_definition(committed).parameters
     needed = {name for name, spec in takes.items() if not spec.is_optional and not spec.HasField("default_value")}
-    assert needed == {"model", "erase", "surrogate"}
+    assert needed == expected

@@ -11,7 +11,8 @@ import pytest
 
 from spare_core.errors import InputError, SettingsError
 from spare_core.gate import Policy
-from spare_core.order import Order, check_order, request_id_of
+from spare_core.order import Champion, Order, check_order, request_id_of
+from spare_core.request import build_erasures
 
 GIVEN: dict[str, Any] = {
     "model": "canvas", "erase": "neon lines", "surrogate": "Photo", "kind": "", "keep": [], "images": "",
@@ -111,6 +112,70 @@ def test_a_model_of_ones_own_needs_a_kind_and_a_suite(sd1_dir: Path) -> None:
     assert "say what 'neon lines' is" in told
     assert "is both to be erased and to be kept" in told
     assert "suite is empty; only Canvas brings its own" in told
+
+
+BUNDLE: dict[str, Any] = {
+    "model": "canvas", "requests": [{"concept": "cat", "surrogate": "Dog"}], "without": [], "grow": True,
+    **{name: GIVEN[name] for name in ("settings", "suite", "seeds", "policy", "name", "promote", "request_id")},
+}  # fmt: skip
+
+
+def champion(*rows: tuple[str, str], rank: int = 8) -> Champion:
+    """A bundle of these concepts that is champion."""
+    erasures = build_erasures("canvas", [{"concept": concept, "surrogate": surrogate} for concept, surrogate in rows])
+    return Champion(3, "e" * 64, {"requests": [one.as_dict() for one in erasures], "settings": {"rank": rank}})
+
+
+def bundled(there: Champion | None = None, **changes: Any) -> Order:
+    """The order of a bundle."""
+    return check_order({**BUNDLE, **changes}, champion_of=lambda base: there)[0]
+
+
+def erased(order: Order) -> list[str]:
+    """By name."""
+    return [one.concept for one in order.request.erasures]
+
+
+def test_a_bundle_of_one_is_a_bundle() -> None:
+    order = bundled()
+    assert erased(order) == ["Cat"]
+    assert (order.request.erasures.bundle, order.champion, order.evidence) == (True, 0, "")
+    assert Order.from_json(order.to_json()) == order
+    assert request_id_of(BUNDLE).startswith("bundle ")
+
+
+def test_a_bundle_grows_from_the_champion_and_shrinks() -> None:
+    """The same asked again is one request; what is withdrawn may be asked for with another surrogate."""
+    there = champion(("Neon Lines", "Photo"), ("Cat", "Dog"))
+    grown = bundled(there, requests=[{"concept": "Rust", "surrogate": "Photo"}, {"concept": "Cat", "surrogate": "Dog"}])
+    assert erased(grown) == ["Neon Lines", "Rust", "Cat"]
+    assert (grown.champion, grown.evidence) == (3, "e" * 64)
+    assert erased(bundled(there, requests=[], without=["neon lines"])) == ["Cat"]
+    changed = bundled(there, requests=[{"concept": "Cat", "surrogate": "Bear"}], without=["Cat"])
+    assert [one.surrogate for one in changed.request.erasures] == ["Photo", "Bear"]
+    alone = bundled(there, grow=False)
+    assert (erased(alone), alone.champion) == (["Cat"], 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"requests": []}, "nothing to erase"),
+        ({"requests": "Cat"}, "requests is 'Cat'; it must be a list of mappings"),
+        ({"requests": [{"concept": "Cat"}, {"concept": "Fisch"}]}, "request 2: surrogate is missing"),
+        ({"without": ["Bear"]}, "without names 'Bear', which the champion does not erase"),
+        ({"grow": "yes"}, "grow is 'yes'; it must be true or false"),
+        ({"settings": {"rank": 16.0}}, "rank is 16, but the champion, version 3, has 8"),
+        ({"requests": [{"concept": "Rust", "surrogate": "Winter"}]}, "'Rust' would be erased twice"),
+        ({"requests": [{"concept": "Winter", "surrogate": "Photo", "keep": ["Rust"]}]}, "keeps 'Rust', which another"),
+        ({"requests": [{"concept": "Photo", "surrogate": "Rust"}]}, "in a circle: Rust -> Photo -> Rust"),
+    ],
+)
+def test_a_bundle_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    there = None if changes == {"requests": []} else champion(("Rust", "Photo"))
+    with pytest.raises(SettingsError) as caught:
+        bundled(there, **changes)
+    assert any(message in problem for problem in caught.value.problems), caught.value.problems
 
 
 def test_the_same_parameters_are_the_same_request() -> None:

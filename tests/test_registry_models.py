@@ -21,13 +21,14 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from spare_core.artifact import load_adapter
+from spare_core.artifact import MANIFEST, load_adapter
+from spare_core.concept import Erasure
 from spare_core.denoiser import UNetDenoiser
 from spare_core.errors import AdapterError, InputError, ModelError, RegistryError, RegistryInputError
 from spare_core.gate import Policy
 from spare_core.registry.client import connect
 from spare_core.registry.models import RegisteredVersion, check_weights, get_version, judge, register
-from spare_core.registry.naming import model_name
+from spare_core.registry.naming import bundle_name, model_name
 from spare_core.registry.tracking import stage_run
 from spare_core.store import open_store
 from tests.adapters import store
@@ -42,9 +43,11 @@ def versions(client: MlflowClient, name: str) -> list[int]:
     return sorted(int(found.version) for found in client.search_model_versions(f"name = '{name}'"))
 
 
-def registered(request: str, adapter: Path, evaluation: Path | None = None, kfp: str = "kfp-1") -> RegisteredVersion:
+def registered(
+    request: str, adapter: Path, evaluation: Path | None = None, kfp: str = "kfp-1", name: str = ""
+) -> RegisteredVersion:
     with stage_run(request, "register", kfp) as run:
-        return register(run, open_store(str(adapter.parent / "store")), adapter, evaluation)
+        return register(run, open_store(str(adapter.parent / "store")), adapter, evaluation, name)
 
 
 @pytest.mark.parametrize("kind", ["mlflow_s3_server", "mlflow_auth_server", "mlflow_postgres_server"])
@@ -255,6 +258,22 @@ def test_a_name_that_another_concept_holds_is_not_shared(
         registered("taken", stored.folder)
 
 
+def test_a_bundle_is_registered_under_its_base_alone(
+    client: MlflowClient, tmp_path: Path, denoiser: UNetDenoiser
+) -> None:
+    """Where no concept goes, and its evidence says all that it erases."""
+    stored = write_adapter(tmp_path / "adapter", denoiser, "Ignored")
+    rows = [Erasure(name, "Photo", "style", (), "{concept}", ()).as_dict() for name in ("Neon", "Rust")]
+    rest = {name: value for name, value in stored.manifest.items() if name not in rows[0]}
+    (stored.folder / MANIFEST).write_text(json.dumps({**rest, "requests": rows}))
+    version = registered("bundle", stored.folder)
+    name = bundle_name(str(stored.manifest["base"]["source"]), stored.base_digest)
+    assert (version.name, version.tags["spare.concept"]) == (name, "Neon, Rust")
+    assert client.get_registered_model(name).tags["spare.concept"] == "(bundle)"
+    with pytest.raises(RegistryError, match="was not made for 'Alone'"):
+        registered("alone", write_adapter(tmp_path / "alone", denoiser, "Alone").folder, name=name)
+
+
 def test_a_version_that_points_elsewhere_is_none_of_ours(
     client: MlflowClient, tmp_path: Path, denoiser: UNetDenoiser
 ) -> None:
@@ -326,7 +345,7 @@ def test_the_evidence_is_kept_by_digest(tmp_path: Path, denoiser: UNetDenoiser) 
     version = register_one(tmp_path, denoiser, "Evidence", judged=False)
     place = open_store(str(tmp_path / "store"))
     evidence = json.loads(place.read(f"evidence/{version.tags['spare.evidence']}.json"))
-    assert (evidence["adapter_sha256"], evidence["concept"]) == (version.adapter_sha256, "Evidence")
+    assert (evidence["adapter_sha256"], evidence["erased"]) == (version.adapter_sha256, {"Evidence": "Photo"})
     assert {*evidence["files"]} == {
         "adapter/spare.json", "adapter/pytorch_lora_weights.safetensors", "evaluation/evaluation.json",
         "evaluation/contact_sheet.png",

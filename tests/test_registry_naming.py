@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from spare_core.concept import normalise, same_concept
 from spare_core.errors import RegistryInputError
-from spare_core.registry.naming import check_name, concept_slug, model_name
+from spare_core.registry.naming import bundle_name, check_name, concept_slug, model_name
 
 DIGEST = "0123abcd" * 8
 HARD = ["Claude Monet", "café", "cafe", "a/b", "a-b", "a b", "../../etc", "🎨", "日本画", "x" * 300, "x" * 299, "O'B",
@@ -69,8 +69,17 @@ def test_a_base_is_named_by_the_end_of_its_source_and_its_digest(source: str, ba
     assert model_name(source, DIGEST, "Rust") == f"spare.{base}.rust"
 
 
-@pytest.mark.parametrize("name", ["", "spare", "spare.canvas", "spare.canvas.a'b", "spare.canvas.../x", "other.a.b",
+@pytest.mark.parametrize("name", ["", "spare", "spare.", "spare.canvas.a'b", "spare.canvas.../x", "other.a.b",
                                   "spare.canvas.a or 1=1", "spare.canvas.a@b", "spare.canvas.A"])  # fmt: skip
 def test_a_name_that_is_none_of_ours_goes_no_further(name: str) -> None:
     with pytest.raises(RegistryInputError, match="no name of ours"):
         check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [("canvas", "spare.canvas"), ("/models/My Model/", "spare.my-model-0123abcd")]
+)
+def test_a_bundle_is_named_after_its_base_alone(source: str, name: str) -> None:
+    """And never shares a name with a concept."""
+    assert check_name(bundle_name(source, DIGEST)) == name
+    assert model_name(source, DIGEST, "x") == f"{name}.x"

@@ -99,6 +99,25 @@ def assert_in_order(name: str, store: Store, champion: int | None, previous: int
     assert read_aliases(connect(), name) == Aliases(champion, previous)
 
 
+def test_what_was_made_from_an_older_champion_is_not_promoted(model: str, store: Store) -> None:
+    """A bundle of two runs at once would take back what the other one has erased."""
+
+    def instead_of(version: int, champion: int | None) -> Move:
+        return promotions.promote(model, version, store, "anna", POLICY, instead_of=champion)
+
+    assert promotions.champion_of(connect(), model) is None
+    assert instead_of(1, None).moved
+    assert instead_of(2, 1).moved
+    for champion in (1, None):
+        with pytest.raises(PromotionConflict, match=r"version 3 .* was champion; it is version 2 now"):
+            instead_of(3, champion)
+    assert not instead_of(2, 1).moved, "asked again, it is champion already"
+    found = promotions.champion_of(connect(), model)
+    assert found is not None and found.version == 2
+    assert promotions.champion_of(connect(), "spare.nowhere") is None
+    assert_in_order(model, store, 2, 1)
+
+
 def test_the_first_promotion_makes_a_champion_that_loads_by_alias(model: str, store: Store) -> None:
     move = promote(model, 1, store, "anna")
     assert (move.moved, move.aliases, move.forced, move.notes) == (True, Aliases(1, None), False, ())

@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import yaml
 
+from pipelines.definition import SPARE
+
 SETTINGS = {
     "steps": 4, "lr": 1e-3, "measure_every": 2, "examples": 4, "retain_examples": 4, "heldout": 3, "example_steps": 2,
     "batch_size": 2, "saliency_batches": 1, "bins": 4, "rank": 2, "mask": "channel",
@@ -22,7 +24,7 @@ SETTINGS = {
 LENIENT = {
     "intervals": False, "min_samples": 1, "min_ua": 0.0, "max_ira_loss": 1.0, "max_cra_loss": 1.0, "fid": False,
     "max_fid_rise": 1.0, "max_mean_drift": 1e5, "max_drift": 1e5,
-    "max_drift_of": {}, "max_damaged": 1.0,
+    "max_drift_of": {}, "max_damaged": 1.0, "max_rebound": 1e6, "rebound_from": 1.0,
 }  # fmt: skip
 
 
@@ -30,7 +32,7 @@ class Workplace:
     """A folder in which the same pipeline is run again and again."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.output = folder, folder / "results"
+        self.folder, self.output, self.pipeline = folder, folder / "results", SPARE
         self.first: dict[str, Any] = {}
         suite = {"extends": "canvas", "styles": ["Neon Lines", "Photo", "Rust"], "objects": ["Cat", "Dog"], "steps": 2}
         for name, content in (("suite", suite), ("lenient", LENIENT), ("strict", {**LENIENT, "max_mean_drift": 0.0})):
@@ -47,7 +49,7 @@ class Workplace:
     def start(self, *more: str, policy: str = "lenient", **environment: str) -> subprocess.Popen[str]:
         """``spare run`` at work."""
         spare = [sys.executable, "-P", "-m", "spare_core.cli"]
-        command = [*spare, "run", "--output", "results", "--json", *self.arguments]
+        command = [*spare, "run", "-f", str(self.pipeline), "--output", "results", "--json", *self.arguments]
         return subprocess.Popen(
             [*command, f"policy={policy}.yaml", *more], cwd=self.folder, env={**self.environment, **environment},
             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

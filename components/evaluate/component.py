@@ -18,8 +18,8 @@ def evaluate(
     """Measure what was forgotten, what was kept, and the damage, on pictures drawn before and after.
 
     Args:
-        order: what was asked for, as the validate task returns it
-        adapter: what the distill task trained
+        order: what was asked for, as the run's first task returns it
+        adapter: what the distill or compose task made
         evaluation: evaluation.json with contact sheet and plots
         metrics: UA, IRA, CRA and FID of the base and with the adapter, residual, mean drift
         confusion_before: what the judge names where each concept was prompted, with the base model

@@ -12,8 +12,8 @@ def gate(order: str, policy: str, name: str, version: int, verdict: dsl.Output[d
     A figure that was not measured fails its rule. A refused version stays registered, and is never promoted.
 
     Args:
-        order: what was asked for, as the validate task returns it
-        policy: what the gate asks for, as the validate task returns it
+        order: what was asked for, as the run's first task returns it
+        policy: what the gate asks for, as the run's first task returns it
         name: of the registered model
         version: its number
         verdict: each rule with what was measured

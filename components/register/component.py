@@ -19,9 +19,9 @@ def register(order: str, name: str, adapter: dsl.Input[dsl.Model], evaluation: d
     Run again for the same request and adapter, it finds the version that is there.
 
     Args:
-        order: what was asked for, as the validate task returns it
-        name: registered model; empty for spare.<base>.<concept>
-        adapter: what the distill task trained
+        order: what was asked for, as the run's first task returns it
+        name: registered model; empty for spare.<base>.<concept>, of a bundle spare.<base>
+        adapter: what the distill or compose task made
         evaluation: what the evaluate task measured
 
     Returns:

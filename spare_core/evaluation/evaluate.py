@@ -28,8 +28,10 @@ from spare_core.settings import EraseSettings
 _HELD_OUT: Final = 24
 """Trajectories a side that an evaluation measures on, if the training measured on fewer."""
 _EACH: Final = 4
-"""Of each concept at least so many: a policy bounds every single drift, and one trajectory of a concept may show
+"""Of each kept concept at least so many: a policy bounds every single drift, and one trajectory of a concept may show
 five times the drift that the next one does."""
+_EACH_ERASED: Final = 8
+"""Of each erased one: a policy bounds how much more is left of one than when it was added."""
 
 OnProgress = Callable[[str, int, int], None]
 """Called with a stage's name, how much of it is done, and how much there is."""
@@ -179,7 +181,9 @@ def _measure(
             continue
         settings = EraseSettings.from_mapping(stored.manifest["settings"])
         fresh = dataclasses.replace(
-            settings, seed=(settings.seed + 1) % 2**31, heldout=max(_HELD_OUT, settings.heldout)
+            settings,
+            seed=(settings.seed + 1) % 2**31,
+            heldout=max(_HELD_OUT, settings.heldout, _EACH_ERASED * len(erasures)),
         )
         meter = Meter(denoiser, draw_held_out(denoiser, erasures, fresh, each=_EACH))
         measured.append((stored, meter.measure(*(other.adapter for other in stored_adapters))))

@@ -2,7 +2,7 @@
 
 ======================== =============================================================================================
 ``artifacts/SHA256.*``   the files themselves: the adapter, its manifest, the evaluation, the pictures
-``evidence/SHA256.json`` ``spare.evidence/1``: request, concept, base and adapter, and which files belong to it
+``evidence/SHA256.json`` ``spare.evidence/1``: request, what is erased, base and adapter, and which files belong to it
 ``evidence/SHA256.json`` ``spare.verdict/1``: what a policy said of such an evidence, rule by rule
 ======================== =============================================================================================
 
@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from spare_core.artifact import StoredAdapter
+from spare_core.artifact import MANIFEST, StoredAdapter
+from spare_core.erasures import Erasures
 from spare_core.errors import ObjectMissing, RegistryError
 from spare_core.evaluation.report_files import EVALUATION, PICTURES
 
@@ -42,9 +43,9 @@ def keep_evidence(store: Store, request_id: str, stored: StoredAdapter, evaluati
         files |= {f"evaluation/{name}": evaluation_folder / name for name in FILES}
     kept = {name: store.put_content(path, _ARTIFACTS, path.suffix) for name, path in files.items() if path.is_file()}
     return keep_document(store, {
-        "schema": SCHEMA, "request_id": request_id, "concept": stored.manifest.get("concept"),
-        "surrogate": stored.manifest.get("surrogate"), "base_digest": stored.base_digest,
-        "adapter_sha256": stored.sha256, "files": kept,
+        "schema": SCHEMA, "request_id": request_id,
+        "erased": {part.concept: part.surrogate for part in Erasures.of(stored.manifest)},
+        "base_digest": stored.base_digest, "adapter_sha256": stored.sha256, "files": kept,
     })  # fmt: skip
 
 
@@ -75,8 +76,26 @@ def read_evaluation(store: Store, evidence_sha256: str, adapter_sha256: str) -> 
             f"the evidence {evidence_sha256[:12]}… is {evidence.get('schema')!r} of the adapter "
             f"{str(evidence.get('adapter_sha256'))[:12]}…, not of {adapter_sha256[:12]}…; register the adapter again"
         )
+    return evaluation_in(store, evidence)
+
+
+def evaluation_in(store: Store, evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """The evaluation that an evidence lists; empty if it lists none.
+
+    Raises:
+        RegistryError: if it is not in this store, or was changed there.
+    """
     key = evidence["files"].get(f"evaluation/{EVALUATION}")
     return {} if key is None else _read(store, key)
+
+
+def manifest_in(store: Store, evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``spare.json`` of an evidence's adapter.
+
+    Raises:
+        RegistryError: if it is not in this store, or was changed there.
+    """
+    return _read(store, evidence["files"][f"adapter/{MANIFEST}"])
 
 
 def _digest_in(key: str) -> str:

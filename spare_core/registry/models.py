@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from spare_core.artifact import StoredAdapter, load_adapter
 from spare_core.concept import normalise
+from spare_core.erasures import Erasures
 from spare_core.errors import AdapterError, RegistryError, RegistryInputError
 from spare_core.evaluation.report_files import EVALUATION, read_report
 from spare_core.gate import Policy, Reason, Verdict, judge_figures
 from spare_core.registry.client import asking, connect, overwrite
 from spare_core.registry.evidence import FILES, keep_document, keep_evidence, read_evaluation
-from spare_core.registry.naming import check_name, model_name
+from spare_core.registry.naming import bundle_name, check_name, model_name
 from spare_core.registry.packaging import WEIGHTS, check_lora, package
 from spare_core.registry.tracking import EXPERIMENT, REQUEST, StageRun, sha256_of
 
@@ -49,6 +50,8 @@ _CONCEPT_KEY: Final = "spare.concept_key"
 _REGISTRATION: Final = "spare.registration"
 """sha256 of request id and adapter: what may exist only once."""
 _TAG_CHARACTERS: Final = 5000
+BUNDLE: Final = "(bundle)"
+"""In place of a concept, what a registered model of bundles is made for."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,10 @@ def register(
 ) -> RegisteredVersion:
     """Register an adapter with its evidence, or return the version that this request registered it as before.
 
-    ``name`` of the registered model follows from base and concept unless it is given. Adapter, report, contact sheet
-    and plots also become artifacts of ``run``, and of the ``store``, where the gate reads them. Measured anew, a
-    version is what the newer evaluation says. The alias ``candidate`` points to the version afterwards.
+    ``name`` of the registered model follows from base and concept, or for a bundle from the base alone, unless it is
+    given. Adapter, report and pictures also become artifacts of ``run``, and of the ``store``, where the gate reads
+    them. Measured anew, a version is what the newer evaluation says. The alias ``candidate`` points to the version
+    afterwards.
 
     Raises:
         AdapterError: if it is no adapter, or was changed since it was written.
@@ -97,14 +101,17 @@ def register(
     stored = load_adapter(adapter_folder)
     check_lora(stored)
     evaluation = {} if evaluation_folder is None else _read_evaluation(evaluation_folder, stored)
-    concept, base = stored.manifest.get("concept"), stored.manifest["base"].get("source")
-    if not (isinstance(concept, str) and isinstance(base, str)):
-        raise RegistryInputError(f"{adapter_folder} does not say its concept and where its base model is; erase again")
-    name = check_name(name) if name else model_name(base, stored.base_digest, concept)
+    erasures, base = Erasures.of(stored.manifest), stored.manifest["base"].get("source")
+    if not isinstance(base, str):
+        raise RegistryInputError(f"{adapter_folder} does not say where its base model is; erase again")
+    if not name:
+        given = bundle_name(base, stored.base_digest)
+        name = given if erasures.bundle else model_name(base, stored.base_digest, erasures.title)
+    check_name(name)
     registration = sha256_of(run.request_id, stored.sha256)
     evidence = keep_evidence(store, run.request_id, stored, evaluation_folder)
     tags = {**_tags(run, stored, evaluation, registration), EVIDENCE: evidence}
-    _registered_model(run.client, name, concept)
+    _registered_model(run.client, name, BUNDLE if erasures.bundle else erasures.title)
     found = _registered(run.client, name, registration)
     if found is None:
         run.artifact(stored.folder, "adapter")
@@ -238,7 +245,7 @@ def _read_evaluation(folder: Path, stored: StoredAdapter) -> dict[str, Any]:
 
 
 def _registered_model(client: MlflowClient, name: str, concept: str) -> None:
-    """Create the registered model, or check that the one of this name is this concept's."""
+    """Create the registered model, or check that the one of this name is this concept's, or for bundles."""
     from mlflow.exceptions import MlflowException
 
     key = sha256_of(normalise(concept))
@@ -320,7 +327,8 @@ def _tags(run: StageRun, stored: StoredAdapter, evaluation: Mapping[str, Any], r
         for side, label in (("base", "before"), ("adapted", "after"))
     }
     measured = {f"spare.{name}": evaluation.get(name, manifest.get(name)) for name in ("residual", "mean_drift")}
-    told = {f"spare.{name}": manifest.get(name) for name in ("concept", "surrogate", "kind")}
+    told = {"spare.concept": Erasures.of(manifest).title}
+    told |= {f"spare.{name}": manifest[name] for name in ("surrogate", "kind") if name in manifest}
     fixed = {
         _REGISTRATION: registration,
         REQUEST: run.request_id,

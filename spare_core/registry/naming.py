@@ -1,4 +1,5 @@
-"""Names of registered models: ``spare.<base>.<concept>``, safe in URLs, filters and paths, one a concept.
+"""Names of registered models, safe in URLs, filters and paths: ``spare.<base>.<concept>``, one a concept; and
+``spare.<base>``, one a base model, for bundles.
 
 A concept is anything people write. Its name is a readable slug where the slug says it exactly ("Neon Lines" ->
 ``neon-lines``); otherwise part of a sha256 is added, so that what the slug leaves out still makes a difference. A slug
@@ -21,12 +22,17 @@ _HASH_LENGTH: Final = 10
 _DIGEST_LENGTH: Final = 8
 _EXACT: Final = re.compile(r"[a-z0-9]+( [a-z0-9]+)*")
 _HASHED: Final = re.compile(rf"(.*-)?[0-9a-f]{{{_HASH_LENGTH}}}")
-_NAME: Final = re.compile(r"spare\.[a-z0-9-]+\.[a-z0-9-]+")
+_NAME: Final = re.compile(r"spare(\.[a-z0-9-]+){1,2}")
 
 
 def model_name(source: str, base_digest: str, concept: str) -> str:
     """``spare.<base>.<concept-slug>`` for the base model ``source`` (as the user gave it) and a concept."""
-    return f"{PREFIX}{_base_slug(source, base_digest)}.{concept_slug(concept)}"
+    return f"{bundle_name(source, base_digest)}.{concept_slug(concept)}"
+
+
+def bundle_name(source: str, base_digest: str) -> str:
+    """``spare.<base>`` for the base model ``source``."""
+    return f"{PREFIX}{_base_slug(source, base_digest)}"
 
 
 def concept_slug(concept: str) -> str:
@@ -40,7 +46,7 @@ def concept_slug(concept: str) -> str:
 
 
 def check_name(name: str) -> str:
-    """``name``, if it is of the form that :func:`model_name` gives.
+    """``name``, if it is of the form that :func:`model_name` or :func:`bundle_name` gives.
 
     Raises:
         RegistryInputError: otherwise, before it reaches a filter, a path or a URL.

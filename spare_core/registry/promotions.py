@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 CHAMPION: Final = "champion"
 PREVIOUS: Final = "previous"
+ANY: Final = -1
+"""Any champion, or none."""
 _HEAD: Final = "spare.promotions.head"
 """Tag of the registered model: number and sha256 of the last finished entry."""
 _WORDS: Final = 2000
@@ -65,9 +67,13 @@ class Move:
 
 
 def promote(
-    name: str, version: int, store: Store, actor: str, policy: Policy, reason: str = "", force: bool = False
-) -> Move:
+    name: str, version: int, store: Store, actor: str, policy: Policy, reason: str = "", force: bool = False,
+    instead_of: int | None = ANY,
+) -> Move:  # fmt: skip
     """Make a version champion; the champion until now becomes ``previous``.
+
+    With ``instead_of``, only if that one is champion still (None: if there is none): a bundle that was made from an
+    older champion would take back what has been erased since.
 
     ``force`` passes over the gate's refusal. It needs a reason, and the version is marked with it for ever. It passes
     over nothing else: files that are not what was registered are refused all the same.
@@ -86,6 +92,11 @@ def promote(
     now = desk.observe(actor)
     if now.champion == version and (not permit.forced or permit.version.tags.get(FORCED) == "true"):
         return desk.outcome("promote", now, None, note=f"version {version} is champion already")
+    if instead_of != ANY and now.champion not in (instead_of, version):
+        raise PromotionConflict(
+            f"version {version} of {name} was made when version {instead_of or '–'} was champion; it is version "
+            f"{now.champion or '–'} now. Make the bundle again from that one"
+        )
     previous = now.champion if now.champion not in (None, version) else now.previous
     after = Aliases(version, None if previous == version else previous)
     return desk.move("promote", actor, reason, permit, after)
@@ -148,6 +159,19 @@ def read_log(client: MlflowClient, store: Store, name: str) -> tuple[Entry, ...]
             "an entry removed or changed?"
         )
     return entries
+
+
+def champion_of(client: MlflowClient, name: str) -> RegisteredVersion | None:
+    """The champion of a registered model, as its alias stands; None where there is none yet.
+
+    Raises:
+        RegistryInputError: if it is none of ours.
+    """
+    try:
+        number = read_aliases(client, name).champion
+    except RegistryInputError:
+        return None  # no such registered model
+    return None if number is None else get_version(client, name, number)
 
 
 def read_aliases(client: MlflowClient, name: str) -> Aliases:
