@@ -76,16 +76,17 @@ def compose(
 
     Raises:
         InputError: before any work: a damaged adapter, one of another base, a concept that is erased twice, surrogates
-            in a circle, a rank that no layer has, an output folder that holds something else.
+            in a circle, a rank that no layer or another bundle has, an output folder that holds something else.
         TrainingError: if a loss stops being finite.
     """
     choose_device(settings.device)
     if settings.mask == "weight":
         raise SettingsError(["mask is 'weight', of which no low-rank adapter is made; a bundle is one: give another"])
     parts = [load_adapter(folder) for folder in folders]
+    _check_ranks(parts, settings.rank)
     exact = concatenated([part.adapter for part in parts])
     kept, withdrawn = _split(parts, without)
-    request = build_request(model, Erasures.of(*kept), settings, None, progress)
+    request = build_request(model, Erasures(*map(Erasure.from_dict, kept), bundle=True), settings, None, progress)
     for part in parts:
         check_base(part, request.base, model)
     identity = {
@@ -165,6 +166,17 @@ def _timed(work: stages.Work, name: str, make: Callable[[], _Made]) -> Candidate
     adapter, measured, facts = make()
     work.progress(name, 1, 1)
     return Candidate(name, adapter, measured, {**facts, "seconds": round(time.perf_counter() - started, 3)})
+
+
+def _check_ranks(parts: Sequence[StoredAdapter], rank: int) -> None:
+    """All bundles of a base have one rank: a serving process swaps adapters of equal shapes."""
+    for part in parts:
+        theirs = part.manifest["settings"]["rank"] if "requests" in part.manifest else rank
+        if theirs != rank:
+            raise SettingsError([
+                f"rank is {rank}, but the bundle {part.folder} has {theirs}: an adapter that is swapped for another "
+                f"must have its rank; give --rank {theirs}, or compose from single adapters"
+            ])  # fmt: skip
 
 
 def _split(parts: Sequence[StoredAdapter], without: Sequence[str]) -> tuple[list[dict[str, Any]], list[Erasure]]:

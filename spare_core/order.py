@@ -128,12 +128,13 @@ def check_order(
     found = _Collected([*problems_before, *shape.values()], {*shape})
     settings = found.attempt(lambda: EraseSettings.from_mapping(_whole(parameters["settings"])), "settings")
     base = found.attempt(lambda: find_model(given["model"]).digest(), "model")
+    # What is wrong there is told already.
+    named = {"keep": [], "contexts": [], "template": "", "kind": "", "without": [], "grow": True, **given}
     champion: Champion | None = None
     if "requests" in parameters:
         champion = found.attempt(lambda: champion_of(base), "model", "name") if base else None
-        erasures = found.attempt(lambda: _bundle(given, settings, champion), "model", "requests", "without", "grow")
+        erasures = found.attempt(lambda: _bundle(named, settings, champion), "model", "requests")
     else:
-        named = {"keep": [], "contexts": [], "template": "", "kind": "", **given}  # what is wrong there is told already
         erasures = found.attempt(lambda: Erasures(_erasure(named)), "model", "erase", "surrogate")
     images = found.attempt(lambda: _images(given.get("images", "")), "images")
     suite = found.attempt(lambda: _checked_suite({"seeds": 0, **given}, erasures), "suite", "model")

@@ -233,6 +233,17 @@ def test_what_does_not_go_together_is_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_bundle_of_another_rank_is_refused(
+    composed: tuple[Path, dict[str, Any]], sd1_dir: Path, parts: dict[str, Path], tmp_path: Path
+) -> None:
+    """Single adapters of any rank may join."""
+    settings = EraseSettings.from_mapping({**SETTINGS.as_dict(), "rank": 3})
+    with pytest.raises(SettingsError, match=r"rank is 3, but the bundle .* has 2.*give --rank 2"):
+        compose(str(sd1_dir), [composed[0]], tmp_path / "out", settings)
+    wider = compose(str(sd1_dir), [parts["neon"], parts["cat"]], tmp_path / "out", settings)
+    assert {one["rank"] for one in wider["composition"]["candidates"].values()} == {4, 3}
+
+
 def test_a_folder_that_holds_something_is_left_alone(sd1_dir: Path, parts: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match="is not ours"):
