@@ -13,6 +13,7 @@ import typer
 from pipelines.cli import demo, run, submit
 from spare_core.registry_cli import app as registry
 from spare_core.reporting import Json, print_result, reporting
+from spare_core.takedown_cli import app as takedown
 
 if TYPE_CHECKING:
     from spare_core.settings import EraseSettings
@@ -27,6 +28,7 @@ app = typer.Typer(
 for command in (demo, run, submit):
     app.command()(command)
 app.add_typer(registry)
+app.add_typer(takedown)
 
 Model = Annotated[str, typer.Argument(help="'canvas', a local diffusers directory, s3://bucket/prefix, or a hub id")]
 AnyBase = Annotated[bool, typer.Option("--any-base", help="accept an adapter that was trained for another base model")]

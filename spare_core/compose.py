@@ -24,7 +24,7 @@ from spare_core.artifact import MANIFEST, StoredAdapter, check_base, load_adapte
 from spare_core.bundle import compressed, concatenated
 from spare_core.checkpoint import Checkpoint, check_output
 from spare_core.closed_form import Start
-from spare_core.concept import Erasure, normalise
+from spare_core.concept import Erasure
 from spare_core.denoiser import choose_device
 from spare_core.distill import distill
 from spare_core.erase import check_space, run_stages
@@ -182,10 +182,7 @@ def _check_ranks(parts: Sequence[StoredAdapter], rank: int) -> None:
 def _split(parts: Sequence[StoredAdapter], without: Sequence[str]) -> tuple[list[dict[str, Any]], list[Erasure]]:
     """The requests that stay, each with the sha256 of the adapter that it came from, and the erasures that go."""
     erasures = Erasures.of(*(part.manifest for part in parts))
-    strangers = [name for name in without if not erasures.erased(name)]
-    if strangers:
-        raise ConceptError(f"{', '.join(map(repr, strangers))} is not erased there, but {erasures.title}")
-    going = {normalise(name) for name in without}
+    going = erasures.named(without)
     if len(going) == len(erasures):
         raise ConceptError("nothing would be left to erase; take the adapter off the model instead")
     rows = [
@@ -193,8 +190,7 @@ def _split(parts: Sequence[StoredAdapter], without: Sequence[str]) -> tuple[list
         for part in parts
         for row in part.manifest.get("requests", [part.manifest])
     ]
-    kept = [row for row in rows if normalise(row["concept"]) not in going]
-    return kept, [one for one in erasures if normalise(one.concept) in going]
+    return [row for row in rows if Erasure.from_dict(row) not in going], going
 
 
 def _withdrawn(work: stages.Work, erasures: Sequence[Erasure], adapter: Adapter) -> dict[str, Any]:

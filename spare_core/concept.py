@@ -57,6 +57,7 @@ class Erasure:
 
     ``template`` has a ``{concept}`` slot and, if ``contexts`` is not empty, a ``{context}`` slot: what else is in the
     picture. ``keep`` are the concepts to hold fixed by name; the surrogate and the empty prompt always are too.
+    ``aliases`` are other names of the concept, which are erased with it.
 
     Raises:
         ConceptError: at construction, naming every contradiction.
@@ -68,18 +69,25 @@ class Erasure:
     keep: tuple[str, ...]
     template: str
     contexts: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        problems = [p for name in ("concept", "surrogate") for p in _text_problems(name, getattr(self, name))]
-        problems += [p for text in self.keep for p in _text_problems("kept concept", text)]
-        if not all(isinstance(text, str) for text in (self.concept, self.surrogate, *self.keep)):
+        problems = [p for name in ("concept", "surrogate") for p in text_problems(name, getattr(self, name))]
+        problems += [p for text in self.keep for p in text_problems("kept concept", text)]
+        problems += [p for text in self.aliases for p in text_problems("alias", text)]
+        if not all(isinstance(text, str) for text in (*self.names, self.surrogate, *self.keep)):
             raise ConceptError("; ".join(problems))
         if self.kind not in KINDS:
             problems.append(f"kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
-        if same_concept(self.concept, self.surrogate):
+        if any(same_concept(name, self.surrogate) for name in self.names):
             problems.append(f"the surrogate {self.surrogate!r} is the concept itself; name what should replace it")
-        if any(same_concept(self.concept, kept) for kept in self.keep):
-            problems.append(f"{self.concept!r} is both to be erased and to be kept; remove it from one side")
+        problems += [
+            f"{name!r} is both to be erased and to be kept; remove it from one side"
+            for name in self.names
+            if any(same_concept(name, kept) for kept in self.keep)
+        ]
+        if len({normalise(name) for name in self.names}) < len(self.names):
+            problems.append(f"an alias of {self.concept!r} is named twice, or is the concept itself; name each once")
         problems += self._template_problems()
         if problems:
             raise ConceptError("; ".join(problems))
@@ -93,6 +101,11 @@ class Erasure:
         if missing or "{" in rest or "}" in rest:
             return [f"template is {self.template!r}; it must contain {' and '.join(slots)} once and no other braces"]
         return []
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that is erased: the concept, then its aliases."""
+        return (self.concept, *self.aliases)
 
     @property
     def retained(self) -> tuple[str, ...]:
@@ -121,6 +134,7 @@ class Erasure:
             "kept": list(self.keep),
             "template": self.template,
             "contexts": list(self.contexts),
+            **({"aliases": list(self.aliases)} if self.aliases else {}),
         }
 
     @classmethod
@@ -133,6 +147,7 @@ class Erasure:
             keep=tuple(values["kept"]),
             template=values["template"],
             contexts=tuple(values["contexts"]),
+            aliases=tuple(values.get("aliases", ())),
         )
 
 
@@ -146,7 +161,8 @@ def same_concept(a: str, b: str) -> bool:
     return normalise(a) == normalise(b)
 
 
-def _text_problems(name: str, text: str) -> list[str]:
+def text_problems(name: str, text: str) -> list[str]:
+    """What keeps a text, said to be the ``name``, from being put into a prompt."""
     if not isinstance(text, str):
         return [f"the {name} is {text!r}; it must be text"]
     if not text.replace("\u200d", "").strip():

@@ -32,10 +32,11 @@ class Erasures:
         self.bundle = len(parts) > 1 if bundle is None else bundle
         if not self.parts:
             raise ConceptError("there is nothing to erase; name at least one concept")
-        concepts = [normalise(part.concept) for part in self.parts]
-        twice = [part.concept for i, part in enumerate(self.parts) if concepts[i] in concepts[:i]]
+        names = [name for part in self.parts for name in part.names]
+        twice = [name for i, name in enumerate(names) if normalise(name) in map(normalise, names[:i])]
         if twice:
             raise ConceptError(f"{', '.join(map(repr, twice))} would be erased twice; name each concept once")
+        self._by_name = {normalise(name): part for part in self.parts for name in part.names}
         for part in self.parts:
             self.surrogate(part.concept)
 
@@ -101,8 +102,24 @@ class Erasures:
                 )
         return passed[-1]
 
+    def surrogates(self) -> dict[str, str]:
+        """What each name that is erased was asked to become."""
+        return {name: part.surrogate for part in self.parts for name in part.names}
+
+    def named(self, names: Sequence[str]) -> list[Erasure]:
+        """Those that erase one of the ``names``.
+
+        Raises:
+            ConceptError: if one of the names is not erased.
+        """
+        strangers = [name for name in names if not self.erased(name)]
+        if strangers:
+            raise ConceptError(f"{', '.join(map(repr, strangers))} is not erased there, but {self.title}")
+        wanted = [self._erasing(name) for name in names]
+        return [part for part in self.parts if part in wanted]
+
     def erased(self, name: str) -> bool:
-        """Whether ``name`` is one of the concepts."""
+        """Whether ``name`` is one of the concepts or of their aliases."""
         return self._erasing(name) is not None
 
     def retained(self, frame: Frame) -> tuple[str, ...]:
@@ -117,7 +134,7 @@ class Erasures:
         return tuple(found.values())
 
     def _erasing(self, name: str) -> Erasure | None:
-        return next((part for part in self.parts if normalise(part.concept) == normalise(name)), None)
+        return self._by_name.get(normalise(name))
 
 
 def title_of(concepts: Sequence[str]) -> str:

@@ -24,6 +24,9 @@
     │   ├── RegistryInputError    exit 2   no such model, version or alias; a name that is none of ours
     │   ├── PromotionConflict              another promotion of the same model came first
     │   └── LogDamaged                     the promotion log's chain of hashes is broken
+    ├── LedgerError               exit 1   the takedown ledger did not do what was asked
+    │   ├── LedgerConflict                 a request does not stand as was thought: another worker came first
+    │   └── LedgerDamaged                  the ledger's chain of hashes is broken
     ├── ClusterError              exit 1   the Kubeflow Pipelines API did not do what was asked
     │   ├── ClusterUnavailable             it cannot be reached, or is busy
     │   └── ClusterRefused        exit 2   it does not know us, does not allow it, or cannot take what we sent
@@ -139,6 +142,18 @@ class PromotionConflict(RegistryError):
 
 class LogDamaged(RegistryError):
     """The promotion log's chain of hashes is broken: an entry was changed, removed or put in between."""
+
+
+class LedgerError(SpareError):
+    """The takedown ledger did not do what was asked."""
+
+
+class LedgerConflict(LedgerError):
+    """A request does not stand as was thought, perhaps because another worker came first; nothing was added."""
+
+
+class LedgerDamaged(LedgerError):
+    """The ledger's chain of hashes is broken: an entry was changed, removed or put in between."""
 
 
 class ClusterError(SpareError):

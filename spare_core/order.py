@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
 from spare_core.artifact import versions
-from spare_core.concept import KINDS, Erasure, normalise
+from spare_core.concept import KINDS, Erasure
 from spare_core.erasures import Erasures
 from spare_core.errors import ConceptError, InputError, SettingsError, SpareError
 from spare_core.evaluation.suite import Suite, domain_of, load_suite
@@ -158,12 +158,11 @@ def _bundle(given: Mapping[str, Any], settings: EraseSettings | None, champion: 
             f"rank is {settings.rank}, but the champion, version {champion.version}, has {rank}: an adapter that is "
             "swapped for another must have its rank; give that one, or another name"
         ])  # fmt: skip
-    going = [normalise(name) for name in given["without"]]
-    strangers = [name for name in given["without"] if normalise(name) not in {normalise(one.concept) for one in old}]
-    if strangers:
-        raise ConceptError(f"without names {', '.join(map(repr, strangers))}, which the champion does not erase")
+    if given["without"] and not old:
+        raise ConceptError(f"without names {given['without'][0]!r}, but there is no champion to take it out of")
+    going = Erasures(*old).named(given["without"]) if old else []
     new = tuple(build_erasures(given["model"], given["requests"])) if given["requests"] else ()
-    stay = [one for one in old if normalise(one.concept) not in going and one not in new]
+    stay = [one for one in old if one not in going and one not in new]
     erasures = Erasures(*stay, *new, bundle=True)
     check_kept(given["requests"], erasures)
     return erasures

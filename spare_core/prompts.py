@@ -40,7 +40,7 @@ def all_prompts(erasures: Erasures) -> list[str]:
     for part in erasures:
         frame = erasures.frame(part)
         contexts = [other for context in frame.contexts for other in (context, erasures.surrogate(context))]
-        names = (part.concept, *erasures.retained(frame))
+        names = (*part.names, *erasures.retained(frame))
         prompts += [part.prompt(name, context) for name in names for context in contexts]
     return list(dict.fromkeys(prompts))
 
@@ -60,17 +60,21 @@ class PromptPlan:
         return self._parts[prompt.frame][0].prompt(prompt.name, prompt.context) if prompt.name else NULL
 
     def pairs(self, part: Erasure) -> list[Pair]:
-        """The concept of ``part`` in every context."""
-        return [self._pair(part, context) for context in self._contexts[self._frame(part)]]
+        """Each name of ``part``'s concept in every context."""
+        return [pair for name in part.names for pair in self._pairs(part, name)]
+
+    def _pairs(self, part: Erasure, name: str) -> list[Pair]:
+        return [self._pair(part, name, context) for context in self._contexts[self._frame(part)]]
 
     def forget(self, count: int) -> list[Pair]:
-        """``count``, or some more, that all concepts share, each at least two; two of a context in a row, one for the
-        concept and one for the surrogate to drive: sampling an erased model starts on latents of the first kind and
-        ends on the second."""
-        each = max(min(count, 2), -(-count // len(self.erasures)))
+        """``count``, or some more, that all names of all concepts share, each at least two; two of a context in a row,
+        one for the concept and one for the surrogate to drive: sampling an erased model starts on latents of the first
+        kind and ends on the second."""
+        names = [(part, name) for part in self.erasures for name in part.names]
+        each = max(min(count, 2), -(-count // len(names)))
         drawn = []
-        for first, part in enumerate(self.erasures):
-            pairs = self.pairs(part)
+        for first, (part, name) in enumerate(names):
+            pairs = self._pairs(part, name)
             drawn += [pairs[(first + i // 2) % len(pairs)] for i in range(each)]
         return drawn
 
@@ -97,13 +101,14 @@ class PromptPlan:
         found = []
         for i, prompt in enumerate(prompts):
             parts = self._parts[prompt.frame]
-            found.append(self._pair(parts[i % len(parts)], prompt.context))
+            part = parts[i % len(parts)]
+            found.append(self._pair(part, part.concept, prompt.context))
         return found
 
-    def _pair(self, part: Erasure, context: str) -> Pair:
+    def _pair(self, part: Erasure, name: str, context: str) -> Pair:
         replaced = self.erasures.surrogate(part.concept), self.erasures.surrogate(context)
         place = self._frame(part)
-        return Pair(Prompt(part.concept, context, place), Prompt(*replaced, place))
+        return Pair(Prompt(name, context, place), Prompt(*replaced, place))
 
     def _frame(self, part: Erasure) -> int:
         return self._frames.index(self.erasures.frame(part))

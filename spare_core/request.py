@@ -23,7 +23,7 @@ from spare_core.pictures import load_images
 from spare_core.settings import EraseSettings, read_yaml
 
 ROW: Final[Mapping[str, type]] = {
-    "concept": str, "surrogate": str, "kind": str, "keep": list, "template": str, "contexts": list,
+    "concept": str, "surrogate": str, "kind": str, "keep": list, "template": str, "contexts": list, "aliases": list,
 }  # fmt: skip
 """What a request of a list may say; as the options of ``spare erase``."""
 
@@ -87,6 +87,7 @@ def build_erasure(
     keep: Sequence[str] = (),
     template: str | None = None,
     contexts: Sequence[str] | None = None,
+    aliases: Sequence[str] = (),
 ) -> Erasure:
     """An erasure with the defaults of its model: Canvas knows its grid, every other model gets its kind's defaults.
 
@@ -94,7 +95,7 @@ def build_erasure(
         ConceptError: see :class:`Erasure`; on Canvas also for a name outside its grid.
     """
     if model == "canvas" and template is None and contexts is None:
-        return canvas_erasure(concept, surrogate, kind, keep)
+        return canvas_erasure(concept, surrogate, kind, keep, aliases)
     if kind not in DEFAULTS:
         raise ConceptError(f"say what {concept!r} is, --kind {', '.join(KINDS)}; got {kind!r}")
     defaults = DEFAULTS[kind]
@@ -102,8 +103,8 @@ def build_erasure(
     if contexts is None:
         contexts = defaults.contexts if "{context}" in used else ()
     if not keep:
-        keep = [name for name in defaults.keep if not same_concept(name, concept)]
-    return Erasure(concept, surrogate, kind, tuple(keep), used, tuple(contexts))
+        keep = [name for name in defaults.keep if not any(same_concept(name, one) for one in (concept, *aliases))]
+    return Erasure(concept, surrogate, kind, tuple(keep), used, tuple(contexts), tuple(aliases))
 
 
 def build_erasures(model: str, rows: Sequence[Any]) -> Erasures:

@@ -29,7 +29,7 @@ def verify_adapter(folder: Path, model: str | None = None, any_base: bool = Fals
     stored = load_adapter(folder)
     report: dict[str, Any] = {
         "adapter": str(folder),
-        "erased": {part.concept: part.surrogate for part in Erasures.of(stored.manifest)},
+        "erased": Erasures.of(stored.manifest).surrogates(),
         "sha256": stored.sha256,
         "base_digest": stored.base_digest,
         "files": "unchanged",

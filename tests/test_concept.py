@@ -155,3 +155,27 @@ def test_an_error_shortens_what_it_quotes() -> None:
     with pytest.raises(ConceptError) as caught:
         erasure(concept="x" * 100_000)
     assert len(str(caught.value)) < 200
+
+
+def test_aliases_are_erased_with_their_concept() -> None:
+    made = erasure(aliases=("Neon", "glowing lines"))
+    assert made.names == ("Neon Lines", "Neon", "glowing lines")
+    assert Erasure.from_dict(json.loads(json.dumps(made.as_dict()))) == made
+    assert "aliases" not in erasure().as_dict(), "what has none is written as before there were any"
+
+
+@pytest.mark.parametrize(
+    ("aliases", "said"),
+    [
+        (("PHOTO",), "the surrogate 'Photo' is the concept itself"),
+        (("rust",), "'rust' is both to be erased and to be kept"),
+        (("neon lines",), "an alias of 'Neon Lines' is named twice, or is the concept itself"),
+        (("a", "A"), "an alias of 'Neon Lines' is named twice"),
+        (("",), "the alias is empty"),
+        (("a\x00b",), "U\\+0000"),
+        (("x" * 10_000,), "10000 characters"),
+    ],
+)
+def test_an_alias_that_cannot_be_one_is_refused(aliases: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConceptError, match=said):
+        erasure(aliases=aliases)

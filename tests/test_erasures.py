@@ -51,3 +51,17 @@ def test_each_template_keeps_its_own() -> None:
 def test_contradictions_are_refused_with_what_they_are(pairs: list[tuple[str, str]], said: str) -> None:
     with pytest.raises(ConceptError, match=said):
         Erasures(*(style(*pair) for pair in pairs))
+
+
+def test_an_alias_is_a_name_of_its_concept() -> None:
+    """Followed to the same surrogate, never kept, and no concept of another request."""
+    cat = Erasure("Cat", "Dog", "object", ("Bear",), "{concept}", (), ("kitty", "pussycat"))
+    erasures = Erasures(cat, Erasure("Bear", "KITTY", "object", ("pussycat", "Bird"), "{concept}", ()))
+    assert erasures.surrogate("Bear") == erasures.surrogate("Kitty") == "Dog"
+    assert erasures.retained(erasures.frames[0]) == ("Dog", "Bird")
+    assert erasures.surrogates() == {"Cat": "Dog", "kitty": "Dog", "pussycat": "Dog", "Bear": "KITTY"}
+    assert erasures.named(["KITTY", "cat"]) == [cat]
+    with pytest.raises(ConceptError, match="'Fish' is not erased there, but Cat, Bear"):
+        erasures.named(["Bear", "Fish"])
+    with pytest.raises(ConceptError, match="'Kitty' would be erased twice"):
+        Erasures(cat, Erasure("Kitty", "Dog", "object", (), "{concept}", ()))

@@ -169,6 +169,19 @@ def test_a_bundle_that_grew_is_compared_with_what_it_was(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_alias_is_asked_about_where_the_suite_knows_it(
+    denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path
+) -> None:
+    """What is left of it is measured everywhere."""
+    folder = stored(tmp_path / "one", denoiser).folder
+    manifest = json.loads((folder / "spare.json").read_text())
+    (folder / "spare.json").write_text(json.dumps({**manifest, "kept": [], "aliases": ["rust", "glow"]}))
+    report = run(denoiser, judge, tmp_path / "out", load_adapter(folder), erased=[], kind=None)
+    assert report["erased"] == ["Neon Lines", "Rust"]
+    assert set(report["residuals"]) == {"Neon Lines", "rust", "glow"}
+    assert list(report["adapters"][0]["erased"]) == ["Neon Lines", "rust", "glow"]
+
+
 def test_names_say_of_which_kind_they_are(denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path) -> None:
     """Unless a suite has both."""
     adapter = bundle(tmp_path / "one", denoiser)

@@ -25,7 +25,8 @@ EDGES = {
 }
 """The modules that may know of a service (DESIGN 2)."""
 OUTER = {
-    "spare_core.cli": 4, "spare_core.registry_cli": 3, "spare_core.workflow": 3, "spare_core.registry": 2,
+    "spare_core.cli": 4, "spare_core.registry_cli": 3, "spare_core.takedown_cli": 3, "spare_core.workflow": 3,
+    "spare_core.registry": 2,
     "spare_core.store": 2, "spare_core.takedown": 2,
 }  # fmt: skip
 """Layers above the method; 0 is the method itself and 1 is nothing yet."""

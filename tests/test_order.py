@@ -161,9 +161,10 @@ def test_a_bundle_grows_from_the_champion_and_shrinks() -> None:
     ("changes", "message"),
     [
         ({"requests": []}, "nothing to erase"),
+        ({"requests": [], "without": ["Cat"]}, "without names 'Cat', but there is no champion"),
         ({"requests": "Cat"}, "requests is 'Cat'; it must be a list of mappings"),
         ({"requests": [{"concept": "Cat"}, {"concept": "Fisch"}]}, "request 2: surrogate is missing"),
-        ({"without": ["Bear"]}, "without names 'Bear', which the champion does not erase"),
+        ({"without": ["Bear"]}, "'Bear' is not erased there, but Rust"),
         ({"grow": "yes"}, "grow is 'yes'; it must be true or false"),
         ({"settings": {"rank": 16.0}}, "rank is 16, but the champion, version 3, has 8"),
         ({"requests": [{"concept": "Rust", "surrogate": "Winter"}]}, "'Rust' would be erased twice"),
@@ -172,7 +173,7 @@ def test_a_bundle_grows_from_the_champion_and_shrinks() -> None:
     ],
 )
 def test_a_bundle_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
-    there = None if changes == {"requests": []} else champion(("Rust", "Photo"))
+    there = None if changes.get("requests") == [] else champion(("Rust", "Photo"))
     with pytest.raises(SettingsError) as caught:
         bundled(there, **changes)
     assert any(message in problem for problem in caught.value.problems), caught.value.problems

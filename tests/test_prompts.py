@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from spare_core.concept import Erasure
@@ -85,6 +87,17 @@ def test_several_share_what_is_drawn_and_each_gets_both_drivers(count: int, each
     if each == 2:
         assert forget[0] == forget[1]
         assert forget[0].concept.context != forget[4].concept.context
+
+
+def test_every_name_of_a_concept_is_overwritten() -> None:
+    erasures = Erasures(dataclasses.replace(of_grid("Neon", "Photo"), aliases=("glow", "tubes")))
+    plan = PromptPlan(erasures, 0, heldout=False)
+    (part,) = erasures
+    assert {pair.concept.name for pair in plan.pairs(part)} == {"Neon", "glow", "tubes"}
+    forget = plan.forget(7)
+    assert [pair.concept.name for pair in forget] == ["Neon"] * 3 + ["glow"] * 3 + ["tubes"] * 3
+    assert {pair.surrogate.name for pair in forget} == {"Photo"}
+    assert {plan.text(prompt) for pair in forget for prompt in pair} <= set(all_prompts(erasures))
 
 
 @pytest.mark.parametrize("heldout", [False, True])

@@ -26,6 +26,12 @@ def test_each_row_has_the_defaults_of_its_kind() -> None:
     assert "a dog" in fox.keep
 
 
+def test_an_alias_is_not_kept_by_default() -> None:
+    (part,) = build_erasures("canvas", [{"concept": "Cat", "surrogate": "Dog", "aliases": ["bear", "kitty"]}])
+    assert part.aliases == ("bear", "kitty")
+    assert not {"Bear", "Cat", "Dog"} & {*part.keep} and "Fish" in part.keep
+
+
 def test_everything_that_is_wrong_with_a_list_is_told_at_once() -> None:
     rows: list[Any] = [
         {"concept": "Neon Lines", "surrogate": "Photo"},

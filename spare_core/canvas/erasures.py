@@ -10,7 +10,9 @@ from spare_core.concept import Erasure, Kind, same_concept
 from spare_core.errors import ConceptError
 
 
-def canvas_erasure(concept: str, surrogate: str, kind: Kind | None, keep: Sequence[str]) -> Erasure:
+def canvas_erasure(
+    concept: str, surrogate: str, kind: Kind | None, keep: Sequence[str], aliases: Sequence[str] = ()
+) -> Erasure:
     """An erasure on Canvas's grid: names are found whatever their case, and unless ``keep`` is given all other concepts
     of the domain are kept.
 
@@ -23,12 +25,14 @@ def canvas_erasure(concept: str, surrogate: str, kind: Kind | None, keep: Sequen
     if kind not in domains:
         raise ConceptError(f"kind is {kind!r}; Canvas knows style and object")
     # Built first with the words as given, so that an empty or contradictory request is named as such.
-    Erasure(concept, surrogate, kind, tuple(keep), "{concept}", ())
+    Erasure(concept, surrogate, kind, tuple(keep), "{concept}", (), tuple(aliases))
     names = [_canvas_name(text, domains[kind], kind) for text in (concept, surrogate, *keep)]
-    kept = names[2:] or [name for name in domains[kind] if name not in names]
+    others = [*names, *aliases]
+    kept = names[2:] or [name for name in domains[kind] if not any(same_concept(name, one) for one in others)]
     slots = {"style": ("{context}", "{concept}"), "object": ("{concept}", "{context}")}[kind]
     contexts = tuple(OBJECTS) if kind == "style" else STYLES
-    return Erasure(names[0], names[1], kind, tuple(kept), TEMPLATE.format(object=slots[0], style=slots[1]), contexts)
+    template = TEMPLATE.format(object=slots[0], style=slots[1])
+    return Erasure(names[0], names[1], kind, tuple(kept), template, contexts, tuple(aliases))
 
 
 def _canvas_name(text: str, domain: Sequence[str], kind: str) -> str:

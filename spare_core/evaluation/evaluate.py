@@ -121,6 +121,7 @@ def _check_request(
         found = [(kind or suite.domain(text), text) for text in erased]
     elif erasures is not None and kind is None:
         found = [(domain_of(part), part.concept) for part in erasures]
+        found += [(domain_of(part), alias) for part in erasures for alias in part.aliases if suite.has(alias)]
     else:
         raise SettingsError(["no erased concept was named; name one or more of the suite's with --erased"])
     places = dict.fromkeys((domain, suite.find(text, domain)) for domain, text in found)
@@ -211,7 +212,7 @@ def _summarised(measured: Sequence[tuple[StoredAdapter, Measurement]]) -> dict[s
 def _adapter_facts(stored: StoredAdapter, base_digest: str) -> dict[str, Any]:
     return {
         "folder": str(stored.folder),
-        "erased": {part.concept: part.surrogate for part in Erasures.of(stored.manifest)},
+        "erased": Erasures.of(stored.manifest).surrogates(),
         "sha256": stored.sha256,
         "base_matches": stored.base_digest == base_digest,
     }

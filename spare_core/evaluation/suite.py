@@ -115,6 +115,10 @@ class Suite:
             f"suite {self.name!r} has no {kind} {text!r}; nearest: {near!r}; its {kind}s: {', '.join(names)}"
         )
 
+    def has(self, text: str) -> bool:
+        """Whether a style or an object has that name."""
+        return any(_key(text) in map(_key, self.names(kind)) for kind in DOMAINS)
+
     def domain(self, text: str) -> Domain:
         """The one that has the concept.
 

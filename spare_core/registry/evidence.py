@@ -44,7 +44,7 @@ def keep_evidence(store: Store, request_id: str, stored: StoredAdapter, evaluati
     kept = {name: store.put_content(path, _ARTIFACTS, path.suffix) for name, path in files.items() if path.is_file()}
     return keep_document(store, {
         "schema": SCHEMA, "request_id": request_id,
-        "erased": {part.concept: part.surrogate for part in Erasures.of(stored.manifest)},
+        "erased": Erasures.of(stored.manifest).surrogates(),
         "base_digest": stored.base_digest, "adapter_sha256": stored.sha256, "files": kept,
     })  # fmt: skip
 

@@ -1,0 +1,286 @@
+"""The ledger: what became of each request, in events that can only be added.
+
+One object an entry under ``ledger/entries/``, numbered from 1 and created conditionally, so of any number of workers
+that write the same number one wins. An entry is one line of JSON; it holds one event or many, and the sha256 of the
+entry before: none can be changed, left out or put in between. Every thousand entries are also kept together, byte for
+byte, as ``ledger/packs/NNNN.jsonl``: years of them are read in seconds. A state follows from events alone.
+
+========== ===========================================================================================================
+state      means
+========== ===========================================================================================================
+received   it came in with a list; ``request`` is what the list said
+planned    it will be done, with which surrogate and until when
+erasing    ``worker`` is at it, until ``lease_until`` unless that is renewed; later anyone may take it over
+evaluated  its own adapter was measured
+registered its own adapter is a version in the registry, with its evidence
+in_bundle  a bundle that was made with it awaits its gate and promotion
+done       the champion does what it asks for
+failed     ``reason`` says why; it may be planned again
+blocked    nothing may be done to it (legal hold)
+withdrawn  taken back, ``by`` says by which counter-notice
+========== ===========================================================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from spare_core.errors import LedgerConflict, LedgerDamaged, ObjectExists, ObjectMissing
+
+if TYPE_CHECKING:
+    from spare_core.store import Store
+
+SCHEMA: Final = "spare.ledger/1"
+NOTHING: Final = "0" * 64
+"""What the first entry names as the one before it."""
+PACK: Final = 1000
+"""Entries of a pack, and of a folder."""
+FOLLOWING: Final[Mapping[str, frozenset[str]]] = {
+    before: frozenset(after.split())
+    for before, after in {
+        "": "received",
+        "received": "planned blocked withdrawn failed",
+        "planned": "planned erasing blocked withdrawn done failed",
+        "erasing": "erasing evaluated failed withdrawn",
+        "evaluated": "erasing registered failed withdrawn",
+        "registered": "in_bundle failed withdrawn",
+        "in_bundle": "in_bundle registered done failed withdrawn",
+        "done": "in_bundle withdrawn",
+        "failed": "planned withdrawn",
+        "blocked": "planned withdrawn",
+        "withdrawn": "",
+    }.items()
+}
+"""What may come after each state; the empty one is a request that nobody has heard of."""
+_READERS: Final = 10
+
+
+class Event(NamedTuple):
+    """A request enters a state; ``facts`` are plain values that are known from then on."""
+
+    request_id: str
+    state: str
+    facts: Mapping[str, Any] = {}
+
+
+@dataclass
+class Standing:
+    """Where a request stands: all facts of its events, later ones over earlier ones."""
+
+    request_id: str
+    state: str = ""
+    since: str = ""
+    entry: int = 0
+    events: int = 0
+    attempts: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def leased(self, now: datetime) -> bool:
+        """Whether a worker is at it that has not been given up."""
+        return self.state == "erasing" and datetime.fromisoformat(self.facts["lease_until"]) > now
+
+
+class Ledger:
+    """The ledger in a store, read whole at construction and kept up with at each append.
+
+    Raises:
+        LedgerDamaged: naming the first entry that does not fit.
+    """
+
+    def __init__(self, store: Store, actor: str) -> None:
+        self.store, self.actor = store, actor
+        self.standings: dict[str, Standing] = {}
+        self.hashes: list[str] = []
+        """The sha256 of each entry, the first one's first."""
+        self._folder: list[bytes] = []
+        """The lines of the folder that the last entry lies in."""
+        self._read_all()
+
+    def append(self, events: Sequence[Event]) -> None:
+        """Add an entry of ``events``, of which every one must be allowed by how its request stands now.
+
+        Raises:
+            LedgerConflict: if one is not; nothing was added. Another worker may have come first: it says who.
+            LedgerDamaged: if what others added meanwhile does not fit.
+        """
+        if not events:
+            return
+        while True:
+            self._check(events)
+            number = self.number + 1
+            content = _line({
+                "schema": SCHEMA, "number": number, "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "actor": self.actor, "previous_sha256": self.sha256, "nonce": uuid.uuid4().hex,
+                "events": [{"request_id": one.request_id, "state": one.state, **one.facts} for one in events],
+            })  # fmt: skip
+            self._pack()
+            try:
+                self.store.create(_key(number), content)
+            except ObjectExists:
+                if self.store.read(_key(number)) != content:  # else an earlier try, whose answer was lost
+                    self.catch_up()
+                    continue
+            self._take(content)
+            return
+
+    def catch_up(self) -> None:
+        """Read what others have added since."""
+        while True:
+            try:
+                self._take(self.store.read(_key(self.number + 1)))
+            except ObjectMissing:
+                return
+
+    @property
+    def number(self) -> int:
+        """Of the last entry; 0 before the first."""
+        return len(self.hashes)
+
+    @property
+    def sha256(self) -> str:
+        """Of the last entry."""
+        return self.hashes[-1] if self.hashes else NOTHING
+
+    def check_head(self, number: int, sha256: str) -> None:
+        """Compare with a head that somebody noted down: what is cut off at the end shows nowhere else.
+
+        Raises:
+            LedgerDamaged: if the ledger does not hold that entry any more.
+        """
+        found = self.hashes[number - 1] if 0 < number <= self.number else "gone"
+        if found != sha256:
+            raise LedgerDamaged(
+                f"entry {number} of the ledger was {sha256[:12]}… and is {found[:12]} now; one was removed or replaced"
+            )
+
+    def check_packed(self) -> None:
+        """Compare every entry that was read from a pack with its own object.
+
+        Raises:
+            LedgerDamaged: naming the first that is gone or differs.
+        """
+        numbers = range(1, len(self.store.list("ledger/packs")) * PACK + 1)
+        with ThreadPoolExecutor(_READERS) as pool:
+            for number, content in zip(numbers, pool.map(lambda n: self._bytes(_key(n)), numbers), strict=True):
+                if hashlib.sha256(content).hexdigest() != self.hashes[number - 1]:
+                    raise LedgerDamaged(
+                        f"entry {number} of the ledger ({self.store.uri_of(_key(number))}) is not the one in its pack"
+                    )
+
+    def standing(self, request_id: str) -> Standing:
+        """How a request stands; of one that nobody has heard of, the empty state."""
+        return self.standings.get(request_id) or Standing(request_id)
+
+    def _check(self, events: Sequence[Event]) -> None:
+        now = datetime.now(UTC)
+        states: dict[str, str] = {}
+        for one in events:
+            standing = self.standing(one.request_id)
+            state = states.get(one.request_id, standing.state)
+            if one.state not in FOLLOWING[state]:
+                who = f" ({standing.facts['actor']}, entry {standing.entry})" if standing.entry else ""
+                raise LedgerConflict(f"{one.request_id} is {state or 'unknown'}{who} and cannot become {one.state}")
+            if standing.leased(now) and one.facts.get("worker", standing.facts["worker"]) != standing.facts["worker"]:
+                raise LedgerConflict(
+                    f"{one.request_id} is being erased by {standing.facts['worker']} until "
+                    f"{standing.facts['lease_until']}"
+                )
+            states[one.request_id] = one.state
+
+    def _read_all(self) -> None:
+        packs = sorted(self.store.list("ledger/packs"))
+        with ThreadPoolExecutor(_READERS) as pool:
+            for place, (key, content) in enumerate(zip(packs, pool.map(self._bytes, packs), strict=True)):
+                if key != _pack_key(place):
+                    raise LedgerDamaged(f"{self.store.uri_of(_pack_key(place))} is missing; the next there is {key}")
+                lines = content.splitlines(keepends=True)
+                if len(lines) != PACK:
+                    raise LedgerDamaged(f"{self.store.uri_of(key)} holds {len(lines)} entries, not {PACK}")
+                for line in lines:
+                    self._take(line, key)
+            folder = len(packs)
+            while keys := sorted(self.store.list(f"ledger/entries/{folder:04d}")):
+                for number, key in enumerate(keys, folder * PACK + 1):
+                    if key != _key(number):
+                        where = self.store.uri_of(_key(number))
+                        raise LedgerDamaged(
+                            f"entry {number} of the ledger ({where}) is missing; the next there is {key}"
+                        )
+                for content in pool.map(self._bytes, keys):
+                    self._take(content)
+                folder += 1
+
+    def _bytes(self, key: str) -> bytes:
+        try:
+            return self.store.read(key)
+        except ObjectMissing:
+            raise LedgerDamaged(f"{self.store.uri_of(key)} is gone; it was deleted while the ledger was read") from None
+
+    def _take(self, content: bytes, pack: str = "") -> None:
+        """Check the next entry, which may have been read from a ``pack``, and let its events act."""
+        number = self.number + 1
+        where = f"entry {number} of the ledger ({self.store.uri_of(pack or _key(number))})"
+        try:
+            values = json.loads(content)
+            fits = (values["schema"], values["number"]) == (SCHEMA, number) and content == _line(values)
+            told, events = values["previous_sha256"], values["events"]
+            taken = [(event.pop("request_id"), event.pop("state"), event) for event in events]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LedgerDamaged(f"{where} is no entry of it ({error!r}); it was overwritten") from None
+        if not fits:
+            raise LedgerDamaged(f"{where} says {values['schema']} {values['number']}: it is out of turn, or was edited")
+        if told != self.sha256:
+            raise LedgerDamaged(
+                f"{where} follows {str(told)[:12]}…, but the entry before is {self.sha256[:12]}…; entry {number - 1} "
+                "was changed, or one was removed or put in between"
+            )
+        for request_id, state, facts in taken:
+            standing = self.standings.setdefault(request_id, Standing(request_id))
+            if state not in FOLLOWING[standing.state]:
+                raise LedgerDamaged(f"{where} makes {request_id} {state}, which was {standing.state or 'unknown'}")
+            standing.attempts += state == "erasing" and standing.state != "erasing"
+            standing.state, standing.since, standing.entry = state, values["at"], number
+            standing.events += 1
+            standing.facts |= {**facts, "actor": values["actor"]}
+        if (number - 1) % PACK == 0:
+            self._folder = []
+        self._folder.append(content)
+        self.hashes.append(hashlib.sha256(content).hexdigest())
+
+    def _pack(self) -> None:
+        """Before the first entry of a folder, the one before is packed: the same bytes, whoever does it."""
+        if self.number and self.number % PACK == 0:
+            with suppress(ObjectExists):
+                self.store.create(_pack_key(self.number // PACK - 1), b"".join(self._folder))
+
+
+def _line(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+
+
+def _key(number: int) -> str:
+    return f"ledger/entries/{(number - 1) // PACK:04d}/{number:08d}.json"
+
+
+def _pack_key(place: int) -> str:
+    return f"ledger/packs/{place:04d}.jsonl"
+
+
+def in_chunks(events: Iterable[Event], size: int = 500) -> Iterable[list[Event]]:
+    """Many events in entries of a readable size."""
+    chunk: list[Event] = []
+    for event in events:
+        chunk.append(event)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
