@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import getpass
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spare_core.errors import InputError
 from spare_core.reporting import Json, print_result, reporting
 
-app = typer.Typer(name="takedown", help="Takedown lists: check them.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from spare_core.takedown.ledger import Ledger
+
+app = typer.Typer(
+    name="takedown", help="Takedown lists: check them, plan them, see what is late.", no_args_is_help=True
+)
 
 List_ = Annotated[str, typer.Argument(metavar="LIST", help=".yaml, .jsonl or .csv file, local or s3://")]
+StoreUri = Annotated[
+    str, typer.Option("--store", envvar="SPARE_STORE", help="s3://bucket/prefix or folder that holds the ledger")
+]
 SkipInvalid = Annotated[bool, typer.Option("--skip-invalid", help="go on without the bad rows, which are listed")]
 
 
@@ -38,3 +50,84 @@ def validate(source: List_, skip_invalid: SkipInvalid = False, as_json: Json = F
     print_result(report, as_json, "\n".join(lines))
     if compared.conflicts or (found.problems and not skip_invalid):
         raise typer.Exit(2)
+
+
+@app.command()
+@reporting
+def plan(
+    source: List_,
+    store: StoreUri,
+    deadlines: Annotated[str | None, typer.Option(help="YAML file of days by regime; default: SPARE's own")] = None,
+    skip_invalid: SkipInvalid = False,
+    as_json: Json = False,
+) -> None:
+    """What would be done about a list, when, and why, given what the ledger knows; changes nothing."""
+    from spare_core.takedown.planning import DEADLINES, read_deadlines
+    from spare_core.takedown.planning import plan as make_plan
+    from spare_core.takedown.reading import read_list
+
+    days = read_deadlines(deadlines or DEADLINES)
+    found = read_list(source)
+    if found.problems and not skip_invalid:
+        raise InputError("; ".join(map(str, found.problems)))
+    made = make_plan([row.request for row in found.rows], _ledger(store), days)
+    report = {
+        "list": source, "problems": [problem._asdict() for problem in found.problems],
+        "conflicts": [conflict._asdict() for conflict in made.conflicts],
+        "steps": [
+            {"request_id": step.request.request_id, "action": step.action, "due_at": step.due_at.isoformat(),
+             "reason": step.reason} for step in made.steps
+        ],
+    }  # fmt: skip
+    lines = [step.told() for step in made.steps] + [str(one) for one in (*found.problems, *made.conflicts)]
+    print_result(report, as_json, "\n".join(lines))
+    if made.conflicts:
+        raise typer.Exit(2)
+
+
+@app.command()
+@reporting
+def status(
+    store: StoreUri,
+    soon: Annotated[float, typer.Option(help="what is due within so many days is about to be late", min=0.0)] = 2.0,
+    head: Annotated[str | None, typer.Option(help="NUMBER:SHA256 noted earlier; the ledger must still hold it")] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="also compare every entry with the pack it is in")] = False,
+    as_json: Json = False,
+) -> None:
+    """Every request of the ledger by deadline, with the chain checked; exit 1 if one is late or failed."""
+    from spare_core.takedown.planning import overview
+
+    ledger = _ledger(store)
+    if head is not None:
+        number, _, sha256 = head.partition(":")
+        if not (number.isascii() and number.isdigit() and sha256):
+            raise InputError(f"--head is {head!r}; it must be NUMBER:SHA256, as this command prints it")
+        ledger.check_head(int(number), sha256)
+    if deep:
+        ledger.check_packed()
+    rows = overview(ledger, datetime.now(UTC), timedelta(days=soon))
+    counts = dict(Counter(row["state"] for row in rows))
+    late, failed = [row for row in rows if row["late"]], [row for row in rows if row["state"] == "failed"]
+    report = {
+        "entries": ledger.number, "head": f"{ledger.number}:{ledger.sha256}", "counts": counts, "late": len(late),
+        "soon": sum(row["soon"] for row in rows), "failed": len(failed), "requests": rows,
+    }  # fmt: skip
+    marks = [("LATE" if row["late"] else "soon" if row["soon"] else "") for row in rows]
+    lines = [
+        f"{row['due_at'][:16]}Z  {mark:<4}  {row['state']:<10}  {row['request_id']}: {row['concept']!r}"
+        for row, mark in zip(rows, marks, strict=True)
+    ]
+    told = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no request"
+    lines.append(f"{told}; {len(late)} late; chain of {ledger.number} entries in order, head {report['head']}")
+    print_result(report, as_json, "\n".join(lines))
+    if late or failed:
+        raise typer.Exit(1)
+
+
+def _ledger(store: str) -> Ledger:
+    from spare_core.store import open_store
+    from spare_core.takedown.ledger import Ledger
+
+    opened = open_store(store)
+    opened.check()
+    return Ledger(opened, getpass.getuser())

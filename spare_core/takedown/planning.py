@@ -1,0 +1,183 @@
+"""What would be done about a list, when, and why: from the list and the ledger alone, no model is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+from spare_core.concept import normalise, same_concept
+from spare_core.errors import SettingsError
+from spare_core.settings import read_yaml_mapping
+from spare_core.takedown.conflicts import Conflict, compare
+from spare_core.takedown.ledger import Event, Ledger, Standing
+from spare_core.takedown.request import AUTO, REGIMES, TakedownRequest
+
+DEADLINES: Final = Path(__file__).with_name("deadlines.yaml")
+ENDED: Final = ("done", "withdrawn")
+_NOTHING_DONE: Final = ("", "received", "planned", "blocked", "failed", "withdrawn")
+_MOST_DAYS: Final = 3650
+
+Action = Literal["erase", "share", "hold", "withdraw", "nothing"]
+
+
+class Step(NamedTuple):
+    """What is to be done about one request: ``erase`` it, ``share`` the erasure of another one, ``hold`` it back,
+    ``withdraw`` it or what it takes back, or ``nothing``, since the ledger has it already."""
+
+    request: TakedownRequest
+    action: Action
+    due_at: datetime
+    reason: str
+
+    def told(self) -> str:
+        """One line for people."""
+        request = self.request
+        what = repr(request.concept) if request.concept else f"counter-notice of {request.counter_notice_of}"
+        return f"{self.due_at:%Y-%m-%d %H:%M}Z  {self.action:<8}  {request.request_id}: {what}; {self.reason}"
+
+
+class Plan(NamedTuple):
+    """Steps by deadline, and what stands in the way of all of them."""
+
+    steps: list[Step]
+    conflicts: list[Conflict]
+
+
+def read_deadlines(source: str | Path = DEADLINES) -> dict[str, float]:
+    """Days by regime, from a YAML file here or in S3.
+
+    Raises:
+        SettingsError: with every regime that is missing, unknown or no number of days.
+    """
+    values = read_yaml_mapping(source)
+    unknown = [name for name in values if name not in REGIMES]
+    problems = [f"{source}: unknown regime {name!r}; known: {', '.join(REGIMES)}" for name in unknown]
+    for name in REGIMES:
+        days = values.get(name)
+        if isinstance(days, bool) or not isinstance(days, int | float) or not 0 < days <= _MOST_DAYS:
+            problems.append(f"{source}: {name} is {days!r}; it must be a number of days, at most {_MOST_DAYS}")
+    if problems:
+        raise SettingsError(problems)
+    return {name: float(values[name]) for name in REGIMES}
+
+
+def due(request: TakedownRequest, deadlines: Mapping[str, float]) -> datetime:
+    """Until when a request must be done, in UTC."""
+    given = request.due_at or request.received_at + timedelta(days=deadlines[request.regime])
+    return given.astimezone(UTC)
+
+
+def plan(requests: Sequence[TakedownRequest], ledger: Ledger, deadlines: Mapping[str, float]) -> Plan:
+    """What is to be done about the requests of a list, given what the ledger knows."""
+    compared = compare(requests)
+    standing = {name: one for one in reversed(_erasing(ledger)) for name in _names(one)}
+    conflicts = [*compared.conflicts, *_against(requests, ledger, standing)]
+    steps = []
+    for request in {one.request_id: one for one in requests}.values():
+        action, reason = _step(request, ledger, compared.repeated, compared.withdrawn, standing)
+        steps.append(Step(request, action, due(request, deadlines), reason))
+    return Plan(sorted(steps, key=lambda one: (one.due_at, one.request.request_id)), conflicts)
+
+
+def _step(
+    request: TakedownRequest,
+    ledger: Ledger,
+    repeated: Mapping[str, str],
+    withdrawn: Mapping[str, str],
+    standing: Mapping[str, Standing],
+) -> tuple[Action, str]:
+    now = ledger.standing(request.request_id)
+    if now.state:
+        return "nothing", f"it is {now.state} since {now.since}"
+    if request.counter_notice_of:
+        target = ledger.standing(request.counter_notice_of)
+        return "withdraw", f"takes back {request.counter_notice_of}, which is {target.state or 'in the same list'}"
+    if by := withdrawn.get(request.request_id):
+        return "withdraw", f"taken back by {by}, before anything was done"
+    if request.legal_hold:
+        return "hold", "legal hold: nothing may be done to it"
+    if first := repeated.get(request.request_id):
+        return "share", f"asks for the same as {first}"
+    if other := standing.get(normalise(request.concept)):
+        return "share", f"asks for the same as {other.request_id}, which is {other.state}"
+    surrogate = "a surrogate that the planner chooses" if request.surrogate == AUTO else repr(request.surrogate)
+    return "erase", f"becomes {surrogate}"
+
+
+def received(steps: Iterable[Step], source: str, ledger: Ledger) -> list[Event]:
+    """The events that take a plan's new requests into the ledger. A counter-notice ends what it takes back, and is done
+    itself where nothing had been erased yet; else the next bundle is made without it."""
+    events: list[Event] = []
+    for step in steps:
+        request = step.request
+        if step.action == "nothing":
+            continue
+        facts: dict[str, Any] = {
+            "request": request.model_dump(mode="json", exclude_defaults=True), "list": source,
+            "due_at": step.due_at.isoformat(), "reason": step.reason,
+        }  # fmt: skip
+        events.append(Event(request.request_id, "received", facts))
+        if step.action == "hold":
+            events.append(Event(request.request_id, "blocked", {"reason": step.reason}))
+    for step in steps:
+        target = step.request.counter_notice_of
+        if step.action == "withdraw" and target:
+            before = ledger.standing(target).state
+            if before != "withdrawn":
+                events.append(Event(target, "withdrawn", {"by": step.request.request_id}))
+            if before in _NOTHING_DONE:
+                events += [Event(step.request.request_id, state) for state in ("planned", "done")]
+    return events
+
+
+def _against(requests: Sequence[TakedownRequest], ledger: Ledger, standing: Mapping[str, Standing]) -> list[Conflict]:
+    """What the list says otherwise than the ledger has it; ``standing`` is what is erased there, by name."""
+    found = []
+    listed = {one.request_id for one in requests}
+    for one in requests:
+        known = ledger.standing(one.request_id)
+        if known.state and known.facts["request"] != one.model_dump(mode="json", exclude_defaults=True):
+            reason = f"the ledger has another request of that id, entry {known.entry}; give this one its own"
+            found.append(Conflict((one.request_id,), reason))
+        others = {standing[name].request_id: standing[name] for name in map(normalise, one.names) if name in standing}
+        others.pop(one.request_id, None)
+        for other in others.values() if not known.state else ():
+            theirs = other.facts["request"].get("surrogate", AUTO)
+            if not {*map(normalise, one.names)} <= {*_names(other)}:
+                reason = (
+                    f"{other.request_id} erases a part of its names already; put the rest into a request of its own"
+                )
+                found.append(Conflict((one.request_id,), reason))
+            elif AUTO not in (theirs, one.surrogate) and not same_concept(theirs, one.surrogate):
+                reason = f"{other.request_id} erases it already, as {theirs!r}; take that back first, or agree with it"
+                found.append(Conflict((one.request_id,), reason))
+        target = one.counter_notice_of
+        if target and target not in listed and not ledger.standing(target).state:
+            found.append(Conflict((one.request_id,), f"takes back {target!r}, which neither list nor ledger has"))
+    return found
+
+
+def _erasing(ledger: Ledger) -> list[Standing]:
+    return [one for one in ledger.standings.values() if one.state not in ("withdrawn", "failed", "blocked")]
+
+
+def _names(standing: Standing) -> list[str]:
+    request = standing.facts.get("request", {})
+    return [normalise(name) for name in (request.get("concept", ""), *request.get("aliases", ())) if name]
+
+
+def overview(ledger: Ledger, now: datetime, soon: timedelta) -> list[dict[str, Any]]:
+    """Every request by deadline: state, since when, and whether it is ``late`` or about to be (``soon``)."""
+    rows = []
+    for one in ledger.standings.values():
+        due_at = datetime.fromisoformat(one.facts["due_at"])
+        open_ = one.state not in ENDED
+        rows.append({
+            "request_id": one.request_id, "concept": one.facts["request"].get("concept", ""), "state": one.state,
+            "since": one.since, "due_at": one.facts["due_at"], "late": open_ and due_at < now,
+            "soon": open_ and now <= due_at < now + soon, "attempts": one.attempts, "entry": one.entry,
+            "reason": one.facts.get("reason", ""),
+        })  # fmt: skip
+    return sorted(rows, key=lambda row: (row["due_at"], row["request_id"]))
