@@ -9,6 +9,7 @@ again). ``worst`` is the concept that is forgotten least.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def main() -> None:
         if options.seeds:
             print(f"| {count} | nothing | | {judged(bench, erasures, None)} | | | | | |", flush=True)
         for rank in options.ranks:
-            request = build_request("canvas", erasures, EraseSettings(rank=rank, alpha=float(rank)))
+            roomy = build_request("canvas", erasures, EraseSettings(rank=len(EIGHT)))
+            request = dataclasses.replace(roomy, settings=EraseSettings(rank=rank, alpha=float(rank)))
             exact = concatenated([adapter for _, adapter in parts[:count]])
             with tempfile.TemporaryDirectory() as folder:
                 found = ways(Work(request, bench.denoiser), Path(folder), exact)

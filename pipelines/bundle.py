@@ -50,7 +50,7 @@ def bundle_pipeline(profile: Profile) -> Any:
             requests: what is to be erased: [{concept: Cat, surrogate: Dog}, ...], with kind, keep, template, contexts
             without: concepts that the champion erases and that are to be there again
             grow: whether all else that the champion erases stays erased; false for what requests name alone
-            settings: settings of the erasure by name, e.g. {"rank": 16}; the rest keep their defaults
+            settings: settings of the erasure by name, e.g. {"rank": 64}; the rest keep their defaults
             suite: what is measured: canvas, unlearncanvas or the address of a YAML file; empty for Canvas's own
             seeds: how many of the suite's seeds are drawn; 0 for all
             policy: what the gate asks for: 'default' or the address of a YAML file

@@ -21,7 +21,7 @@ from spare_core.evaluation.suite import Suite, domain_of, load_suite
 from spare_core.gate import Policy
 from spare_core.locations import local_path
 from spare_core.model_files import find_model
-from spare_core.request import Request, build_erasure, build_erasures, check_kept, images_digest
+from spare_core.request import Request, build_erasure, build_erasures, check_kept, check_room, images_digest
 from spare_core.settings import EraseSettings
 
 SCHEMA: Final = "spare.order/1"
@@ -29,6 +29,8 @@ _TEXTS: Final = ("model", "erase", "surrogate", "kind", "images", "template", "s
 _LISTS: Final = ("keep", "contexts", "without")
 _NAMED: Final = ("model", "erase", "surrogate")
 """Texts that must not be empty."""
+BUNDLE_RANK: Final = 32
+"""Of a base's first bundle, if it is not given another: its rank is for good, and holds about as many names."""
 _SWITCHES: Final = ("promote", "grow")
 _AFTERWARDS: Final = ("request_id", "promote", "policy", "name")
 """Decide what becomes of a result, not what it is."""
@@ -126,13 +128,17 @@ def check_order(
     shape = dict(_shape_problems(parameters))
     given = {name: value for name, value in parameters.items() if name not in shape}
     found = _Collected([*problems_before, *shape.values()], {*shape})
-    settings = found.attempt(lambda: EraseSettings.from_mapping(_whole(parameters["settings"])), "settings")
     base = found.attempt(lambda: find_model(given["model"]).digest(), "model")
     # What is wrong there is told already.
     named = {"keep": [], "contexts": [], "template": "", "kind": "", "without": [], "grow": True, **given}
     champion: Champion | None = None
+    usual: dict[str, Any] = {}
     if "requests" in parameters:
         champion = found.attempt(lambda: champion_of(base), "model", "name") if base else None
+        rank = champion.manifest["settings"]["rank"] if champion else BUNDLE_RANK
+        usual = {"rank": rank, "alpha": float(rank)}
+    settings = found.attempt(lambda: EraseSettings.from_mapping({**usual, **_whole(given["settings"])}), "settings")
+    if "requests" in parameters:
         erasures = found.attempt(lambda: _bundle(named, settings, champion), "model", "requests")
     else:
         erasures = found.attempt(lambda: Erasures(_erasure(named)), "model", "erase", "surrogate")
@@ -165,6 +171,8 @@ def _bundle(given: Mapping[str, Any], settings: EraseSettings | None, champion: 
     stay = [one for one in old if one not in going and one not in new]
     erasures = Erasures(*stay, *new, bundle=True)
     check_kept(given["requests"], erasures)
+    if settings:
+        check_room(erasures, settings)
     return erasures
 
 

@@ -25,7 +25,7 @@ from spare_core.verify import verify_adapter
 from tests.test_bundle import random_adapter, still
 
 SETTINGS = EraseSettings(
-    examples=4, retain_examples=4, heldout=4, example_steps=2, batch_size=2, steps=3, lr=1e-3, rank=2, bins=4,
+    examples=4, retain_examples=4, heldout=4, example_steps=2, batch_size=2, steps=3, lr=1e-3, rank=3, bins=4,
     dtype="float32", device="cpu",
 )  # fmt: skip
 OBJECTS, STYLES = ("cat", "dog", "hat"), ("Neon", "Rust", "Ink")
@@ -71,7 +71,7 @@ def test_a_bundle_says_what_it_erases_how_it_was_made_and_why(
     assert [one["adapter"] for one in manifest["requests"]] == [load_adapter(part).sha256 for part in parts.values()]
     candidates = manifest["composition"]["candidates"]
     assert {name: one["rank"] for name, one in candidates.items()} == {
-        "concatenated": 6, "compressed": 2, "refined": 2, "joint": 2,
+        "concatenated": 9, "compressed": 3, "refined": 3, "joint": 3,
     }  # fmt: skip
     for one in candidates.values():
         assert set(one["residuals"]) == {"Neon", "cat", "Rust"}
@@ -90,7 +90,7 @@ def test_a_bundle_is_an_adapter_like_any_other(composed: tuple[Path, dict[str, A
     report = verify_adapter(output, str(sd1_dir))
     assert report["erased"] == {"Neon": "Rust", "cat": "dog", "Rust": "Ink"}
     assert report["reversible"] is True and report["diffusers_difference"] <= 1e-5
-    assert {len(update.down) for update in load_adapter(output).adapter.updates.values()} == {2}
+    assert {len(update.down) for update in load_adapter(output).adapter.updates.values()} == {3}
 
 
 def test_a_bundle_grows_by_one(sd1_dir: Path, parts: dict[str, Path], tmp_path: Path) -> None:
@@ -207,6 +207,7 @@ def test_training_goes_on_from_the_very_change_and_may_use_all_that_moves() -> N
         (["neon", "other"], {}, ModelError, "trained for the base model"),
         (["neon", "cat"], {"rank": 1000}, SettingsError, "rank is 1000"),
         (["neon", "cat"], {"mask": "weight"}, SettingsError, "mask is 'weight'"),
+        (["neon", "cat"], {"rank": 1}, SettingsError, "rank is 1, but 2 names are to be erased"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_any_work(
@@ -237,11 +238,11 @@ def test_a_bundle_of_another_rank_is_refused(
     composed: tuple[Path, dict[str, Any]], sd1_dir: Path, parts: dict[str, Path], tmp_path: Path
 ) -> None:
     """Single adapters of any rank may join."""
-    settings = EraseSettings.from_mapping({**SETTINGS.as_dict(), "rank": 3})
-    with pytest.raises(SettingsError, match=r"rank is 3, but the bundle .* has 2.*give --rank 2"):
+    settings = EraseSettings.from_mapping({**SETTINGS.as_dict(), "rank": 4})
+    with pytest.raises(SettingsError, match=r"rank is 4, but the bundle .* has 3.*give --rank 3"):
         compose(str(sd1_dir), [composed[0]], tmp_path / "out", settings)
     wider = compose(str(sd1_dir), [parts["neon"], parts["cat"]], tmp_path / "out", settings)
-    assert {one["rank"] for one in wider["composition"]["candidates"].values()} == {4, 3}
+    assert {one["rank"] for one in wider["composition"]["candidates"].values()} == {6, 4}
 
 
 def test_a_folder_that_holds_something_is_left_alone(sd1_dir: Path, parts: dict[str, Path], tmp_path: Path) -> None:

@@ -140,6 +140,10 @@ def test_a_bundle_of_one_is_a_bundle() -> None:
     order = bundled()
     assert erased(order) == ["Cat"]
     assert (order.request.erasures.bundle, order.champion, order.evidence) == (True, 0, "")
+    settings = order.request.settings
+    assert (settings.rank, settings.alpha) == (32, 32.0), "room for those to come"
+    assert bundled(champion(("Rust", "Photo"), rank=64)).request.settings.rank == 64
+    assert bundled(settings={"rank": 4.0}).request.settings.rank == 4
     assert Order.from_json(order.to_json()) == order
     assert request_id_of(BUNDLE).startswith("bundle ")
 
@@ -167,6 +171,10 @@ def test_a_bundle_grows_from_the_champion_and_shrinks() -> None:
         ({"without": ["Bear"]}, "'Bear' is not erased there, but Rust"),
         ({"grow": "yes"}, "grow is 'yes'; it must be true or false"),
         ({"settings": {"rank": 16.0}}, "rank is 16, but the champion, version 3, has 8"),
+        (
+            {"requests": [{"concept": "Cat", "surrogate": "Dog", "aliases": list("abcdefgh")}]},
+            "10 names are to be erased",
+        ),
         ({"requests": [{"concept": "Rust", "surrogate": "Winter"}]}, "'Rust' would be erased twice"),
         ({"requests": [{"concept": "Winter", "surrogate": "Photo", "keep": ["Rust"]}]}, "keeps 'Rust', which another"),
         ({"requests": [{"concept": "Photo", "surrogate": "Rust"}]}, "in a circle: Rust -> Photo -> Rust"),
