@@ -37,8 +37,6 @@ from spare_core.settings import EraseSettings
 _WARMUP = 0.05
 _BETAS = (0.8, 0.95)
 """Shorter memories than AdamW's usual ones: a run has some tens of steps, not thousands."""
-_DRIFT_WEIGHT = 8.0
-"""What a finished adapter's drift is worth in residual: about so much one can be had for the other on Canvas."""
 _FACTS = ("step", "lr", "closed_form", "trials", "history", "losses", "stopped_early", "taken_back", "seconds")
 
 
@@ -58,7 +56,7 @@ class TrainingState:
     beginning: Adapter | None = None
     """The adapter as it was before the first step, where it changed something already."""
     taken_back: bool = False
-    """Whether the steps made it worse, and the beginning is the result."""
+    """Whether the steps made residual and drift worse, and the beginning is the result."""
     history: list[dict[str, float]] = field(default_factory=list)
     losses: list[list[float]] = field(default_factory=list)
     stopped_early: bool = False
@@ -128,7 +126,7 @@ def distill(
     on_step: Callable[[TrainingState], None] = lambda state: None,
 ) -> Measurement:
     """Train ``state.adapter`` in place until ``settings.steps``, or a measurement that is good enough, or a plateau of
-    the measured residual; where it began better than it ends, to what it began with.
+    the measured residual; where it began better in both residual and drift, to what it began with.
 
     ``on_measure`` is called after every measurement, when ``state`` may be saved; ``on_step`` after every step.
 
@@ -150,7 +148,7 @@ def distill(
     if state.beginning is None or not state.step:
         return measured
     before = meter.measure(state.beginning)
-    state.taken_back = before.cost(_DRIFT_WEIGHT) < measured.cost(_DRIFT_WEIGHT)
+    state.taken_back = before.residual <= measured.residual and before.mean_drift <= measured.mean_drift
     if state.taken_back:
         state.adapter = state.beginning
         return before
