@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from pipelines.definition import BUNDLE
+from spare_core import workflow
+from spare_core.environment import RUN_ID, STORE
 from tests.workplaces import SETTINGS, Workplace
 
 STAGES = ("collect", "compose", "evaluate", "register", "gate", "promote")
@@ -33,6 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     place = Workplace(tmp_path_factory.mktemp("bundle"))
     place.pipeline = BUNDLE
     settings = {name: value for name, value in SETTINGS.items() if name not in ("mask", "saliency_batches")}
+    place.settings = settings
     place.arguments = ["model=canvas", f"settings={json.dumps(settings)}", "suite=suite.yaml", "seeds=1"]
     place.first = run(place, f"requests={json.dumps([NEON, CAT])}")
     return place
@@ -48,15 +51,32 @@ def test_a_first_list_becomes_a_bundle(place: Workplace) -> None:
     assert version.tags["spare.concept"] == "Neon Lines, Cat"
 
 
-def test_it_grows_from_the_champion_and_shrinks(place: Workplace) -> None:
-    """The evaluation goes on from the one before, and names what is left of what was there."""
-    changed = run(place, "requests=[{concept: Rust, surrogate: Photo}]", "without=[cat]")
-    assert changed["results"]["promote"]["aliases"] == {"champion": 2, "previous": 1}
-    found = report(changed)
+def test_it_grows_from_the_champion_and_shrinks(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the same tasks do, here in one process: the evaluation goes on from the one before, and names what is left
+    of what was there. A bundle that was collected before that is not promoted any more."""
+    for name, value in (("MLFLOW_TRACKING_URI", place.tracking), (STORE, place.output / "store"), (RUN_ID, "second")):
+        monkeypatch.setenv(name, str(value))
+    parameters = {
+        "model": "canvas", "requests": [{"concept": "Rust", "surrogate": "Photo"}], "without": ["cat"], "grow": True,
+        "settings": place.settings, "suite": str(place.folder / "suite.yaml"), "seeds": 1, "name": "", "promote": True,
+        "policy": str(place.folder / "lenient.yaml"), "request_id": "",
+    }  # fmt: skip
+    order, policy = workflow.collect(parameters)
+    adapter, evaluation = tmp_path / "adapter", tmp_path / "evaluation"
+    workflow.compose(order, adapter)
+    found = workflow.evaluate(order, adapter, evaluation, tmp_path / "page.html")
     assert found["erased"] == ["Neon Lines", "Rust"]
     assert [(row["added"], row["withdrawn"]) for row in found["history"]][1:] == [(["Rust"], ["Cat"])]
     after = "adding Rust and withdrawing Cat"
     assert [(one["concept"], one["after"]) for one in found["rebounds"]] == [("Neon Lines", after)]
+    version = workflow.register(order, "", adapter, evaluation)
+    assert version == ("spare.canvas", 2)
+    workflow.gate(order, policy, *version)
+    assert workflow.promote(order, policy, *version) == {"champion": 2, "previous": 1}
+    with pytest.raises(SystemExit):
+        workflow.promote(order, policy, "spare.canvas", 1)
 
 
 def test_what_is_wrong_is_told_before_any_work(place: Workplace) -> None:

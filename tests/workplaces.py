@@ -34,6 +34,7 @@ class Workplace:
     def __init__(self, folder: Path) -> None:
         self.folder, self.output, self.pipeline = folder, folder / "results", SPARE
         self.first: dict[str, Any] = {}
+        self.settings: dict[str, Any] = SETTINGS
         suite = {"extends": "canvas", "styles": ["Neon Lines", "Photo", "Rust"], "objects": ["Cat", "Dog"], "steps": 2}
         for name, content in (("suite", suite), ("lenient", LENIENT), ("strict", {**LENIENT, "max_mean_drift": 0.0})):
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
