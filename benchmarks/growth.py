@@ -4,8 +4,8 @@
 
 The eight Canvas concepts of benchmarks/bundles.py. Each bundle is evaluated against the one before (240 pictures, each
 concept's residual on eight trajectories or more that no training saw); what is there already is not made again.
-``matrix.png`` of the last shows all of it. Then one of the eight is withdrawn; then the eight are made in two random
-orders, and in the first order under three seeds.
+``matrix.png`` of the last shows all of it. Then one of the eight is withdrawn; then the eight are made under two more
+seeds, and in two random orders.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
         before = growth.made(f"{count}: + {EIGHT[count - 1]}", EIGHT[:count], f"grown-{count}", before=before)
     assert before is not None
     growth.shrunk(options.withdraw, before)
-    for seed in (0, 1, 2):
+    for seed in (1, 2):
         growth.made(f"seed {seed}", EIGHT, f"seed-{seed}", seed)
     for order in (1, 2):
         names = random.Random(order).sample(EIGHT, len(EIGHT))
@@ -100,7 +100,7 @@ def row(label: str, report: Mapping[str, Any], seconds: float) -> str:
     rebound = "" if not risen else "{:.2f} ({})".format(*max(risen))
     adapted = report["adapted"]
     return (
-        f"| {label} | {sum(forgotten) / len(forgotten):.3f} | {min(forgotten):.2f} | {adapted['ira']:.3f} "
+        f"| {label} | {adapted['ua']:.3f} | {min(forgotten):.2f} | {adapted['ira']:.3f} "
         f"| {adapted['fid']:.2f} | {report['residual']:.3f} | {max(report['residuals'].values()):.3f} "
         f"| {report['mean_drift']:.4f} | {rebound} | {seconds:.1f} |"
     )

@@ -32,11 +32,15 @@ class Erasures:
         self.bundle = len(parts) > 1 if bundle is None else bundle
         if not self.parts:
             raise ConceptError("there is nothing to erase; name at least one concept")
-        names = [name for part in self.parts for name in part.names]
-        twice = [name for i, name in enumerate(names) if normalise(name) in map(normalise, names[:i])]
+        self._by_name: dict[str, Erasure] = {}
+        twice = []
+        for part in self.parts:
+            for name in part.names:
+                if normalise(name) in self._by_name:
+                    twice.append(name)
+                self._by_name[normalise(name)] = part
         if twice:
             raise ConceptError(f"{', '.join(map(repr, twice))} would be erased twice; name each concept once")
-        self._by_name = {normalise(name): part for part in self.parts for name in part.names}
         for part in self.parts:
             self.surrogate(part.concept)
 

@@ -204,10 +204,13 @@ def evaluate(order: str, adapter: Path, evaluation: Path, page: Path) -> dict[st
         check_base(stored, request.base, request.model)
         work = _open(asked)
         judge = load_judge(suite, work.denoiser.device)
-        before = evaluation_in(_store(), read_document(_store(), asked.evidence)) if asked.evidence else None
+        before = None
+        if asked.evidence:
+            store = _store()
+            before = evaluation_in(store, read_document(store, asked.evidence)) or None
         report = measure(
             work.denoiser, request.base, [stored], suite, [], None, evaluation, judge, Progress(),
-            before=before or None,
+            before=before,
         )  # fmt: skip
         print(summary_table(report), flush=True)
         counts = {"pictures": report["counts"]["pictures"], "seeds": len(report["seeds"])}

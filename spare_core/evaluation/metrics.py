@@ -167,7 +167,8 @@ def ua_ira_cra(verdicts: Verdicts, erased: Erased, seed: int = 0) -> Scores:
     def mean(kinds: Sequence[Domain], among: Mapping[Domain, Tensor], seed: int = 0) -> Figure:
         return mean_accuracy([(verdicts.column(kind), among[kind]) for kind in kinds], seed)
 
-    own, across = ([kind for kind in DOMAINS if side(kind) in erased] for side in (_same, other))
+    own = [kind for kind in DOMAINS if kind in erased]
+    across = [kind for kind in DOMAINS if other(kind) in erased]
     accuracy = mean(own, named)
     low, high = wilson_interval(1.0 - accuracy.value, accuracy.pictures)
     kept = dict.fromkeys(DOMAINS, ~gone)
@@ -177,10 +178,6 @@ def ua_ira_cra(verdicts: Verdicts, erased: Erased, seed: int = 0) -> Scores:
         cra=mean(across, kept, seed),
         cra_erased=mean(across, {kind: named[other(kind)] & ~named[kind] for kind in DOMAINS}, seed),
     )
-
-
-def _same(kind: Domain) -> Domain:
-    return kind
 
 
 def _among(prompted: Tensor, rows: Sequence[int]) -> Tensor:
