@@ -23,6 +23,7 @@ demo-services: $(STAMP) ## the same with a real MLflow server and a real S3 API,
 pipelines: $(STAMP) ## compile the pipelines, for your registry with IMAGE=registry/spare:tag, without GPUs with PROFILE=cpu
 	SPARE_IMAGE="$(IMAGE)" $(BIN)/python -W ignore -m pipelines.spare --profile $(PROFILE)
 	SPARE_IMAGE="$(IMAGE)" $(BIN)/python -W ignore -m pipelines.bundle --profile $(PROFILE)
+	SPARE_IMAGE="$(IMAGE)" $(BIN)/python -W ignore -m pipelines.takedown --profile $(PROFILE)
 	$(BIN)/python -W ignore -m components.readme
 
 # Two processes of one thread each: torch's own threads in two processes would slow each other down.

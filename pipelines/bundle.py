@@ -23,6 +23,18 @@ from pipelines.compiling import compile_pipeline
 from pipelines.platform import Profile, runs_once, runs_the_model, talks_to_services
 
 
+def make_bundle(profile: Profile, order: Any, policy: Any, name: Any, promote: Any) -> None:
+    """The tasks from an order to the champion; what they take are channels of KFP."""
+    adapter = runs_the_model(compose(order=order), profile, 24 * 60).outputs["adapter"]
+    evaluation = runs_the_model(evaluate(order=order, adapter=adapter), profile, 24 * 60).outputs["evaluation"]
+    registered = talks_to_services(register(order=order, name=name, adapter=adapter, evaluation=evaluation), 60)
+    version = {output: registered.outputs[output] for output in ("name", "version")}
+    asked = {"order": order, "policy": policy, **version}
+    judged = runs_once(gate(**asked))
+    with dsl.If(promote == True, "promote"):  # noqa: E712 an expression of KFP, not of Python
+        talks_to_services(promote_version(**asked)).after(judged)
+
+
 def bundle_pipeline(profile: Profile) -> Any:
     """The pipeline, with what ``profile`` says for the tasks that run the model."""
 
@@ -63,15 +75,7 @@ def bundle_pipeline(profile: Profile) -> Any:
                 model=model, requests=requests, without=without, grow=grow, settings=settings, suite=suite,
                 seeds=seeds, policy=policy, name=name, promote=promote, request_id=request_id,
             ))  # fmt: skip
-            order = checked.outputs["order"]
-            adapter = runs_the_model(compose(order=order), profile, 24 * 60).outputs["adapter"]
-            evaluation = runs_the_model(evaluate(order=order, adapter=adapter), profile, 24 * 60).outputs["evaluation"]
-            registered = talks_to_services(register(order=order, name=name, adapter=adapter, evaluation=evaluation), 60)
-            version = {output: registered.outputs[output] for output in ("name", "version")}
-            asked = {"order": order, "policy": checked.outputs["policy"], **version}
-            judged = runs_once(gate(**asked))
-            with dsl.If(promote == True, "promote"):  # noqa: E712 an expression of KFP, not of Python
-                talks_to_services(promote_version(**asked)).after(judged)
+            make_bundle(profile, checked.outputs["order"], checked.outputs["policy"], name, promote)
 
     return bundle
 

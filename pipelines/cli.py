@@ -38,26 +38,32 @@ def run(
 
 
 def _run(file: Path | None, arguments: Sequence[str], output: Path, as_json: bool) -> None:
+    from pipelines.definition import SPARE
+
+    done = run_here(file or SPARE, arguments, output)
+    print_result(report_of(done), as_json, "" if as_json else _summary(done))
+
+
+def run_here(definition: Path, arguments: Sequence[str], output: Path) -> LocalRun:
+    """Run a compiled pipeline, telling of its stages as they come."""
     try:
         from pipelines import local
     except ImportError as error:
         raise SpareError(f"{error}; pip install 'spare-unlearning[pipelines,server]' to run pipelines") from None
-    from pipelines.definition import BUNDLE, SPARE
+    from pipelines.definition import OWN
     from pipelines.parameters import parse
 
-    definition = file or SPARE
-    ours = definition.resolve() in (SPARE, BUNDLE)
-    values = parse(arguments, definition, checked_later=ours)
+    values = parse(arguments, definition, checked_later=definition.resolve() in OWN)
     started = time.monotonic()
 
     def on_stage(stage: str, what: str) -> None:
         print(f"[{time.monotonic() - started:6.1f} s] {stage:9} {what}", file=sys.stderr, flush=True)
 
-    done = local.run(definition, values, output, on_stage)
-    print_result(_report(done), as_json, "" if as_json else _summary(done))
+    return local.run(definition, values, output, on_stage)
 
 
-def _report(done: LocalRun) -> dict[str, Any]:
+def report_of(done: LocalRun) -> dict[str, Any]:
+    """What a run came to, as JSON."""
     services = {
         name: value for name, value in done.environment.items() if name in ("MLFLOW_TRACKING_URI", "SPARE_STORE")
     }

@@ -17,6 +17,9 @@ SPARE = Path(__file__).with_name("spare.yaml")
 """The pipeline that erases one concept and promotes the adapter."""
 BUNDLE = Path(__file__).with_name("bundle.yaml")
 """The one that makes one adapter of many requests."""
+TAKEDOWN = Path(__file__).with_name("takedown.yaml")
+"""The one that works through takedown lists."""
+OWN = (SPARE, BUNDLE, TAKEDOWN)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Everything lies in one folder: what the tasks wrote and what may be taken again, the log of each run, and, where the
 environment names no server, an MLflow of sqlite and a folder, and the promotion log. Retries are left out: they are for
-nodes that are lost, and here a failure is told at once.
+nodes that are lost, and here a failure is told at once. A loop's iterations run one after the other: two that run a
+model beside each other on one machine take longer than both in turn.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ _GRACE_SECONDS: Final = 5.0
 _PYTHON: Final = (sys.executable, "-P")
 """Nothing is imported from the folder where the user stands, which may well hold pipelines of their own."""
 
+_FINISH: Final = "spare_core.workflow import finish as end"
+_CLOSE: Final = "spare_core.takedown.workflow import close as end"
+"""What the exit handlers call."""
+
 OnStage = Callable[[str, str], None]
 """Called with a stage's name and what there is to say of it: "started", "done in 3.2 s", "taken from an earlier
 run"."""
@@ -53,11 +58,13 @@ class RunFailed(SpareError):
 
 @dataclass
 class LocalRun:
-    """What became of a run: the results that its tasks told, by stage; seconds, or None for one that was taken."""
+    """What became of a run: the results that its tasks told, by stage; seconds, or None for one that was taken.
+    ``ending`` imports what its exit handler calls."""
 
     run_id: str
     log: Path
     environment: dict[str, str]
+    ending: str
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[str, float | None] = field(default_factory=dict)
     errors: list[dict[str, Any]] = field(default_factory=list)
@@ -103,12 +110,15 @@ def run(definition: Path, arguments: dict[str, Any], output: Path, on_stage: OnS
         for component in (compiled.pipeline.root, *compiled.pipeline.components.values()):
             for task in component.dag.tasks.values():
                 task.ClearField("retry_policy")
+                if task.WhichOneof("iterator"):
+                    task.iterator_policy.parallelism_limit = 1
         local_file = root / f"{compiled.name}.json"
         write_json(local_file, json_format.MessageToDict(compiled.pipeline))
         run_id = uuid.uuid4().hex
         log = output.absolute() / "logs" / f"{run_id}.log"
         log.parent.mkdir(exist_ok=True)
-        this = LocalRun(run_id, log, environment(output) | {RUN_ID: run_id})
+        ending = _CLOSE if "comp-close" in compiled.pipeline.components else _FINISH
+        this = LocalRun(run_id, log, environment(output) | {RUN_ID: run_id}, ending)
         asked = {"root": str(root), "pipeline": str(local_file), "arguments": arguments}
         succeeded = _execute(this, asked, on_stage)
     if not succeeded:
@@ -191,7 +201,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 def _record_interruption(this: LocalRun) -> None:
     """What the exit handler would have done: it was ended with the rest."""
-    code = "from spare_core.workflow import finish; finish('CANCELLED', 'stopped by the user')"
+    code = f"from {this.ending}; end('CANCELLED', 'stopped by the user')"
     told = {**os.environ, **this.environment}
     with contextlib.suppress(subprocess.TimeoutExpired):  # of an MLflow that does not answer; the run ends all the same
         subprocess.run([*_PYTHON, "-c", code], env=told, capture_output=True, check=False, timeout=30)

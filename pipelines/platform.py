@@ -34,6 +34,8 @@ CACHE_CLAIM: Final = "spare-model-cache"
 """PersistentVolumeClaim, ReadWriteMany, for base models and for checkpoints that outlive a pod."""
 CACHE_PATH: Final = "/var/cache/spare"
 MINUTE: Final = 60
+AT_ONCE: Final = 4
+"""Requests of a takedown list that are erased at the same time; each asks for what a profile says."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ def runs_the_model(task: Any, profile: Profile, minutes: int) -> Any:
     task.set_retry(num_retries=2, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="600s")
     task.set_caching_options(True)
     return task
+
+
+def erases_one(task: Any, profile: Profile, minutes: int) -> Any:
+    """A task that runs the model and has effects outside: never taken from a cache; to repeat it changes nothing."""
+    return runs_the_model(task, profile, minutes).set_caching_options(False)
 
 
 def talks_to_services(task: Any, minutes: int = 15) -> Any:

@@ -7,8 +7,9 @@ the work itself (benchmarks/pipeline_overhead.py). A fork runs the very program 
 What is imported grows with what tasks need: the first one, which finds bad parameters and servers that are down, does
 not wait for diffusers, and a run that takes what an earlier one computed never does.
 
-Only where forking is sound: on Linux, from the one thread that runs the pipeline, and with nothing but imports done, so
-that neither a thread pool of torch nor CUDA is up.
+Only where forking is sound: on Linux, while no other task is started (a loop's iterations run in a thread of their own,
+for which the one that runs the pipeline waits), and with nothing but imports done, so that neither a thread pool of
+torch nor CUDA is up.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from pathlib import Path
 
 from kfp.local import subprocess_task_handler
 
-_SERVICES = ("spare_core.workflow", "spare_core.order", "mlflow")
+_SERVICES = ("spare_core.takedown.workflow", "mlflow")
 _MODEL = ("spare_core.stages", "spare_core.evaluation.html", "peft")
-_RUN_THE_MODEL = {"prepare", "timesteps", "saliency", "distill", "compose", "evaluate"}
+_RUN_THE_MODEL = {"prepare", "timesteps", "saliency", "distill", "compose", "evaluate", "take_down"}
 _CALLED = re.compile(r"\bworkflow\.(\w+)\(")
 """How a component of ours calls the core."""
+_alone = threading.Lock()
 _plain_print = builtins.print
 _start_python = subprocess_task_handler.run_local_subprocess
 
@@ -69,8 +71,15 @@ def _import_for(source: str) -> None:
 def _run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
     """What KFP's function of this place does: run a task, print its output, return its exit code."""
     shell, _, _, source, *arguments = full_command if len(full_command) > 4 else ["", "", "", ""]
-    if shell != "sh" or "def " not in source or threading.current_thread() is not threading.main_thread():
+    if shell != "sh" or "def " not in source or not _alone.acquire(blocking=False):
         return int(_start_python(full_command, env_vars))
+    try:
+        return _fork(source, arguments, env_vars or {})
+    finally:
+        _alone.release()
+
+
+def _fork(source: str, arguments: list[str], env_vars: dict[str, str]) -> int:
     _import_for(source)
     reading, writing = os.pipe()
     sys.stdout.flush()
@@ -81,7 +90,7 @@ def _run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int
         os.close(reading)
         # The runner may die first, of a pipe that nobody reads any more, before it sees that it should end us.
         threading.Thread(target=end_with, args=(runner,), daemon=True).start()
-        os._exit(_task(writing, source, arguments, env_vars or {}))
+        os._exit(_task(writing, source, arguments, env_vars))
     os.close(writing)
     with os.fdopen(reading, errors="replace") as output:
         for line in output:

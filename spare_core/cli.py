@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.cli import demo, run, submit
+from pipelines.takedown_cli import run as run_takedowns
 from spare_core.registry_cli import app as registry
 from spare_core.reporting import Json, print_result, reporting
 from spare_core.takedown_cli import app as takedown
@@ -28,6 +29,7 @@ app = typer.Typer(
 for command in (demo, run, submit):
     app.command()(command)
 app.add_typer(registry)
+takedown.command("run")(run_takedowns)
 app.add_typer(takedown)
 
 Model = Annotated[str, typer.Argument(help="'canvas', a local diffusers directory, s3://bucket/prefix, or a hub id")]

@@ -25,13 +25,19 @@ from spare_core.request import Request, build_erasure, build_erasures, check_kep
 from spare_core.settings import EraseSettings
 
 SCHEMA: Final = "spare.order/1"
-_TEXTS: Final = ("model", "erase", "surrogate", "kind", "images", "template", "suite", "policy", "name", "request_id")
+_TEXTS: Final = (
+    "model", "erase", "surrogate", "kind", "images", "template", "suite", "policy", "name", "request_id", "requested",
+    "deadlines",
+)  # fmt: skip
 _LISTS: Final = ("keep", "contexts", "without")
 _NAMED: Final = ("model", "erase", "surrogate")
 """Texts that must not be empty."""
 BUNDLE_RANK: Final = 32
 """Of a base's first bundle, if it is not given another: its rank is for good, and holds about as many names."""
-_SWITCHES: Final = ("promote", "grow")
+_SWITCHES: Final = ("promote", "grow", "skip_invalid", "retry_failed")
+_MAPPINGS: Final = {"settings": "{steps: 60}", "bundle_settings": "{rank: 64}", "candidates": "{style: [Photo, Rust]}"}
+_NUMBERS: Final = {"seeds": "all of the suite's", "most": "all that is open"}
+"""Whole numbers, and what 0 means."""
 _AFTERWARDS: Final = ("request_id", "promote", "policy", "name")
 """Decide what becomes of a result, not what it is."""
 _ID_CHARACTERS: Final = 200
@@ -53,7 +59,8 @@ class Order:
     it: asked the same under another policy, a run takes what is there.
 
     ``champion`` and ``evidence`` are of the bundle that this one grows from or takes the place of; 0 and empty where
-    there is none, or where it is no bundle."""
+    there is none, or where it is no bundle. ``held`` are the requests of a takedown ledger that are held, under a lease
+    of so many minutes, as long as tasks work on the order."""
 
     request_id: str
     request: Request
@@ -62,6 +69,8 @@ class Order:
     seeds: int
     champion: int = 0
     evidence: str = ""
+    held: tuple[str, ...] = ()
+    lease_minutes: float = 0.0
 
     def chosen_suite(self) -> Suite:
         """The suite, as far as it is drawn.
@@ -69,10 +78,7 @@ class Order:
         Raises:
             SettingsError: if it is no longer the one that was checked.
         """
-        suite = _suite(self.suite, self.seeds)
-        if _digest(suite) != self.suite_sha256:
-            raise SettingsError([f"suite {self.suite!r} was changed since the run began; submit it again"])
-        return suite
+        return unchanged_suite(self.suite, self.seeds, self.suite_sha256)
 
     def to_json(self) -> str:
         """One line; the same order gives the same text. It names the release, so another one takes no old results."""
@@ -94,7 +100,7 @@ class Order:
         try:
             values = json.loads(text)
             schema, _ = values.pop("schema"), values.pop("versions")
-            order = cls(**values | {"request": Request.from_dict(values["request"])})
+            order = cls(**values | {"request": Request.from_dict(values["request"]), "held": tuple(values["held"])})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"this is no order of a pipeline's first task: {error!r}") from None
         if schema != SCHEMA:
@@ -125,9 +131,9 @@ def check_order(
     Raises:
         SettingsError: with everything that is wrong with any of them, after ``problems_before``.
     """
-    shape = dict(_shape_problems(parameters))
+    shape = dict(shape_problems(parameters))
     given = {name: value for name, value in parameters.items() if name not in shape}
-    found = _Collected([*problems_before, *shape.values()], {*shape})
+    found = Collected([*problems_before, *shape.values()], {*shape})
     base = found.attempt(lambda: find_model(given["model"]).digest(), "model")
     # What is wrong there is told already.
     named = {"keep": [], "contexts": [], "template": "", "kind": "", "without": [], "grow": True, **given}
@@ -137,20 +143,22 @@ def check_order(
         champion = found.attempt(lambda: champion_of(base), "model", "name") if base else None
         rank = champion.manifest["settings"]["rank"] if champion else BUNDLE_RANK
         usual = {"rank": rank, "alpha": float(rank)}
-    settings = found.attempt(lambda: EraseSettings.from_mapping({**usual, **_whole(given["settings"])}), "settings")
+    settings = found.attempt(
+        lambda: EraseSettings.from_mapping({**usual, **whole_numbers(given["settings"])}), "settings"
+    )
     if "requests" in parameters:
         erasures = found.attempt(lambda: _bundle(named, settings, champion), "model", "requests")
     else:
         erasures = found.attempt(lambda: Erasures(_erasure(named)), "model", "erase", "surrogate")
     images = found.attempt(lambda: _images(given.get("images", "")), "images")
-    suite = found.attempt(lambda: _checked_suite({"seeds": 0, **given}, erasures), "suite", "model")
+    suite = found.attempt(lambda: checked_suite({"seeds": 0, **given}, erasures), "suite", "model")
     policy = found.attempt(lambda: Policy.find(given["policy"]), "policy")
     if found.problems:
         raise SettingsError(found.problems)
     assert settings and erasures and base and suite and policy
     request = Request(given["model"], base, erasures, settings, given.get("images") or None, images)
     before = (champion.version, champion.evidence) if champion else (0, "")
-    measured = _suite_source(given), _digest(suite), int(given["seeds"])
+    measured = suite_source(given), suite_digest(suite), int(given["seeds"])
     return Order(request_id_of(parameters), request, *measured, *before), policy
 
 
@@ -176,7 +184,7 @@ def _bundle(given: Mapping[str, Any], settings: EraseSettings | None, champion: 
     return erasures
 
 
-class _Collected:
+class Collected:
     """Attempts that go on after a failure, and what went wrong in all of them; ``wrong`` names the parameters that are
     wrong in themselves."""
 
@@ -196,7 +204,7 @@ class _Collected:
         return None
 
 
-def _shape_problems(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
+def shape_problems(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Parameters of a wrong type, by name. A compiler checks types; what a program sends, nobody does."""
     problems = []
 
@@ -210,22 +218,21 @@ def _shape_problems(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
         value = parameters[name]
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             problems.append((name, f'{name} is {value!r}; it must be a list of texts, as in ["Photo", "Rust"]'))
-    if not isinstance(parameters["settings"], Mapping):
-        problems.append(
-            ("settings", f"settings is {parameters['settings']!r}; it must be a mapping, as in {{steps: 60}}")
-        )
-    seeds = parameters["seeds"]
-    if not (type(seeds) in (int, float) and seeds == int(seeds) and seeds >= 0):
-        problems.append(
-            ("seeds", f"seeds is {seeds!r}; it must be a whole number from 0, where 0 draws all of the suite's")
-        )
+    for name in given([*_MAPPINGS]):
+        if not isinstance(parameters[name], Mapping):
+            problems.append((name, f"{name} is {parameters[name]!r}; it must be a mapping, as in {_MAPPINGS[name]}"))
+    for name in given([*_NUMBERS]):
+        value = parameters[name]
+        if not (type(value) in (int, float) and value == int(value) and value >= 0):
+            meant = f"it must be a whole number from 0, where 0 means {_NUMBERS[name]}"
+            problems.append((name, f"{name} is {value!r}; {meant}"))
     for name in given(_SWITCHES):
         if not isinstance(parameters[name], bool):
             problems.append((name, f"{name} is {parameters[name]!r}; it must be true or false"))
     if not isinstance(parameters.get("requests", []), list):
         problems.append(("requests", f"requests is {parameters['requests']!r}; it must be a list of mappings, as in "
                                      "[{concept: Cat, surrogate: Dog}]"))  # fmt: skip
-    identity = parameters["request_id"]
+    identity = parameters.get("request_id")
     if isinstance(identity, str) and (len(identity) > _ID_CHARACTERS or not identity.isprintable()):
         problems.append(("request_id", f"request_id must be one printable line of at most {_ID_CHARACTERS} characters"))
     for name in given(_NAMED):
@@ -234,11 +241,11 @@ def _shape_problems(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
     return problems
 
 
-def _whole(value: Any) -> Any:
+def whole_numbers(value: Any) -> Any:
     """KFP carries every number as a double: whole ones become integers again."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    return {name: _whole(item) for name, item in value.items()} if isinstance(value, Mapping) else value
+    return {name: whole_numbers(item) for name, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def _erasure(given: Mapping[str, Any]) -> Erasure:
@@ -263,18 +270,30 @@ def _images(images: str) -> str | None:
     return images_digest(local_path(images)) if images else None
 
 
+def unchanged_suite(source: str, seeds: int, sha256: str) -> Suite:
+    """The suite of that digest.
+
+    Raises:
+        SettingsError: if it is no longer the one that was checked.
+    """
+    suite = _suite(source, seeds)
+    if suite_digest(suite) != sha256:
+        raise SettingsError([f"suite {source!r} was changed since the run began; submit it again"])
+    return suite
+
+
 def _suite(source: str, seeds: int) -> Suite:
     return load_suite(source).restricted(seeds, 0)
 
 
-def _suite_source(given: Mapping[str, Any]) -> str:
+def suite_source(given: Mapping[str, Any]) -> str:
     """Canvas brings its own suite."""
     return str(given["suite"] or ("canvas" if given["model"] == "canvas" else ""))
 
 
-def _checked_suite(given: Mapping[str, Any], erasures: Erasures | None) -> Suite:
+def checked_suite(given: Mapping[str, Any], erasures: Erasures | None) -> Suite:
     """The suite, if it has a judge and knows the concepts."""
-    source = _suite_source(given)
+    source = suite_source(given)
     if not source:
         raise SettingsError(["suite is empty; only Canvas brings its own, give 'unlearncanvas' or a YAML file"])
     suite = _suite(source, int(given["seeds"]))
@@ -285,6 +304,7 @@ def _checked_suite(given: Mapping[str, Any], erasures: Erasures | None) -> Suite
     return suite
 
 
-def _digest(suite: Suite) -> str:
+def suite_digest(suite: Suite) -> str:
+    """sha256 of all that a suite says."""
     values = json.dumps(dataclasses.asdict(suite), sort_keys=True, default=str)
     return hashlib.sha256(values.encode()).hexdigest()

@@ -36,6 +36,7 @@ from spare_core.opening import open_training
 from spare_core.prompts import all_prompts
 from spare_core.request import Progress, Request
 from spare_core.saliency import choose_masks
+from spare_core.settings import EraseSettings
 from spare_core.stage_files import BANK, HELD_OUT, MASKS, PROFILE, STATE, read_stage, write_stage
 from spare_core.timesteps import TimestepProfile, TimestepSampler, profile_timesteps
 
@@ -81,19 +82,40 @@ def open_work(request: Request, progress: Progress = lambda stage, done, total: 
         ConceptError: if a prompt is too long for it.
         SettingsError: if the rank is more than its smallest layer has.
     """
-    make_repeatable()
-    settings = request.settings
     progress("load", 0, 1)
-    denoiser = load_denoiser(request.model, settings.device, settings.dtype, settings.low_memory)
+    denoiser = load_base(request.model, request.base, request.settings)
+    progress("load", 1, 1)
+    return work_on(request, denoiser, progress)
+
+
+def load_base(model: str, base: str, settings: EraseSettings) -> UNetDenoiser:
+    """Load the base model of that digest.
+
+    Raises:
+        ModelError: if it cannot be loaded, or is no longer that one.
+    """
+    make_repeatable()
+    denoiser = load_denoiser(model, settings.device, settings.dtype, settings.low_memory)
     digest = denoiser.files.digest()
-    if digest != request.base:
+    if digest != base:
         raise ModelError(
-            f"{request.model!r} is the base model {digest[:12]}… now, but {request.base[:12]}… was asked for; "
+            f"{model!r} is the base model {digest[:12]}… now, but {base[:12]}… was asked for; "
             "it was changed or replaced meanwhile"
         )
+    return denoiser
+
+
+def work_on(
+    request: Request, denoiser: UNetDenoiser, progress: Progress = lambda stage, done, total: None
+) -> Work:  # fmt: skip
+    """Check a request against its base model, which is loaded.
+
+    Raises:
+        ConceptError: if a prompt is too long for it.
+        SettingsError: if the rank is more than its smallest layer has.
+    """
     denoiser.check_prompts(all_prompts(request.erasures))
-    check_rank(denoiser.target_layers(), settings.rank)
-    progress("load", 1, 1)
+    check_rank(denoiser.target_layers(), request.settings.rank)
     return Work(request, denoiser, progress)
 
 

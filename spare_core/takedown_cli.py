@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import getpass
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -112,16 +113,20 @@ def status(
         "entries": ledger.number, "head": f"{ledger.number}:{ledger.sha256}", "counts": counts, "late": len(late),
         "soon": sum(row["soon"] for row in rows), "failed": len(failed), "requests": rows,
     }  # fmt: skip
-    marks = [("LATE" if row["late"] else "soon" if row["soon"] else "") for row in rows]
-    lines = [
-        f"{row['due_at'][:16]}Z  {mark:<4}  {row['state']:<10}  {row['request_id']}: {row['concept']!r}"
-        for row, mark in zip(rows, marks, strict=True)
-    ]
+    lines = [told_row(row) for row in rows]
     told = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no request"
     lines.append(f"{told}; {len(late)} late; chain of {ledger.number} entries in order, head {report['head']}")
     print_result(report, as_json, "\n".join(lines))
     if late or failed:
         raise typer.Exit(1)
+
+
+def told_row(row: Mapping[str, Any]) -> str:
+    """One request of the overview, for people."""
+    mark = "LATE" if row["late"] else "soon" if row["soon"] else ""
+    what = repr(row["concept"]) if row["concept"] else "counter-notice"
+    reason = f"; {row['reason']}" if row["reason"] else ""
+    return f"{row['due_at'][:16]}Z  {mark:<4}  {row['state']:<10}  {row['request_id']}: {what}{reason}"
 
 
 def _ledger(store: str) -> Ledger:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spare_core.atomic import write_bytes, write_json
 from spare_core.environment import CHECKPOINTS, STORE, pipeline_run_id
@@ -30,6 +30,9 @@ from spare_core.registry.models import EVIDENCE
 from spare_core.registry.naming import bundle_name, check_name
 from spare_core.registry.tracking import StageRun, end_pipeline_run, stage_run
 from spare_core.store import Store, open_store
+
+if TYPE_CHECKING:
+    from spare_core.stages import Work
 
 
 class Checked(NamedTuple):
@@ -74,7 +77,7 @@ def _checked(stage: str, parameters: Mapping[str, Any]) -> Checked:
                 check_name(parameters["name"])
             except RegistryInputError as error:
                 problems.append(str(error))
-        store = _store() if os.environ.get(STORE) else None
+        store = open_run_store() if os.environ.get(STORE) else None
         if store:
             store.check()
             store.check_create()
@@ -92,10 +95,18 @@ def _checked(stage: str, parameters: Mapping[str, Any]) -> Checked:
 
 
 def _champion(parameters: Mapping[str, Any], base: str, store: Store | None) -> Champion | None:
-    """The bundle for the base model of that digest that is champion, with what is known of it."""
     name = parameters["name"] or bundle_name(parameters["model"], base)
+    return champion_of(name, base, store) if store else None
+
+
+def champion_of(name: str, base: str, store: Store) -> Champion | None:
+    """The bundle for the base model of that digest that is champion, with what is known of it.
+
+    Raises:
+        RegistryInputError: if the champion is no such bundle.
+    """
     found = promotions.champion_of(connect(), name)
-    if found is None or store is None:
+    if found is None:
         return None
     evidence = read_document(store, found.tags[EVIDENCE])
     manifest = manifest_in(store, evidence)
@@ -176,50 +187,61 @@ def distill(order: str, examples: Path, profile: Path, masks: Path, adapter: Pat
 def compose(order: str, adapter: Path) -> dict[str, Any]:
     """All stages of a bundle in one task: its closed form needs few examples. Returns its ``spare.json``."""
     with _task("compose", order) as (asked, run, _):
-        from spare_core.artifact import MANIFEST
-        from spare_core.erase import run_stages
+        return make_adapter(asked, run, _open(asked), adapter)
 
-        run.params(asked.request.settings.as_dict())
-        with _checkpoint(asked) as kept, tempfile.TemporaryDirectory() as scratch:
-            manifest = run_stages(_open(asked), kept or Path(scratch), adapter)
-        run.metrics({name: manifest[name] for name in ("residual", "mean_drift")})
-        run.metrics({f"residual/{name}": residual for name, residual in manifest["residuals"].items()})
-        _log_costs(run, sum(manifest["seconds"].values()), manifest["peak_memory_bytes"])
-        run.artifact(adapter / MANIFEST)
-        return manifest
+
+def make_adapter(asked: Order, run: StageRun, work: Work, adapter: Path) -> dict[str, Any]:
+    """All stages of an erasure in one process, told to ``run``. Returns the adapter's ``spare.json``."""
+    from spare_core.artifact import MANIFEST
+    from spare_core.erase import run_stages
+
+    run.params(asked.request.settings.as_dict())
+    with _checkpoint(asked) as kept, tempfile.TemporaryDirectory() as scratch:
+        manifest = run_stages(work, kept or Path(scratch), adapter)
+    run.metrics({name: manifest[name] for name in ("residual", "mean_drift")})
+    run.metrics({f"residual/{name}": residual for name, residual in manifest["residuals"].items()})
+    _log_costs(run, sum(manifest["seconds"].values()), manifest["peak_memory_bytes"])
+    run.artifact(adapter / MANIFEST)
+    return manifest
 
 
 def evaluate(order: str, adapter: Path, evaluation: Path, page: Path) -> dict[str, Any]:
     """Measure what was forgotten, what was kept, and the damage; ``page`` becomes an HTML page with pictures."""
     with _task("evaluate", order) as (asked, run, _):
-        from spare_core.artifact import check_base, load_adapter
-        from spare_core.evaluation.evaluate import evaluate as measure
+        report = measure_adapter(asked, run, _open(asked), adapter, evaluation)
         from spare_core.evaluation.html import evaluation_page
-        from spare_core.evaluation.judges import load_judge
-        from spare_core.evaluation.report import summary_table
-        from spare_core.progress import Progress
 
-        request, suite = asked.request, asked.chosen_suite()
-        stored = load_adapter(adapter)
-        check_base(stored, request.base, request.model)
-        work = _open(asked)
-        judge = load_judge(suite, work.denoiser.device)
-        before = None
-        if asked.evidence:
-            store = _store()
-            before = evaluation_in(store, read_document(store, asked.evidence)) or None
-        report = measure(
-            work.denoiser, request.base, [stored], suite, [], None, evaluation, judge, Progress(),
-            before=before,
-        )  # fmt: skip
-        print(summary_table(report), flush=True)
-        counts = {"pictures": report["counts"]["pictures"], "seeds": len(report["seeds"])}
-        run.dataset(f"suite {suite.name}", asked.suite_sha256, asked.suite, "evaluation", counts)
-        run.metrics(figures(report))
-        for name in ("evaluation.json", *report["files"]):
-            run.artifact(evaluation / name)
         _write_page(run, page, evaluation_page(evaluation), "evaluation.html")
         return report
+
+
+def measure_adapter(asked: Order, run: StageRun, work: Work, adapter: Path, evaluation: Path) -> dict[str, Any]:
+    """Measure an adapter into the folder ``evaluation``, told to ``run``. Returns the report."""
+    from spare_core.artifact import check_base, load_adapter
+    from spare_core.evaluation.evaluate import evaluate as measure
+    from spare_core.evaluation.judges import load_judge
+    from spare_core.evaluation.report import summary_table
+    from spare_core.progress import Progress
+
+    request, suite = asked.request, asked.chosen_suite()
+    stored = load_adapter(adapter)
+    check_base(stored, request.base, request.model)
+    judge = load_judge(suite, work.denoiser.device)
+    before = None
+    if asked.evidence:
+        store = open_run_store()
+        before = evaluation_in(store, read_document(store, asked.evidence)) or None
+    report = measure(
+        work.denoiser, request.base, [stored], suite, [], None, evaluation, judge, Progress(),
+        before=before,
+    )  # fmt: skip
+    print(summary_table(report), flush=True)
+    counts = {"pictures": report["counts"]["pictures"], "seeds": len(report["seeds"])}
+    run.dataset(f"suite {suite.name}", asked.suite_sha256, asked.suite, "evaluation", counts)
+    run.metrics(figures(report))
+    for name in ("evaluation.json", *report["files"]):
+        run.artifact(evaluation / name)
+    return report
 
 
 def figures(report: Mapping[str, Any]) -> dict[str, float]:
@@ -236,7 +258,7 @@ def register(order: str, name: str, adapter: Path, evaluation: Path) -> Register
     with _task("register", order) as (_, run, results):
         from spare_core.registry import models
 
-        version = models.register(run, _store(), adapter, evaluation, name)
+        version = models.register(run, open_run_store(), adapter, evaluation, name)
         results |= {
             "name": version.name, "version": version.version, "created": version.created,
             "adapter": str(adapter), "evaluation": str(evaluation),
@@ -254,7 +276,7 @@ def gate(order: str, policy: str, name: str, version: int) -> dict[str, Any]:
         from spare_core.registry import models
 
         registered = models.get_version(connect(), name, version)
-        verdict, _ = models.judge(registered, _store(), _policy(policy))
+        verdict, _ = models.judge(registered, open_run_store(), _policy(policy))
         for reason in verdict.reasons:
             print(f"{'met    ' if reason.passed else 'NOT MET'} {reason.rule}: {reason.text}", flush=True)
         results["passed"] = verdict.passed
@@ -271,7 +293,7 @@ def promote(order: str, policy: str, name: str, version: int) -> dict[str, Any]:
     with _task("promote", order) as (asked, _, results):
         actor = f"pipeline run {pipeline_run_id()}"
         instead_of = (asked.champion or None) if asked.request.erasures.bundle else promotions.ANY
-        move = promotions.promote(name, version, _store(), actor, _policy(policy), instead_of=instead_of)
+        move = promotions.promote(name, version, open_run_store(), actor, _policy(policy), instead_of=instead_of)
         for note in move.notes:
             print(note, flush=True)
         aliases = {"champion": move.aliases.champion, "previous": move.aliases.previous}
@@ -282,13 +304,18 @@ def promote(order: str, policy: str, name: str, version: int) -> dict[str, Any]:
 def finish(state: str, message: str) -> dict[str, Any]:
     """Record how a pipeline run ended, whatever became of it. ``state`` and ``message`` are KFP's."""
     with told("finish") as results:
-        status = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED", "CANCELED": "KILLED"}.get(state, "FAILED")
-        tags = {"spare.outcome": state} | ({"spare.outcome.message": message} if message else {})
-        check_server()  # an MLflow that is down has ended the run already: not for minutes more
-        ended = end_pipeline_run(pipeline_run_id(), status, tags)  # type: ignore[arg-type]
-        request_id, wrong = ended if ended else (None, {})
+        ended = end_runs(state, message)
+        request_id, wrong = next(iter(ended.items()), (None, {}))
         results |= {"state": state, "request_id": request_id, "wrong": wrong}
         return dict(results)
+
+
+def end_runs(state: str, message: str) -> dict[str, dict[str, str]]:
+    """Close what this pipeline run opened in MLflow; of each request what went wrong, by stage."""
+    status = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED", "CANCELED": "KILLED"}.get(state, "FAILED")
+    tags = {"spare.outcome": state} | ({"spare.outcome.message": message} if message else {})
+    check_server()  # an MLflow that is down has ended the run already: not for minutes more
+    return end_pipeline_run(pipeline_run_id(), status, tags)  # type: ignore[arg-type]
 
 
 class _Task(NamedTuple):
@@ -303,11 +330,31 @@ class _Task(NamedTuple):
 def _task(name: str, order: str) -> Iterator[_Task]:
     with told(name) as results:
         asked = Order.from_json(order)
-        with stage_run(asked.request_id, name, pipeline_run_id()) as run:
+        with _holding(asked), stage_run(asked.request_id, name, pipeline_run_id()) as run:
             yield _Task(asked, run, results)
 
 
-def _store() -> Store:
+@contextmanager
+def _holding(asked: Order) -> Iterator[None]:
+    """Keep the requests of a takedown ledger that the order is made for."""
+    if not asked.held:
+        yield
+        return
+    from spare_core.takedown.leases import renewed
+    from spare_core.takedown.ledger import Ledger
+
+    run_id = pipeline_run_id()
+    ledger = Ledger(open_run_store(), f"pipeline run {run_id}")
+    with renewed(ledger, asked.held, run_id, asked.lease_minutes):
+        yield
+
+
+def open_run_store() -> Store:
+    """The store that the environment names.
+
+    Raises:
+        InputError: if it names none.
+    """
     given = os.environ.get(STORE)
     if not given:
         raise InputError(f"{STORE} is not set; set it to what the run's first task had, s3://bucket/prefix")
@@ -318,7 +365,7 @@ def _policy(policy: str) -> Policy:
     return Policy(**json.loads(policy))
 
 
-def _open(asked: Order) -> Any:
+def _open(asked: Order) -> Work:
     from spare_core.progress import Progress
     from spare_core.stages import open_work
 

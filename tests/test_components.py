@@ -13,12 +13,14 @@ import pytest
 import yaml
 
 from components.readme import ROOT, component, names, readme
-from pipelines.definition import BUNDLE, SPARE, read_definition
+from pipelines.definition import BUNDLE, OWN, SPARE, TAKEDOWN, read_definition
 from pipelines.platform import PROFILES, SECRETS
 
 STAGES = ["validate", "prepare", "timesteps", "saliency", "distill", "evaluate", "register", "gate", "promote"]
 BUNDLES = ["collect", "compose", "evaluate", "register", "gate", "promote"]
-ON_A_GPU = {"prepare", "timesteps", "saliency", "distill", "compose", "evaluate"}
+TAKEDOWNS = ["plan", "take-down", "gather", "compose", "evaluate", "register", "gate", "promote"]
+ENDS = {"spare": "finish", "bundle": "finish", "takedown": "close"}
+ON_A_GPU = {"take-down", "prepare", "timesteps", "saliency", "distill", "compose", "evaluate"}
 
 
 def compiled(output: Path, *options: str, image: str = "", pipeline: str = "spare") -> list[dict[str, Any]]:
@@ -41,7 +43,8 @@ def platform(documents: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def test_every_stage_is_a_component() -> None:
-    assert names() == sorted({*STAGES, *BUNDLES, "finish"})
+    tasks = {*STAGES, *BUNDLES, *TAKEDOWNS, *ENDS.values()}
+    assert names() == sorted(name.replace("-", "_") for name in tasks)
 
 
 @pytest.mark.parametrize("name", names())
@@ -68,7 +71,7 @@ def test_a_component_is_thin(name: str) -> None:
     assert component(name).component_spec.implementation.container.command[0] == "sh"
 
 
-@pytest.mark.parametrize("committed", [SPARE, BUNDLE], ids=lambda path: path.stem)
+@pytest.mark.parametrize("committed", OWN, ids=lambda path: path.stem)
 def test_the_committed_pipeline_is_what_its_source_compiles_to(tmp_path: Path, committed: Path) -> None:
     """Stale? make pipelines"""
     written = list(yaml.safe_load_all(committed.read_text()))
@@ -76,7 +79,7 @@ def test_the_committed_pipeline_is_what_its_source_compiles_to(tmp_path: Path, c
 
 
 def test_nothing_is_installed_when_a_task_starts(tmp_path: Path) -> None:
-    for committed in (SPARE, BUNDLE):
+    for committed in OWN:
         for container in executors(list(yaml.safe_load_all(committed.read_text()))).values():
             assert "pip install" not in " ".join(container["command"])
 
@@ -86,14 +89,15 @@ def test_the_image_is_named_once(tmp_path: Path) -> None:
     assert {container["image"] for container in containers} == {"registry.example.org/spare:7"}
 
 
-@pytest.mark.parametrize(("pipeline", "stages"), [("spare", STAGES), ("bundle", BUNDLES)])
+@pytest.mark.parametrize(("pipeline", "stages"), [("spare", STAGES), ("bundle", BUNDLES), ("takedown", TAKEDOWNS)])
 @pytest.mark.parametrize("profile", PROFILES)
 def test_each_profile_compiles_and_asks_for_what_it_says(
     tmp_path: Path, profile: str, pipeline: str, stages: list[str]
 ) -> None:
     documents = compiled(tmp_path / "own.yaml", "--profile", profile, pipeline=pipeline)
     containers, asked = executors(documents), platform(documents)
-    assert {*containers} == {*stages, "finish"}
+    tasks = {*stages, ENDS[pipeline]}
+    assert {*containers} == tasks
     for name in ON_A_GPU & {*stages}:
         accelerator = containers[name]["resources"].get("accelerator")
         assert (accelerator is not None) == (profile == "gpu")
@@ -101,7 +105,7 @@ def test_each_profile_compiles_and_asks_for_what_it_says(
         assert (shared["mountPath"], shared["medium"]) == ("/dev/shm", "Memory")
         queue = asked[name].get("podMetadata", {}).get("labels", {})
         assert queue == ({"kueue.x-k8s.io/queue-name": "spare"} if profile == "gpu" else {})
-    for name in {*stages, "finish"} - ON_A_GPU:
+    for name in tasks - ON_A_GPU:
         assert "accelerator" not in containers[name]["resources"], "checked, registered and judged without a GPU"
     for each in asked.values():
         assert int(each["activeDeadlineSeconds"]) > 0
@@ -116,25 +120,30 @@ def tasks(committed: Path) -> dict[str, dict[str, Any]]:
 
 
 PIPELINES = pytest.mark.parametrize(
-    ("committed", "stages"), [(SPARE, STAGES), (BUNDLE, BUNDLES)], ids=["spare", "bundle"]
+    ("committed", "stages"),
+    [(SPARE, STAGES), (BUNDLE, BUNDLES), (TAKEDOWN, TAKEDOWNS)],
+    ids=["spare", "bundle", "takedown"],
 )
 
 
 @PIPELINES
 def test_what_acts_outside_is_never_cached_and_what_computes_is(committed: Path, stages: list[str]) -> None:
     cached = {name for name, task in tasks(committed).items() if task.get("cachingOptions", {}).get("enableCache")}
-    assert cached & {*stages, "finish"} == ON_A_GPU & {*stages}
+    assert cached & {*stages, ENDS[committed.stem]} == (ON_A_GPU - {"take-down"}) & {*stages}
 
 
 @PIPELINES
 def test_what_may_be_repeated_is_with_patience_and_what_is_decided_is_not(committed: Path, stages: list[str]) -> None:
     found = tasks(committed)
     repeated = {name for name, task in found.items() if task.get("retryPolicy", {}).get("maxRetryCount")}
-    assert repeated == ON_A_GPU & {*stages} | {"register", "promote", "finish"}
+    outside = {"register", "promote", "gather", ENDS[committed.stem]}
+    assert repeated == (ON_A_GPU | outside) & {*stages, ENDS[committed.stem]}
     assert all(found[name]["retryPolicy"]["backoffDuration"] != "0s" for name in repeated)
 
 
-@pytest.mark.parametrize(("committed", "expected"), [(SPARE, {"model", "erase", "surrogate"}), (BUNDLE, {"model"})])
+@pytest.mark.parametrize(
+    ("committed", "expected"), [(SPARE, {"model", "erase", "surrogate"}), (BUNDLE, {"model"}), (TAKEDOWN, {"model"})]
+)
 def test_a_command_line_knows_the_pipelines_parameters(committed: Path, expected: set[str]) -> None:
     takes = read_definition(committed).parameters
     needed = {name for name, spec in takes.items() if not spec.is_optional and not spec.HasField("default_value")}

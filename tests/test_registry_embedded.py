@@ -53,10 +53,9 @@ def test_a_pipeline_runs_end_names_what_failed_and_what_was_killed() -> None:
     killed = stage_run("request 1", "evaluate", "kfp-7")
     killed.__enter__()
     ended = end_pipeline_run("kfp-7", "FAILED", {"spare.outcome": "FAILED"})
-    assert ended == (
-        "request 1",
-        {"distill": "ValueError: bad luck", "evaluate": "it was killed, or its machine was lost"},
-    )
+    assert ended == {
+        "request 1": {"distill": "ValueError: bad luck", "evaluate": "it was killed, or its machine was lost"},
+    }
     client = connect()
     (experiment,) = client.search_experiments(filter_string="name = 'spare'")
     runs = client.search_runs([experiment.experiment_id], "tags.`spare.request_id` = 'request 1'")
@@ -89,8 +88,20 @@ def test_killed_while_its_tables_are_made_or_made_by_two_at_once_it_can_still_be
     assert {experiment.name for experiment in connect().search_experiments()} == {"Default", "one", "two"}
 
 
+def test_of_several_requests_of_a_run_only_those_fail_in_which_something_did() -> None:
+    with stage_run("good", "erase", "kfp-8"):
+        pass
+    with pytest.raises(ValueError, match="bad luck"), stage_run("bad", "erase", "kfp-8"):
+        raise ValueError("bad luck")
+    assert end_pipeline_run("kfp-8", "FAILED", {}) == {"good": {}, "bad": {"erase": "ValueError: bad luck"}}
+    client = connect()
+    (experiment,) = client.search_experiments(filter_string="name = 'spare'")
+    found = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+    assert (found["good"], found["bad"]) == ("FINISHED", "FAILED")
+
+
 def test_a_run_that_never_reached_mlflow_has_no_end() -> None:
-    assert end_pipeline_run("never seen", "FAILED", {}) is None
+    assert end_pipeline_run("never seen", "FAILED", {}) == {}
 
 
 @pytest.mark.parametrize("name", ["a?b", "a#b", "a%20b"])

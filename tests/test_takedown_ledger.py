@@ -84,7 +84,7 @@ def test_of_two_workers_one_gets_a_request(store: Store) -> None:
     first.append([Event("R-1", "planned"), erasing("w1")])
     with pytest.raises(LedgerConflict):
         second.append([Event("R-1", "planned"), erasing("w2")])
-    with pytest.raises(LedgerConflict, match="R-1 is being erased by w1 until "):
+    with pytest.raises(LedgerConflict, match="R-1 is erasing: w1 is at it until "):
         second.append([erasing("w2")])
     assert Ledger(store, "x").standing("R-1").facts["worker"] == "w1"
 
@@ -96,7 +96,7 @@ def test_a_lease_is_renewed_by_its_worker_and_taken_over_when_it_has_run_out(sto
     assert not ledger.standing("R-1").leased(datetime.now(UTC))
     ledger.append([erasing("w2")])
     ledger.append([erasing("w2", seconds=120)])
-    with pytest.raises(LedgerConflict, match="being erased by w2"):
+    with pytest.raises(LedgerConflict, match="w2 is at it"):
         ledger.append([Event("R-1", "evaluated", {"worker": "w1"})])
     ledger.append([Event("R-1", "evaluated", {"worker": "w2"})])
     assert ledger.standing("R-1").attempts == 1

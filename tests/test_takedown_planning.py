@@ -95,7 +95,7 @@ def test_a_counter_notice_ends_what_it_takes_back(store: Store) -> None:
     taken(ledger, {}, {"request_id": "R-2", "concept": "Cat"})
     worker = {"worker": "w", "lease_until": (datetime.now(UTC) + timedelta(hours=1)).isoformat()}
     ledger.append([Event("R-2", "planned"), Event("R-2", "erasing", worker), Event("R-2", "evaluated")])
-    ledger.append([Event("R-2", "registered")])
+    ledger.append([Event("R-2", "registered", worker)])
     notices = [{"request_id": f"C-{i}", "counter_notice_of": f"R-{i}", **NOTICE} for i in (1, 2)]
     taken(ledger, *notices)
     assert states(ledger) == {"R-1": "withdrawn", "R-2": "withdrawn", "C-1": "done", "C-2": "received"}

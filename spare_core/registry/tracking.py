@@ -218,25 +218,24 @@ def end_request(request_id: str, status: Outcome, tags: Mapping[str, str] | None
     return str(parent.info.run_id)
 
 
-def end_pipeline_run(kfp_run_id: str, status: Outcome, tags: Mapping[str, str]) -> tuple[str, dict[str, str]] | None:
-    """Close the request that a KFP run worked on; its id, and what went wrong in each stage that did not finish.
+def end_pipeline_run(kfp_run_id: str, status: Outcome, tags: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Close the requests that a KFP run worked on; of each, by its id, what went wrong in the stages that did not
+    finish. Of several, ``status`` is that of those in which something did.
 
-    None if no stage of that run ever reached MLflow.
+    Empty if no stage of that run ever reached MLflow.
     """
     client = connect()
     experiment = _experiment(client)
-    children = _find(client, experiment, _RUN_KEY, sha256_of(kfp_run_id))
-    if not children:
-        return None
-    wrong = {
-        run.data.tags["spare.stage"]: run.data.tags.get("spare.error", "it was killed, or its machine was lost")
-        for run in children
-        if run.info.status != "FINISHED"
-    }
-    request_id = children[0].data.tags[REQUEST]
-    told = {f"spare.error.{stage}": error for stage, error in wrong.items()}
-    end_request(request_id, status, {**tags, **told})
-    return request_id, wrong
+    wrong: dict[str, dict[str, str]] = {}
+    for run in _find(client, experiment, _RUN_KEY, sha256_of(kfp_run_id)):
+        stages = wrong.setdefault(run.data.tags[REQUEST], {})
+        if run.info.status != "FINISHED":
+            told = run.data.tags.get("spare.error", "it was killed, or its machine was lost")
+            stages[run.data.tags["spare.stage"]] = told
+    for request_id, stages in wrong.items():
+        errors = {f"spare.error.{stage}": error for stage, error in stages.items()}
+        end_request(request_id, status if stages or len(wrong) == 1 else "FINISHED", {**tags, **errors})
+    return wrong
 
 
 def _check_ids(request_id: str, stage: str, kfp_run_id: str) -> None:

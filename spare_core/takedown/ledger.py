@@ -11,9 +11,9 @@ state      means
 received   it came in with a list; ``request`` is what the list said
 planned    it will be done, with which surrogate and until when
 erasing    ``worker`` is at it, until ``lease_until`` unless that is renewed; later anyone may take it over
-evaluated  its own adapter was measured
+evaluated  its own adapter was measured; ``worker`` is at it still
 registered its own adapter is a version in the registry, with its evidence
-in_bundle  a bundle that was made with it awaits its gate and promotion
+in_bundle  a bundle is made with it, by ``worker`` and until ``lease_until`` as above
 done       the champion does what it asks for
 failed     ``reason`` says why; it may be planned again
 blocked    nothing may be done to it (legal hold)
@@ -25,8 +25,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -49,8 +50,8 @@ FOLLOWING: Final[Mapping[str, frozenset[str]]] = {
         "": "received",
         "received": "planned blocked withdrawn failed",
         "planned": "planned erasing blocked withdrawn done failed",
-        "erasing": "erasing evaluated failed withdrawn",
-        "evaluated": "erasing registered failed withdrawn",
+        "erasing": "erasing evaluated planned failed withdrawn",
+        "evaluated": "evaluated erasing registered planned failed withdrawn",
         "registered": "in_bundle failed withdrawn",
         "in_bundle": "in_bundle registered done failed withdrawn",
         "done": "in_bundle withdrawn",
@@ -60,7 +61,10 @@ FOLLOWING: Final[Mapping[str, frozenset[str]]] = {
     }.items()
 }
 """What may come after each state; the empty one is a request that nobody has heard of."""
+HELD: Final = ("erasing", "evaluated", "in_bundle")
+"""States in which a worker is at a request."""
 _READERS: Final = 10
+_ATTEMPTS: Final = 100
 
 
 class Event(NamedTuple):
@@ -85,7 +89,11 @@ class Standing:
 
     def leased(self, now: datetime) -> bool:
         """Whether a worker is at it that has not been given up."""
-        return self.state == "erasing" and datetime.fromisoformat(self.facts["lease_until"]) > now
+        return self.state in HELD and datetime.fromisoformat(self.facts.get("lease_until", self.since)) > now
+
+    def held_by(self, worker: str) -> bool:
+        """Whether that worker was the last one at it, and has not said how it ended."""
+        return self.state in HELD and self.facts.get("worker") == worker
 
 
 class Ledger:
@@ -102,6 +110,8 @@ class Ledger:
         """The sha256 of each entry, the first one's first."""
         self._folder: list[bytes] = []
         """The lines of the folder that the last entry lies in."""
+        self._lock = threading.RLock()
+        """A worker's lease is renewed by a thread of its own."""
         self._read_all()
 
     def append(self, events: Sequence[Event]) -> None:
@@ -113,6 +123,32 @@ class Ledger:
         """
         if not events:
             return
+        with self._lock:
+            self._append(events)
+
+    def say(self, found: Callable[[], Iterable[Event]]) -> int:
+        """Add what ``found`` finds there is to be said of how things stand, in entries of a readable size; it is asked
+        anew where another worker came first. Returns the number of events.
+
+        Raises:
+            LedgerConflict: if that does not come to an end.
+            LedgerDamaged: see :meth:`append`.
+        """
+        said = 0
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                for chunk in in_chunks(found()):
+                    self.append(chunk)
+                    said += len(chunk)
+            except LedgerConflict:
+                if attempt == _ATTEMPTS:
+                    raise
+                self.catch_up()
+                continue
+            break
+        return said
+
+    def _append(self, events: Sequence[Event]) -> None:
         while True:
             self._check(events)
             number = self.number + 1
@@ -133,11 +169,12 @@ class Ledger:
 
     def catch_up(self) -> None:
         """Read what others have added since."""
-        while True:
-            try:
-                self._take(self.store.read(_key(self.number + 1)))
-            except ObjectMissing:
-                return
+        with self._lock:
+            while True:
+                try:
+                    self._take(self.store.read(_key(self.number + 1)))
+                except ObjectMissing:
+                    return
 
     @property
     def number(self) -> int:
@@ -188,9 +225,10 @@ class Ledger:
             if one.state not in FOLLOWING[state]:
                 who = f" ({standing.facts['actor']}, entry {standing.entry})" if standing.entry else ""
                 raise LedgerConflict(f"{one.request_id} is {state or 'unknown'}{who} and cannot become {one.state}")
-            if standing.leased(now) and one.facts.get("worker", standing.facts["worker"]) != standing.facts["worker"]:
+            theirs = standing.leased(now) and not standing.held_by(str(one.facts.get("worker")))
+            if theirs and one.state != "withdrawn":
                 raise LedgerConflict(
-                    f"{one.request_id} is being erased by {standing.facts['worker']} until "
+                    f"{one.request_id} is {standing.state}: {standing.facts['worker']} is at it until "
                     f"{standing.facts['lease_until']}"
                 )
             states[one.request_id] = one.state
@@ -274,13 +312,8 @@ def _pack_key(place: int) -> str:
     return f"ledger/packs/{place:04d}.jsonl"
 
 
-def in_chunks(events: Iterable[Event], size: int = 500) -> Iterable[list[Event]]:
+def in_chunks(events: Iterable[Event], size: int = 500) -> Iterator[Sequence[Event]]:
     """Many events in entries of a readable size."""
-    chunk: list[Event] = []
-    for event in events:
-        chunk.append(event)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+    whole = list(events)
+    for start in range(0, len(whole), size):
+        yield whole[start : start + size]

@@ -13,6 +13,7 @@ from spare_core.settings import read_yaml_mapping
 from spare_core.takedown.conflicts import Conflict, compare
 from spare_core.takedown.ledger import Event, Ledger, Standing
 from spare_core.takedown.request import AUTO, REGIMES, TakedownRequest
+from spare_core.takedown.standings import firsts, names_of
 
 DEADLINES: Final = Path(__file__).with_name("deadlines.yaml")
 ENDED: Final = ("done", "withdrawn")
@@ -72,7 +73,7 @@ def due(request: TakedownRequest, deadlines: Mapping[str, float]) -> datetime:
 def plan(requests: Sequence[TakedownRequest], ledger: Ledger, deadlines: Mapping[str, float]) -> Plan:
     """What is to be done about the requests of a list, given what the ledger knows."""
     compared = compare(requests)
-    standing = {name: one for one in reversed(_erasing(ledger)) for name in _names(one)}
+    standing = firsts(ledger)
     conflicts = [*compared.conflicts, *_against(requests, ledger, standing)]
     steps = []
     for request in {one.request_id: one for one in requests}.values():
@@ -145,7 +146,7 @@ def _against(requests: Sequence[TakedownRequest], ledger: Ledger, standing: Mapp
         others.pop(one.request_id, None)
         for other in others.values() if not known.state else ():
             theirs = other.facts["request"].get("surrogate", AUTO)
-            if not {*map(normalise, one.names)} <= {*_names(other)}:
+            if not {*map(normalise, one.names)} <= {*names_of(other)}:
                 reason = (
                     f"{other.request_id} erases a part of its names already; put the rest into a request of its own"
                 )
@@ -157,15 +158,6 @@ def _against(requests: Sequence[TakedownRequest], ledger: Ledger, standing: Mapp
         if target and target not in listed and not ledger.standing(target).state:
             found.append(Conflict((one.request_id,), f"takes back {target!r}, which neither list nor ledger has"))
     return found
-
-
-def _erasing(ledger: Ledger) -> list[Standing]:
-    return [one for one in ledger.standings.values() if one.state not in ("withdrawn", "failed", "blocked")]
-
-
-def _names(standing: Standing) -> list[str]:
-    request = standing.facts.get("request", {})
-    return [normalise(name) for name in (request.get("concept", ""), *request.get("aliases", ())) if name]
 
 
 def overview(ledger: Ledger, now: datetime, soon: timedelta) -> list[dict[str, Any]]:

@@ -67,6 +67,22 @@ class _Raw(NamedTuple):
     problem: str = ""
 
 
+def read_lists(source: str | Path) -> list[TakedownList]:
+    """The list ``source``, or all lists that lie in the folder of that name, here or in S3, by name.
+
+    Raises:
+        InputError: see :func:`read_list`; also for a folder without any.
+        StoreError: if they cannot be fetched.
+    """
+    if Path(str(source)).suffix.lower() in _READERS:
+        return [read_list(source)]
+    folder = local_path(source, [f"*{suffix}" for suffix in _READERS])
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _READERS) if folder.is_dir() else []
+    if not files:
+        raise InputError(f"{source} is neither a takedown list nor a folder of lists; allowed: {', '.join(_READERS)}")
+    return [read_list(file)._replace(file=f"{str(source).rstrip('/')}/{file.relative_to(folder)}") for file in files]
+
+
 def read_list(source: str | Path) -> TakedownList:
     """The list in a .yaml, .jsonl or .csv file, here or in S3.
 
@@ -74,10 +90,9 @@ def read_list(source: str | Path) -> TakedownList:
         InputError: if the file as a whole is no list: missing, too large, in no known encoding, or of another kind.
         StoreError: if it cannot be fetched.
     """
-    readers = {".yaml": _yaml, ".yml": _yaml, ".jsonl": _jsonl, ".csv": _csv}
-    reader = readers.get(Path(str(source)).suffix.lower())
+    reader = _READERS.get(Path(str(source)).suffix.lower())
     if reader is None:
-        raise InputError(f"{source} is no takedown list by its name; allowed: {', '.join(readers)}")
+        raise InputError(f"{source} is no takedown list by its name; allowed: {', '.join(_READERS)}")
     name, text = str(source), _text(local_path(source), str(source))
     rows, problems = [], []
     for raw in reader(text, name):
@@ -233,3 +248,6 @@ def _cell(field: str, text: str) -> Any:
         return parts
     split = (part.rpartition("#sha256=") for part in parts)
     return [{"uri": uri, "sha256": digest} for uri, _, digest in split]
+
+
+_READERS: Final = {".yaml": _yaml, ".yml": _yaml, ".jsonl": _jsonl, ".csv": _csv}

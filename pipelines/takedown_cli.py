@@ -1,0 +1,72 @@
+"""``spare takedown run``: the batch pipeline here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.cli import Arguments, report_of, run_here
+from spare_core.reporting import Json, print_result, reporting
+
+if TYPE_CHECKING:
+    from pipelines.local import LocalRun
+
+Output = Annotated[Path, typer.Option("--output", help="folder for results, registry, ledger and what can be taken")]
+
+
+@reporting
+def run(
+    source: Annotated[str, typer.Argument(metavar="LIST", help="a list or a folder of lists; '' for open requests")],
+    arguments: Arguments = None,
+    output: Output = Path("spare-takedown"),
+    as_json: Json = False,
+) -> None:
+    """Work through a list here: erase what is open, bundle it, measure and promote; the same again does nothing twice.
+
+    Takes the parameters of pipelines/takedown.yaml; model is canvas unless you say otherwise. Exits 1 if a request
+    failed or is late.
+    """
+    from pipelines.definition import TAKEDOWN
+
+    given = list(arguments or ())
+    if not any(argument.startswith("model=") for argument in given):
+        given.append("model=canvas")
+    done = run_here(TAKEDOWN, [f"requested={source}", *given], output)
+    rows = standings(done)
+    print_result({**report_of(done), "requests": rows}, as_json, "" if as_json else _summary(done, rows))
+    if any(row["late"] or row["state"] == "failed" for row in rows):
+        raise typer.Exit(1)
+
+
+def standings(done: LocalRun) -> list[dict[str, Any]]:
+    """Every request of the ledger that the run worked with, by deadline."""
+    from datetime import UTC, datetime, timedelta
+
+    from spare_core.environment import STORE
+    from spare_core.store import open_store
+    from spare_core.takedown.ledger import Ledger
+    from spare_core.takedown.planning import overview
+
+    ledger = Ledger(open_store(done.environment[STORE]), "reader")
+    return overview(ledger, datetime.now(UTC), timedelta(0))
+
+
+def _summary(done: LocalRun, rows: list[dict[str, Any]]) -> str:
+    """What became of each request, what the champion is, and where everything lies."""
+    from spare_core.takedown_cli import told_row
+
+    lines = [f"left out    {line}" for line in done.results["plan"]["left_out"]]
+    lines += [told_row(row) for row in rows]
+    registered, promoted = done.results.get("register"), done.results.get("promote")
+    if registered:
+        alias = "champion" if promoted else "candidate"
+        lines += ["", f"bundle      version {registered['version']} of {registered['name']}, {alias}",
+                  f"evaluation  {Path(registered['evaluation']) / 'evaluation.json'}"]  # fmt: skip
+    elif busy := done.results["gather"].get("busy"):
+        lines += ["", f"no bundle: {busy}; run again after that"]
+    store, tracking = (done.environment[name] for name in ("SPARE_STORE", "MLFLOW_TRACKING_URI"))
+    lines += [f"registry    {tracking}", f"store       {store}", f"ledger      head {done.results['close']['head']}",
+              f"log         {done.log}"]  # fmt: skip
+    return "\n".join(lines)

@@ -1,0 +1,127 @@
+"""From many requests to one bundle: what it must erase besides what the champion does, and what became of them then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from spare_core.concept import normalise, same_concept
+from spare_core.erasures import Erasures
+from spare_core.errors import LedgerConflict
+from spare_core.takedown.leases import lease
+from spare_core.takedown.ledger import Event, Ledger, Standing
+from spare_core.takedown.standings import MADE, active, firsts, names_of, request_of, withdrawn_names
+
+
+class Wanted(NamedTuple):
+    """How the next bundle differs from the champion: ``rows`` join it (:data:`spare_core.request.ROW`), the concepts in
+    ``without`` leave it. ``requests`` are those that are done once it is champion; those in ``no_room`` have to wait
+    for a bundle of a higher rank."""
+
+    rows: list[dict[str, Any]]
+    without: list[str]
+    requests: list[str]
+    no_room: list[str]
+
+
+class Deployed(NamedTuple):
+    """The bundle that is deployed: its registered model, its version, and what it erases; None and nothing where there
+    is none."""
+
+    name: str
+    version: int | None
+    erasures: Erasures | None
+
+    @property
+    def names(self) -> set[str]:
+        """All that it erases, normalised."""
+        return {normalise(name) for part in self.erasures or () for name in part.names}
+
+
+def wanted(ledger: Ledger, champion: Deployed, rank: int) -> Wanted:
+    """What the ledger asks of the next bundle, which has room for as many names as its ``rank``: the first due go
+    first. What the champion erases without the ledger's knowing stays."""
+    first, gone = firsts(ledger), withdrawn_names(ledger)
+    kept = {normalise(name): part for part in champion.erasures or () for name in part.names}
+    found = Wanted([], [], [], [])
+    for part in champion.erasures or ():
+        names = {*map(normalise, part.names)}
+        if names & gone and not names & first.keys():
+            found.without.append(part.concept)
+    room = rank - sum(len(part.names) for part in champion.erasures or () if part.concept not in found.without)
+    made = [one for one in active(ledger) if one.state in MADE]
+    for one in sorted(made, key=lambda one: (one.facts["due_at"], one.request_id)):
+        names = {*names_of(one)}
+        row = _row(one, ledger)
+        if row is None or not any(first[name] is one for name in names):
+            continue
+        parts = list({part.concept: part for name, part in kept.items() if name in names}.values())
+        there = len(parts) == 1 and {*map(normalise, parts[0].names)} == names
+        if there and same_concept(parts[0].surrogate, row["surrogate"]):
+            continue
+        needed = len(names) - sum(len(part.names) for part in parts)
+        if needed > room:
+            found.no_room.append(one.request_id)
+            continue
+        room -= needed
+        found.rows.append(row)
+        found.without.extend(part.concept for part in parts if part.concept not in found.without)
+        found.requests.append(one.request_id)
+    erased = {normalise(name) for row in found.rows for name in (row["concept"], *row["aliases"])} | kept.keys()
+    for row in found.rows:
+        row["keep"] = [name for name in row["keep"] if normalise(name) not in erased]
+    return found
+
+
+def _row(one: Standing, ledger: Ledger) -> dict[str, Any] | None:
+    """How a request was erased; of one that shares the erasure of another, perhaps withdrawn since, how that was."""
+    if "row" in one.facts:
+        return {**one.facts["row"]}
+    names, request = {*names_of(one)}, request_of(one)
+    for other in ledger.standings.values():
+        if "row" in other.facts and names <= {*names_of(other)}:
+            return {**other.facts["row"], "concept": request.concept, "aliases": list(request.aliases)}
+    return None
+
+
+def claim(ledger: Ledger, requests: list[str], worker: str, minutes: float, facts: Mapping[str, Any]) -> str:
+    """Enter that ``worker`` makes a bundle of ``requests``; in words who makes one already, if somebody does."""
+    held = {**facts, **lease(worker, minutes), "reason": ""}
+    try:
+        ledger.append([Event(request_id, "in_bundle", held) for request_id in requests])
+    except LedgerConflict as error:
+        return str(error)
+    return ""
+
+
+def settle(ledger: Ledger, champion: Deployed, worker: str, why: str) -> int:
+    """Enter what has come true: requests are done whose names the champion erases, counter-notices whose names it does
+    not; what ``worker``, which has ended, was still at is for the next run, for the reason ``why``. Returns the number
+    of events."""
+    return ledger.say(lambda: _settled(ledger, champion, worker, why))
+
+
+def _settled(ledger: Ledger, champion: Deployed, worker: str, why: str) -> Iterator[Event]:
+    facts = {"bundle": champion.name, "version": champion.version, "reason": ""}
+    ways = {
+        "received": ("planned", "done"), "planned": ("done",), "failed": ("planned", "done"),
+        "registered": ("in_bundle", "done"), "in_bundle": ("done",),
+    }  # fmt: skip
+    asked = firsts(ledger).keys()
+    for one in list(ledger.standings.values()):
+        names = {*names_of(one)}
+        if one.state in ways and names and names <= champion.names and _may(one, worker) and _row(one, ledger):
+            yield from (Event(one.request_id, state, {**facts, "worker": worker}) for state in ways[one.state])
+        elif one.state in ("received", "planned") and not names:
+            target = {*names_of(ledger.standing(str(one.facts["request"]["counter_notice_of"])))}
+            if not (target - asked) & champion.names:
+                yield from (Event(one.request_id, state, facts) for state in ways[one.state])
+        elif one.held_by(worker):
+            after = "registered" if one.state == "in_bundle" else "planned"
+            yield Event(one.request_id, after, {"worker": worker, "reason": why})
+
+
+def _may(one: Standing, worker: str) -> bool:
+    """Another run's bundle is for that run to end."""
+    return one.state != "in_bundle" or one.held_by(worker) or not one.leased(datetime.now(UTC))

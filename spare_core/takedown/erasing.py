@@ -1,0 +1,115 @@
+"""One request of a list, erased for itself: the surrogate chosen, the adapter made, measured, registered and judged."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from spare_core.concept import Erasure, normalise, same_concept
+from spare_core.environment import pipeline_run_id
+from spare_core.errors import ConceptError, GateRefused
+from spare_core.neighbours import Neighbour, rank_neighbours
+from spare_core.registry import models
+from spare_core.registry.tracking import stage_run
+from spare_core.stages import load_base, work_on
+from spare_core.takedown.ledger import Standing
+from spare_core.takedown.parameters import Batch
+from spare_core.takedown.request import AUTO, TakedownRequest
+from spare_core.takedown.standings import request_of
+from spare_core.takedown.work import Told
+from spare_core.workflow import make_adapter, measure_adapter, open_run_store
+
+if TYPE_CHECKING:
+    from spare_core.denoiser import UNetDenoiser
+
+WATCHED: Final = 3
+"""Neighbours that are held fixed besides what a request protects itself."""
+TOO_NEAR: Final = 0.02
+"""A candidate at less than this distance is another name of the concept to the model, and no surrogate for it."""
+
+
+class Chosen(NamedTuple):
+    """The erasure of a request, and what it was chosen from, nearest first."""
+
+    erasure: Erasure
+    ranked: list[Neighbour]
+    watched: list[str]
+
+
+def erase_request(batch: Batch, standing: Standing, erased: set[str]) -> Iterator[Told]:
+    """The steps of one request, each as the ledger is told of it; ``erased`` are the names, normalised, that anybody
+    wants gone, and so no surrogates.
+
+    Raises:
+        GateRefused: if the policy does not let the adapter pass; it stays registered, and goes into no bundle.
+    """
+    request, run_id = request_of(standing), pipeline_run_id()
+    with stage_run(request.request_id, "neighbours", run_id) as run:
+        denoiser = load_base(batch.model, batch.base, batch.settings)
+        chosen = choose(batch, request, denoiser, erased)
+        facts = _facts(batch, chosen)
+        run.text(json.dumps(facts, indent=2, ensure_ascii=False), "neighbours.json")
+        run.params({"concept": request.concept, "surrogate": chosen.erasure.surrogate})
+    yield "erasing", facts
+    asked = batch.order(request.request_id, chosen.erasure)
+    work = work_on(asked.request, denoiser)
+    with tempfile.TemporaryDirectory() as scratch:
+        adapter, evaluation = Path(scratch) / "adapter", Path(scratch) / "evaluation"
+        with stage_run(request.request_id, "erase", run_id) as run:
+            make_adapter(asked, run, work, adapter)
+        with stage_run(request.request_id, "evaluate", run_id) as run:
+            report = measure_adapter(asked, run, work, adapter, evaluation)
+        yield "evaluated", {name: report["adapted"][name] for name in ("ua", "ira", "cra")}
+        with stage_run(request.request_id, "register", run_id) as run:
+            store = open_run_store()
+            version = models.register(run, store, adapter, evaluation)
+            verdict, verdict_sha256 = models.judge(version, store, batch.policy)
+    if not verdict.passed:
+        raise GateRefused(f"the gate refuses {version.uri}: {'; '.join(verdict.refusals)}", verdict.refusals)
+    yield "registered", {
+        "name": version.name, "version": version.version, "adapter_sha256": version.adapter_sha256,
+        "evidence_sha256": version.tags[models.EVIDENCE], "verdict_sha256": verdict_sha256,
+    }  # fmt: skip
+
+
+def choose(batch: Batch, request: TakedownRequest, denoiser: UNetDenoiser, erased: set[str]) -> Chosen:
+    """The surrogate that a request names, or else the nearest candidate that is safe; the next ones are watched.
+
+    Raises:
+        ConceptError: if no candidate is left.
+    """
+    possible = batch.candidates_for(request.kind, request.concept)
+    safe = [name for name in possible if normalise(name) not in erased]
+    named = request.surrogate if request.surrogate != AUTO else next(iter(safe), "")
+    if not named:
+        raise ConceptError(
+            f"every candidate to replace {request.concept!r} is to be erased itself; name its surrogate, or candidates"
+        )
+    # Templates and contexts are those of the kind; the surrogate plays no part in the distances.
+    ranked = rank_neighbours(denoiser, batch.erasure(request, named), safe, batch.settings) if safe else []
+    if request.surrogate == AUTO:
+        apart = [one.name for one in ranked if one.distance >= TOO_NEAR]
+        if not apart:
+            raise ConceptError(
+                f"to the model every candidate is {request.concept!r} itself; name its surrogate, or other candidates"
+            )
+        named = apart[0]
+    watched = [one.name for one in ranked if not same_concept(one.name, named)][:WATCHED]
+    return Chosen(batch.erasure(request, named, watched), ranked, watched)
+
+
+def _facts(batch: Batch, chosen: Chosen) -> dict[str, Any]:
+    """For the ledger; ``row`` is what a bundle erases it by."""
+    erasure = chosen.erasure
+    keep = [] if batch.model == "canvas" else list(erasure.keep)  # Canvas: all others, whatever the bundle holds then
+    return {
+        "row": {
+            "concept": erasure.concept, "surrogate": erasure.surrogate, "kind": erasure.kind, "keep": keep,
+            "aliases": list(erasure.aliases),
+        },
+        "watched": chosen.watched,
+        "distances": {one.name: round(one.distance, 4) for one in chosen.ranked},
+    }  # fmt: skip

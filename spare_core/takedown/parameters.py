@@ -1,0 +1,189 @@
+"""What a batch run is asked to do, checked before any work, as one JSON text that its tasks hand on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+from spare_core.canvas.protocol import OBJECTS, STYLES
+from spare_core.concept import DEFAULTS, KINDS, Erasure, Kind, normalise, same_concept
+from spare_core.erasures import Erasures
+from spare_core.errors import InputError, SettingsError, SpareError
+from spare_core.evaluation.suite import Suite, domain_of
+from spare_core.gate import Policy
+from spare_core.model_files import find_model
+from spare_core.order import (
+    Collected,
+    Order,
+    checked_suite,
+    shape_problems,
+    suite_digest,
+    suite_source,
+    unchanged_suite,
+    whole_numbers,
+)
+from spare_core.registry.naming import bundle_name, check_name
+from spare_core.request import Request, build_erasure
+from spare_core.settings import EraseSettings
+from spare_core.takedown.request import AUTO, TakedownRequest
+
+SCHEMA: Final = "spare.batch/1"
+_LEASE_MINUTES: Final = (0.01, 24 * 60.0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``settings`` are of each request's own erasure, ``bundle_settings`` those in which the bundle's differ from their
+    defaults; ``candidates`` by kind replace what surrogates and neighbours are chosen from; ``name`` is the bundle's
+    registered model."""
+
+    model: str
+    base: str
+    settings: EraseSettings
+    bundle_settings: dict[str, Any]
+    candidates: dict[str, list[str]]
+    suite: str
+    suite_sha256: str
+    seeds: int
+    policy: Policy
+    name: str
+    promote: bool
+    lease_minutes: float
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Batch:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            InputError: if it is something else.
+        """
+        try:
+            values = json.loads(text)
+            schema = values.pop("schema")
+            settings, policy = EraseSettings.from_mapping(values["settings"]), Policy(**values["policy"])
+            batch = cls(**{**values, "settings": settings, "policy": policy})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"this is no batch of the plan task: {error!r}") from None
+        if schema != SCHEMA:
+            raise InputError(f"this is a batch of schema {schema!r}; this release reads {SCHEMA!r}")
+        return batch
+
+    def erasure(self, request: TakedownRequest, surrogate: str, watched: Sequence[str] = ()) -> Erasure:
+        """The erasure of a request. Canvas keeps all others of the domain; elsewhere what the request protects, the
+        neighbours that are ``watched``, and the kind's own.
+
+        Raises:
+            ConceptError: see :class:`Erasure`; also for a kind that is needed and not there.
+        """
+        keep: list[str] = []
+        if self.model != "canvas" and request.kind:
+            named = [*request.protect, *watched, *DEFAULTS[request.kind].keep]
+            unique = {normalise(name): name for name in reversed(named)}
+            keep = [name for name in reversed(unique.values()) if not _is_one_of(name, request.names)]
+        return build_erasure(
+            self.model, request.concept, surrogate, request.kind, keep, aliases=request.aliases
+        )  # fmt: skip
+
+    def order(self, request_id: str, erasure: Erasure) -> Order:
+        """What the stages of one request's own erasure are asked."""
+        request = Request(self.model, self.base, Erasures(erasure), self.settings)
+        return Order(request_id, request, self.suite, self.suite_sha256, self.seeds)
+
+    def bundle_parameters(self, rows: Sequence[Mapping[str, Any]], without: Sequence[str]) -> dict[str, Any]:
+        """The parameters of ``pipelines/bundle.yaml`` for what the ledger wants."""
+        return {
+            "model": self.model, "requests": list(rows), "without": list(without), "grow": True,
+            "settings": self.bundle_settings, "suite": self.suite, "seeds": self.seeds, "policy": "default",
+            "name": self.name, "promote": self.promote, "request_id": "",
+        }  # fmt: skip
+
+    def candidates_for(self, kind: Kind | None, concept: str) -> list[str]:
+        """What may replace a concept of that kind."""
+        if self.model != "canvas":
+            return list(self.candidates.get(kind or "", DEFAULTS[kind].keep if kind else ()))
+        of_grid: dict[str, tuple[str, ...]] = {"style": STYLES, "object": tuple(OBJECTS)}
+        if kind is None:
+            kind = "style" if _is_one_of(concept, STYLES) else "object"
+        return list(self.candidates.get(kind, of_grid.get(kind, ())))
+
+    def wrong_with(self, request: TakedownRequest) -> str:
+        """In words what keeps a request from being erased at all; empty if nothing does. No model is asked."""
+        surrogate = request.surrogate
+        try:
+            if request.images:
+                return "it has pictures; erase it with `spare erase --images`, a batch takes words only so far"
+            if surrogate == AUTO:
+                possible = self.candidates_for(request.kind, request.concept)
+                surrogate = next((name for name in possible if not _is_one_of(name, request.names)), "")
+                if not surrogate:
+                    return "there is no candidate to choose its surrogate from; name a surrogate or candidates"
+            erasure = self.erasure(request, surrogate)
+            self._measured.find(erasure.concept, domain_of(erasure))
+        except SpareError as error:
+            return str(error)
+        return ""
+
+    @cached_property
+    def _measured(self) -> Suite:
+        return unchanged_suite(self.suite, self.seeds, self.suite_sha256)
+
+
+def check_batch(parameters: Mapping[str, Any], problems_before: Sequence[str] = ()) -> Batch:
+    """From the pipeline's parameters, as KFP hands them over.
+
+    Raises:
+        SettingsError: with everything that is wrong with any of them, after ``problems_before``.
+    """
+    shape = dict(shape_problems(parameters))
+    found = Collected([*problems_before, *shape.values()], {*shape})
+    given = {name: value for name, value in parameters.items() if name not in shape}
+    base = found.attempt(lambda: find_model(given["model"]).digest(), "model")
+    settings = found.attempt(lambda: EraseSettings.from_mapping(whole_numbers(given["settings"])), "settings")
+    bundle = found.attempt(lambda: _bundle_settings(given["bundle_settings"]), "bundle_settings")
+    candidates = found.attempt(lambda: _candidates(given["candidates"]), "candidates")
+    suite = found.attempt(lambda: checked_suite({"seeds": 0, **given}, None), "suite", "model")
+    policy = found.attempt(lambda: Policy.find(given["policy"]), "policy")
+    minutes = found.attempt(lambda: _minutes(given["lease_minutes"]), "lease_minutes")
+    name = found.attempt(lambda: check_name(given["name"] or bundle_name(given["model"], base or "")), "name", "model")
+    if found.problems:
+        raise SettingsError(found.problems)
+    assert base and settings and suite and policy and minutes and name and bundle is not None and candidates is not None
+    return Batch(
+        given["model"], base, settings, bundle, candidates, suite_source(given), suite_digest(suite),
+        int(given["seeds"]), policy, name, given["promote"], minutes,
+    )  # fmt: skip
+
+
+def _bundle_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    values = whole_numbers(given)
+    EraseSettings.from_mapping(values)
+    return dict(values)
+
+
+def _candidates(given: Mapping[str, Any]) -> dict[str, list[str]]:
+    problems = [f"candidates has {kind!r}; allowed: {', '.join(KINDS)}" for kind in given if kind not in KINDS]
+    for kind, names in given.items():
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            problems.append(f"candidates of {kind!r} is {names!r}; it must be a list of texts, as in [Photo, Rust]")
+    if problems:
+        raise SettingsError(problems)
+    return {kind: list(names) for kind, names in given.items()}
+
+
+def _minutes(given: Any) -> float:
+    low, high = _LEASE_MINUTES
+    if isinstance(given, bool) or not isinstance(given, int | float) or not low <= given <= high:
+        raise SettingsError([f"lease_minutes is {given!r}; it must be a number from {low} to {high:g}"])
+    return float(given)
+
+
+def _is_one_of(name: str, names: Sequence[str]) -> bool:
+    return any(same_concept(name, one) for one in names)

@@ -1,0 +1,145 @@
+"""What a run does about each request, as far as the ledger goes; no model is asked here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+from spare_core.errors import InputError, LedgerConflict, LedgerDamaged, SpareError
+from spare_core.takedown.leases import lease, renewed
+from spare_core.takedown.ledger import Event, Ledger, Standing
+from spare_core.takedown.planning import plan, received
+from spare_core.takedown.request import TakedownRequest
+from spare_core.takedown.standings import firsts, names_of
+
+ATTEMPTS: Final = 3
+"""So often a request is tried whose failure may have been the machine's."""
+_WORDS: Final = 2000
+
+Told = tuple[str, Mapping[str, Any]]
+Erase = Callable[[Standing], Iterator[Told]]
+"""Erases one request: the state that each step ended in, and its facts."""
+
+
+class TakenIn(NamedTuple):
+    """What became of a list: how many of its requests are new, and what of it was left out."""
+
+    new: int
+    left_out: list[str]
+
+
+class Outcome(NamedTuple):
+    """How a request stands after a worker was at it, and why."""
+
+    state: str
+    reason: str = ""
+
+
+def take_in(
+    ledger: Ledger, requests: Sequence[TakedownRequest], source: str, deadlines: Mapping[str, float], skip: bool
+) -> TakenIn:
+    """Enter a list into the ledger; what it holds already is left as it is.
+
+    Requests that contradict others are left out if ``skip`` says so.
+
+    Raises:
+        InputError: for the contradictions, otherwise.
+    """
+    good, conflicts = list(requests), plan(requests, ledger, deadlines).conflicts
+    if conflicts and not skip:
+        raise InputError("; ".join(map(str, conflicts)))
+    names = {name for conflict in conflicts for name in conflict.requests}
+    good = [one for one in good if one.request_id not in names]
+    new = {one.request_id for one in good if not ledger.standing(one.request_id).state}
+
+    def events() -> list[Event]:
+        # Asked anew when another scheduler came first: then some of it is there.
+        return received(plan(good, ledger, deadlines).steps, source, ledger)
+
+    ledger.say(events)
+    return TakenIn(len(new), [str(conflict) for conflict in conflicts])
+
+
+def open_requests(ledger: Ledger, again: bool = False) -> list[Standing]:
+    """The requests that someone has to erase now, the first due first: neither shared with another, nor at work
+    elsewhere, nor failed for a reason that will not go away, unless ``again`` says that it did."""
+    now = datetime.now(UTC)
+    first = firsts(ledger)
+
+    def is_open(one: Standing) -> bool:
+        names = names_of(one)
+        if not names or all(name in first and first[name] is not one for name in names):
+            return False
+        if one.state == "failed":
+            return again or (bool(one.facts.get("retry")) and one.attempts < ATTEMPTS)
+        return one.state in ("received", "planned") or (one.state in ("erasing", "evaluated") and not one.leased(now))
+
+    found = [one for one in ledger.standings.values() if is_open(one)]
+    return sorted(found, key=lambda one: (one.facts["due_at"], one.request_id))
+
+
+def plan_open(
+    ledger: Ledger, worker: str, check: Callable[[TakedownRequest], str], facts: Mapping[str, Any], again: bool,
+    most: int,
+) -> list[str]:  # fmt: skip
+    """Plan what is open; returns the ids, the first due first, at most ``most`` of them (0: all).
+
+    What ``check`` finds wrong with a request, in words, makes it fail before any work.
+    """
+    chosen: list[str] = []
+
+    def events() -> Iterable[Event]:
+        chosen.clear()
+        for one in open_requests(ledger, again):
+            if most and len(chosen) == most:
+                break
+            wrong = check(TakedownRequest.model_validate(one.facts["request"]))
+            if one.state != "planned":
+                yield Event(one.request_id, "planned", {**facts, "worker": worker, "reason": ""})
+            if wrong:
+                yield Event(one.request_id, "failed", {"reason": wrong[:_WORDS], "retry": False})
+            else:
+                chosen.append(one.request_id)
+
+    ledger.say(events)
+    # Counter-notices, and those that share another one's erasure, wait for the bundle.
+    ledger.say(lambda: [
+        Event(one.request_id, "planned", facts) for one in ledger.standings.values() if one.state == "received"
+        and (not names_of(one) or one.request_id not in {first.request_id for first in firsts(ledger).values()})
+    ])  # fmt: skip
+    return chosen
+
+
+def take_down(ledger: Ledger, request_id: str, worker: str, minutes: float, erase: Erase) -> Outcome:
+    """Erase one request under a lease of so many minutes, and say in the ledger how that went.
+
+    An error of the erasure is the request's end, and nobody else's. One that another worker is at, or that was
+    withdrawn, is left alone.
+
+    Raises:
+        StoreError: if the ledger cannot be written to.
+        LedgerDamaged: if its chain is broken.
+    """
+    try:
+        ledger.append([Event(request_id, "erasing", {**lease(worker, minutes), "reason": ""})])
+    except LedgerConflict as error:
+        return Outcome(ledger.standing(request_id).state, str(error))
+    with renewed(ledger, [request_id], worker, minutes):
+        try:
+            for state, facts in erase(ledger.standing(request_id)):
+                ledger.append([Event(request_id, state, {**facts, **lease(worker, minutes)})])
+            return Outcome(ledger.standing(request_id).state)
+        except LedgerConflict as error:  # withdrawn, or taken over
+            return Outcome(ledger.standing(request_id).state, str(error))
+        except LedgerDamaged:
+            raise
+        except SpareError as error:
+            reason, retry = str(error), error.exit_code == 1
+        except Exception as error:  # one request must not stop the others
+            reason, retry = f"{type(error).__name__}: {error}", True
+        try:
+            ledger.append([Event(request_id, "failed", {"reason": reason[:_WORDS], "retry": retry, "worker": worker})])
+        except LedgerConflict as error:
+            reason = f"{reason}; and {error}"
+    return Outcome(ledger.standing(request_id).state, reason)
