@@ -89,6 +89,49 @@ class Cluster:
         with self._asking(lost):
             return self._id(self._client.runs.run_service_create_run(run=body, **_patience()).run_id)
 
+    def schedule(
+        self,
+        name: str,
+        experiment_id: str,
+        specification: dict[str, Any],
+        parameters: dict[str, Any],
+        pipeline_root: str | None,
+        service_account: str | None,
+        cron: str,
+    ) -> str:
+        """Start a run at each time that ``cron`` says, one at a time, none for times that were missed; its id.
+
+        Raises:
+            SettingsError: if the experiment has a schedule of that name, which would go on beside it.
+        """
+        models = self._client.api_models
+        service = self._client.recurring_runs
+        wanted = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
+        body = models.V2beta1RecurringRun(
+            display_name=name,
+            experiment_id=experiment_id,
+            namespace=self.namespace,
+            pipeline_spec=specification,
+            runtime_config=models.V2beta1RuntimeConfig(parameters=parameters, pipeline_root=pipeline_root),
+            service_account=service_account,
+            max_concurrency="1",
+            no_catchup=True,
+            mode=models.RecurringRunMode.ENABLE,
+            trigger=models.V2beta1Trigger(cron_schedule=models.V2beta1CronSchedule(cron=cron)),
+        )
+        lost = f"; it may have been made all the same: look for a recurring run named {name!r} before you try again"
+        with self._asking(lost):
+            found = service.recurring_run_service_list_recurring_runs(
+                experiment_id=experiment_id, filter=json.dumps({"predicates": [wanted]}), **_patience()
+            ).recurring_runs
+            if found:
+                raise SettingsError([
+                    f"there is a recurring run named {name!r} already ({found[0].recurring_run_id}); delete it with "
+                    f"`kfp recurring-run delete`, or give this one another --name"
+                ])  # fmt: skip
+            made = service.recurring_run_service_create_recurring_run(recurring_run=body, **_patience())
+            return self._id(made.recurring_run_id)
+
     def state(self, run_id: str) -> tuple[str, str]:
         """A run's state, as KFP calls it, and what went wrong, if anything did."""
         with self._asking():
@@ -98,6 +141,10 @@ class Cluster:
     def run_url(self, run_id: str) -> str:
         """Where a browser shows a run."""
         return f"{self._ui}/#/runs/details/{run_id}"
+
+    def schedule_url(self, recurring_run_id: str) -> str:
+        """Where a browser shows a recurring run."""
+        return f"{self._ui}/#/recurringrun/details/{recurring_run_id}"
 
     def _id(self, found: str | None) -> str:
         if not found:

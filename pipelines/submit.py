@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 from pipelines.cluster import Cluster
 from pipelines.definition import Definition, read_definition
-from spare_core.errors import ClusterUnavailable
+from spare_core.errors import ClusterUnavailable, SettingsError
 
 SUCCEEDED = "SUCCEEDED"
 _ENDED = {SUCCEEDED, "SKIPPED", "FAILED", "CANCELED"}
+_CRON_FIELDS = 6
+_CRON = re.compile(r"[0-9A-Za-z*/,?\- ]+")
 _LOST = 12
 """So many polls in a row may fail: the API server of a cluster restarts now and then while its runs go on."""
 
@@ -65,6 +68,53 @@ def submit(
         "experiment": experiment,
         "url": cluster.run_url(run_id),
     }
+
+
+def schedule(
+    definition: Path,
+    parameters: dict[str, Any],
+    endpoint: str,
+    cron: str,
+    name: str,
+    experiment: str = "spare",
+    pipeline_root: str | None = None,
+    namespace: str | None = None,
+    service_account: str | None = None,
+) -> dict[str, Any]:
+    """Have a compiled pipeline run again and again, one run at a time; times that are missed are not made up for.
+
+    Args:
+        definition: as for :func:`submit`.
+        parameters: as for :func:`submit`.
+        endpoint: as for :func:`submit`.
+        cron: six fields, the first one seconds, as in "0 0 2 * * *": at two o'clock each night.
+        name: of the recurring run; there must be none of that name.
+        experiment: as for :func:`submit`.
+        pipeline_root: as for :func:`submit`.
+        namespace: as for :func:`submit`.
+        service_account: as for :func:`submit`.
+
+    Returns:
+        ``recurring_run_id``, ``name``, ``cron``, ``pipeline``, ``experiment`` and ``url``, where a browser shows it.
+
+    Raises:
+        SettingsError: also for a cron of another form, and if there is a recurring run of that name.
+        ClusterUnavailable, ClusterRefused: see :func:`submit`.
+    """
+    if len(cron.split()) != _CRON_FIELDS or not _CRON.fullmatch(cron):
+        raise SettingsError([
+            f"cron is {cron!r}; it must have six fields, seconds, minutes, hours, day of month, month and day of week, "
+            'as in "0 0 2 * * *" for two o\'clock each night'
+        ])  # fmt: skip
+    compiled = read_definition(definition)
+    cluster = Cluster(endpoint, namespace)
+    made = cluster.schedule(
+        name, cluster.experiment(experiment), compiled.as_dict(), parameters, pipeline_root, service_account, cron
+    )
+    return {
+        "recurring_run_id": made, "name": name, "cron": cron, "pipeline": compiled.name, "experiment": experiment,
+        "url": cluster.schedule_url(made),
+    }  # fmt: skip
 
 
 def wait(

@@ -1,4 +1,4 @@
-"""``spare takedown run``: the batch pipeline here."""
+"""``spare takedown run`` and ``spare takedown schedule``: the batch pipeline here, or on a cluster again and again."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.cli import Arguments, report_of, run_here
+from spare_core.errors import InputError
 from spare_core.reporting import Json, print_result, reporting
 
 if TYPE_CHECKING:
@@ -38,6 +39,37 @@ def run(
     print_result({**report_of(done), "requests": rows}, as_json, "" if as_json else _summary(done, rows))
     if any(row["late"] or row["state"] == "failed" for row in rows):
         raise typer.Exit(1)
+
+
+@reporting
+def schedule(
+    source: Annotated[str, typer.Argument(metavar="LIST", help="s3:// address of a list, or of a folder of lists")],
+    endpoint: Annotated[str, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="URL of the KFP API server")],
+    cron: Annotated[str, typer.Option(help='six fields, seconds first: "0 0 2 * * *" is two o\'clock each night')],
+    arguments: Arguments = None,
+    name: Annotated[str, typer.Option(help="of the recurring run")] = "spare-takedowns",
+    experiment: Annotated[str, typer.Option(help="created if there is none of that name")] = "spare",
+    namespace: Annotated[str | None, typer.Option(help="on a cluster of several users: yours")] = None,
+    service_account: Annotated[str | None, typer.Option(help="Kubernetes service account of the runs")] = None,
+    pipeline_root: Annotated[str | None, typer.Option(help="s3://bucket/prefix for the runs' artifacts")] = None,
+    as_json: Json = False,
+) -> None:
+    """Have a cluster work through lists again and again: one run at a time, none for times that were missed.
+
+    Takes the parameters of pipelines/takedown.yaml, of which model is needed. The token comes from KFP_EXISTING_TOKEN.
+    """
+    from pipelines import submit as cluster
+    from pipelines.definition import TAKEDOWN
+    from pipelines.parameters import parse
+    from spare_core.locations import is_s3
+
+    if not is_s3(source):
+        raise InputError(f"{source!r} is no s3:// address; the cluster's tasks cannot read a file that lies here")
+    values = parse([f"requested={source}", *(arguments or ())], TAKEDOWN)
+    made = cluster.schedule(
+        TAKEDOWN, values, endpoint, cron, name, experiment, pipeline_root, namespace, service_account
+    )
+    print_result(made, as_json, f"{made['name']} ({made['cron']}): {made['recurring_run_id']}\n{made['url']}")
 
 
 def standings(done: LocalRun) -> list[dict[str, Any]]:

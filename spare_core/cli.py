@@ -12,6 +12,7 @@ import typer
 
 from pipelines.cli import demo, run, submit
 from pipelines.takedown_cli import run as run_takedowns
+from pipelines.takedown_cli import schedule as schedule_takedowns
 from spare_core.registry_cli import app as registry
 from spare_core.reporting import Json, print_result, reporting
 from spare_core.takedown_cli import app as takedown
@@ -30,6 +31,7 @@ for command in (demo, run, submit):
     app.command()(command)
 app.add_typer(registry)
 takedown.command("run")(run_takedowns)
+takedown.command("schedule")(schedule_takedowns)
 app.add_typer(takedown)
 
 Model = Annotated[str, typer.Argument(help="'canvas', a local diffusers directory, s3://bucket/prefix, or a hub id")]

@@ -73,6 +73,7 @@ class RunService:
         self.requests: list[Request] = []
         self.experiments: list[dict[str, Any]] = []
         self.runs: list[dict[str, Any]] = []
+        self.schedules: list[dict[str, Any]] = []
         self.faults: list[Fault] = []
         self.states = ["PENDING"]
         """The states of a run, one for each time it is asked for; the last one stays."""
@@ -108,6 +109,10 @@ class RunService:
             return self._new_experiment(request.body)
         if (method, name) == ("POST", "runs"):
             return self._new_run(request.body)
+        if (method, name) == ("GET", "recurringruns"):
+            return self._found_schedules(request.query)
+        if (method, name) == ("POST", "recurringruns"):
+            return self._new_schedule(request.body)
         if method == "GET" and name.startswith("runs/"):
             return self._run(name.removeprefix("runs/"))
         raise RefusalError(404, "Not Found")
@@ -138,6 +143,25 @@ class RunService:
         _check_parameters(_pipeline(body["pipeline_spec"]), body["runtime_config"].get("parameters", {}))
         self.runs.append({**body, "run_id": str(uuid.uuid4()), "created_at": _now(), "storage_state": "AVAILABLE"})
         return {**self.runs[-1], "state": "PENDING"}
+
+    def _found_schedules(self, query: dict[str, str]) -> dict[str, Any]:
+        (wanted,) = json.loads(query["filter"])["predicates"]
+        found = [one for one in self.schedules if one["experiment_id"] == query["experiment_id"]]
+        found = [one for one in found if one[wanted["key"]] == wanted["stringValue"]]
+        return {"recurringRuns": found, "total_size": len(found)} if found else {}
+
+    def _new_schedule(self, body: Any) -> dict[str, Any]:
+        _check_fields(body, kfp_server_api.V2beta1RecurringRun)
+        cron = body["trigger"]["cron_schedule"]["cron"]
+        if len(cron.split()) != 6:
+            raise RefusalError(400, f"Schedule cron is not supported: {cron}")
+        if not isinstance(body["max_concurrency"], str):
+            raise RefusalError(400, "invalid value for int64 type: max_concurrency")
+        if not 1 <= int(body["max_concurrency"]) <= 10:
+            raise RefusalError(400, "The max concurrency of the job is out of range")
+        _check_parameters(_pipeline(body["pipeline_spec"]), body["runtime_config"].get("parameters", {}))
+        self.schedules.append({**body, "recurring_run_id": str(uuid.uuid4()), "created_at": _now()})
+        return self.schedules[-1]
 
     def _run(self, run_id: str) -> dict[str, Any]:
         found = [run for run in self.runs if run["run_id"] == run_id]

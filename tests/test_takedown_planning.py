@@ -63,7 +63,7 @@ def test_each_request_of_a_list_has_its_step_and_the_next_due_comes_first(store:
     assert actions(made) == {
         "R-5": "withdraw", "C-5": "withdraw", "R-2": "erase", "R-3": "share", "R-4": "hold", "R-1": "erase",
     }  # fmt: skip
-    assert [step.request.request_id for step in made.steps] == ["R-5", "C-5", "R-2", "R-3", "R-4", "R-1"]
+    assert [step.request.request_id for step in made.steps] == ["R-5", "R-2", "R-3", "R-4", "C-5", "R-1"]
     told = {step.request.request_id: step.told() for step in made.steps}
     assert told["R-5"].startswith("2026-11-24 22:00Z  withdraw  R-5: 'Winter'; taken back by C-5")
     assert "becomes a surrogate that the planner chooses" in told["R-2"]
@@ -104,9 +104,25 @@ def test_a_counter_notice_ends_what_it_takes_back(store: Store) -> None:
     assert actions(again) == {"R-9": "erase"}, "what was withdrawn may be asked for anew"
 
 
+def test_a_legal_hold_may_come_before_any_work_and_be_lifted(store: Store) -> None:
+    ledger = Ledger(store, "anna")
+    taken(ledger, {})
+    assert actions(taken(ledger, {"legal_hold": True})) == {"R-1": "hold"}
+    assert states(ledger) == {"R-1": "blocked"}
+    assert actions(taken(ledger, {"legal_hold": True})) == {"R-1": "nothing"}
+    assert actions(taken(ledger, {})) == {"R-1": "release"}
+    assert states(ledger) == {"R-1": "planned"}
+    ledger.append([Event("R-1", "erasing", {"worker": "w", "lease_until": "2026-11-24T00:00:00+00:00"})])
+    (conflict,) = planned(ledger, {"legal_hold": True}).conflicts
+    assert "a legal hold comes too late" in conflict.reason
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
+        ([{"request_id": "R-2", "concept": "Rust", "protect": ["neon lines"]}], "it protects 'neon lines', which R-1"),
+        ([{"request_id": "R-2", "concept": "Winter", "surrogate": "Rust"}], "'Winter' is protected by R-1"),
+        ([{"request_id": "R-2", "concept": "Photo", "surrogate": "Neon Lines"}], "the surrogates go round in a circle"),
         ([{"surrogate": "Rust"}], "the ledger has another request of that id, entry 1"),
         (
             [{"request_id": "C-1", "counter_notice_of": "R-7", **NOTICE}],
@@ -116,7 +132,7 @@ def test_a_counter_notice_ends_what_it_takes_back(store: Store) -> None:
 )
 def test_what_the_ledger_knows_otherwise_is_a_conflict(store: Store, rows: list[dict[str, Any]], said: str) -> None:
     ledger = Ledger(store, "anna")
-    taken(ledger, {})
+    taken(ledger, {"protect": ["Winter"]})
     (conflict,) = planned(ledger, *rows).conflicts
     assert said in str(conflict)
 

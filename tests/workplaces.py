@@ -35,6 +35,7 @@ class Workplace:
         self.folder, self.output, self.pipeline = folder, folder / "results", SPARE
         self.first: dict[str, Any] = {}
         self.settings: dict[str, Any] = SETTINGS
+        self.command = ["run"]
         suite = {"extends": "canvas", "styles": ["Neon Lines", "Photo", "Rust"], "objects": ["Cat", "Dog"], "steps": 2}
         for name, content in (("suite", suite), ("lenient", LENIENT), ("strict", {**LENIENT, "max_mean_drift": 0.0})):
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
@@ -48,9 +49,10 @@ class Workplace:
         ]  # fmt: skip
 
     def start(self, *more: str, policy: str = "lenient", **environment: str) -> subprocess.Popen[str]:
-        """``spare run`` at work."""
-        spare = [sys.executable, "-P", "-m", "spare_core.cli"]
-        command = [*spare, "run", "-f", str(self.pipeline), "--output", "results", "--json", *self.arguments]
+        """``spare run`` at work, or another command that takes a pipeline's parameters."""
+        spare = [sys.executable, "-P", "-m", "spare_core.cli", *self.command]
+        file = ["-f", str(self.pipeline)] if self.command == ["run"] else []
+        command = [*spare, *file, "--output", "results", "--json", *self.arguments]
         return subprocess.Popen(
             [*command, f"policy={policy}.yaml", *more], cwd=self.folder, env={**self.environment, **environment},
             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

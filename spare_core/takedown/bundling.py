@@ -51,7 +51,7 @@ def wanted(ledger: Ledger, champion: Deployed, rank: int) -> Wanted:
             found.without.append(part.concept)
     room = rank - sum(len(part.names) for part in champion.erasures or () if part.concept not in found.without)
     made = [one for one in active(ledger) if one.state in MADE]
-    for one in sorted(made, key=lambda one: (one.facts["due_at"], one.request_id)):
+    for one in sorted(made, key=lambda one: str(one.facts["due_at"])):
         names = {*names_of(one)}
         row = _row(one, ledger)
         if row is None or not any(first[name] is one for name in names):

@@ -59,7 +59,7 @@ def compare(requests: Iterable[TakedownRequest]) -> Comparison:
                 conflicts.append(
                     Conflict(_ids([one, *others]), f"{kept!r} is protected by the first and erased by others")
                 )
-    conflicts += _circles(erasing)
+    conflicts += circles(erasing)
     known = {one.request_id for one in unique}
     return Comparison(conflicts, repeated, {target: by for target, by in withdrawn.items() if target in known})
 
@@ -76,7 +76,7 @@ def _by_identity(requests: Iterable[TakedownRequest]) -> tuple[list[TakedownRequ
     return list(found.values()), conflicts
 
 
-def _circles(erasing: Iterable[TakedownRequest]) -> Iterator[Conflict]:
+def circles(erasing: Iterable[TakedownRequest]) -> Iterator[Conflict]:
     """Surrogates that lead back to where they came from."""
     leads = {normalise(name): one for one in erasing for name in one.names if one.surrogate != AUTO}
     done: set[str] = set()

@@ -39,9 +39,9 @@ class Chosen(NamedTuple):
     watched: list[str]
 
 
-def erase_request(batch: Batch, standing: Standing, erased: set[str]) -> Iterator[Told]:
-    """The steps of one request, each as the ledger is told of it; ``erased`` are the names, normalised, that anybody
-    wants gone, and so no surrogates.
+def erase_request(batch: Batch, standing: Standing, unwanted: set[str]) -> Iterator[Told]:
+    """The steps of one request, each as the ledger is told of it; ``unwanted`` are the names, normalised, that
+    somebody wants gone, and so no surrogates.
 
     Raises:
         GateRefused: if the policy does not let the adapter pass; it stays registered, and goes into no bundle.
@@ -49,7 +49,7 @@ def erase_request(batch: Batch, standing: Standing, erased: set[str]) -> Iterato
     request, run_id = request_of(standing), pipeline_run_id()
     with stage_run(request.request_id, "neighbours", run_id) as run:
         denoiser = load_base(batch.model, batch.base, batch.settings)
-        chosen = choose(batch, request, denoiser, erased)
+        chosen = choose(batch, request, denoiser, unwanted)
         facts = _facts(batch, chosen)
         run.text(json.dumps(facts, indent=2, ensure_ascii=False), "neighbours.json")
         run.params({"concept": request.concept, "surrogate": chosen.erasure.surrogate})
@@ -75,14 +75,14 @@ def erase_request(batch: Batch, standing: Standing, erased: set[str]) -> Iterato
     }  # fmt: skip
 
 
-def choose(batch: Batch, request: TakedownRequest, denoiser: UNetDenoiser, erased: set[str]) -> Chosen:
+def choose(batch: Batch, request: TakedownRequest, denoiser: UNetDenoiser, unwanted: set[str]) -> Chosen:
     """The surrogate that a request names, or else the nearest candidate that is safe; the next ones are watched.
 
     Raises:
         ConceptError: if no candidate is left.
     """
     possible = batch.candidates_for(request.kind, request.concept)
-    safe = [name for name in possible if normalise(name) not in erased]
+    safe = [name for name in possible if normalise(name) not in unwanted]
     named = request.surrogate if request.surrogate != AUTO else next(iter(safe), "")
     if not named:
         raise ConceptError(

@@ -55,7 +55,7 @@ FOLLOWING: Final[Mapping[str, frozenset[str]]] = {
         "registered": "in_bundle failed withdrawn",
         "in_bundle": "in_bundle registered done failed withdrawn",
         "done": "in_bundle withdrawn",
-        "failed": "planned withdrawn",
+        "failed": "planned blocked withdrawn",
         "blocked": "planned withdrawn",
         "withdrawn": "",
     }.items()

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple
 from spare_core.concept import normalise, same_concept
 from spare_core.errors import SettingsError
 from spare_core.settings import read_yaml_mapping
-from spare_core.takedown.conflicts import Conflict, compare
+from spare_core.takedown.conflicts import Conflict, circles, compare
 from spare_core.takedown.ledger import Event, Ledger, Standing
 from spare_core.takedown.request import AUTO, REGIMES, TakedownRequest
 from spare_core.takedown.standings import firsts, names_of
@@ -20,12 +20,12 @@ ENDED: Final = ("done", "withdrawn")
 _NOTHING_DONE: Final = ("", "received", "planned", "blocked", "failed", "withdrawn")
 _MOST_DAYS: Final = 3650
 
-Action = Literal["erase", "share", "hold", "withdraw", "nothing"]
+Action = Literal["erase", "share", "hold", "release", "withdraw", "nothing"]
 
 
 class Step(NamedTuple):
     """What is to be done about one request: ``erase`` it, ``share`` the erasure of another one, ``hold`` it back,
-    ``withdraw`` it or what it takes back, or ``nothing``, since the ledger has it already."""
+    ``release`` it from that, ``withdraw`` it or what it takes back, or ``nothing``, since the ledger has it already."""
 
     request: TakedownRequest
     action: Action
@@ -40,7 +40,7 @@ class Step(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Steps by deadline, and what stands in the way of all of them."""
+    """Steps by deadline, those of the same one as they are listed, and what stands in the way of all of them."""
 
     steps: list[Step]
     conflicts: list[Conflict]
@@ -79,7 +79,7 @@ def plan(requests: Sequence[TakedownRequest], ledger: Ledger, deadlines: Mapping
     for request in {one.request_id: one for one in requests}.values():
         action, reason = _step(request, ledger, compared.repeated, compared.withdrawn, standing)
         steps.append(Step(request, action, due(request, deadlines), reason))
-    return Plan(sorted(steps, key=lambda one: (one.due_at, one.request.request_id)), conflicts)
+    return Plan(sorted(steps, key=lambda one: one.due_at), conflicts)
 
 
 def _step(
@@ -90,8 +90,10 @@ def _step(
     standing: Mapping[str, Standing],
 ) -> tuple[Action, str]:
     now = ledger.standing(request.request_id)
-    if now.state:
+    if now.state and not _hold_changed(request, now):
         return "nothing", f"it is {now.state} since {now.since}"
+    if now.state == "blocked":
+        return "release", "the legal hold is lifted"
     if request.counter_notice_of:
         target = ledger.standing(request.counter_notice_of)
         return "withdraw", f"takes back {request.counter_notice_of}, which is {target.state or 'in the same list'}"
@@ -116,12 +118,16 @@ def received(steps: Iterable[Step], source: str, ledger: Ledger) -> list[Event]:
         if step.action == "nothing":
             continue
         facts: dict[str, Any] = {
-            "request": request.model_dump(mode="json", exclude_defaults=True), "list": source,
+            "request": _as_said(request), "list": source,
             "due_at": step.due_at.isoformat(), "reason": step.reason,
         }  # fmt: skip
-        events.append(Event(request.request_id, "received", facts))
+        if step.action == "release":
+            events.append(Event(request.request_id, "planned", facts))
+            continue
+        if not ledger.standing(request.request_id).state:
+            events.append(Event(request.request_id, "received", facts))
         if step.action == "hold":
-            events.append(Event(request.request_id, "blocked", {"reason": step.reason}))
+            events.append(Event(request.request_id, "blocked", {"reason": step.reason, "request": facts["request"]}))
     for step in steps:
         target = step.request.counter_notice_of
         if step.action == "withdraw" and target:
@@ -137,14 +143,16 @@ def _against(requests: Sequence[TakedownRequest], ledger: Ledger, standing: Mapp
     """What the list says otherwise than the ledger has it; ``standing`` is what is erased there, by name."""
     found = []
     listed = {one.request_id for one in requests}
+    known = {one.request_id: one for one in standing.values()}
+    protecting = {
+        normalise(name): one for one in known.values() for name in one.facts["request"].get("protect", ())
+    }  # fmt: skip
     for one in requests:
-        known = ledger.standing(one.request_id)
-        if known.state and known.facts["request"] != one.model_dump(mode="json", exclude_defaults=True):
-            reason = f"the ledger has another request of that id, entry {known.entry}; give this one its own"
-            found.append(Conflict((one.request_id,), reason))
+        if (before := ledger.standing(one.request_id)).state:
+            found += _changed(one, before)
+            continue
         others = {standing[name].request_id: standing[name] for name in map(normalise, one.names) if name in standing}
-        others.pop(one.request_id, None)
-        for other in others.values() if not known.state else ():
+        for other in others.values():
             theirs = other.facts["request"].get("surrogate", AUTO)
             if not {*map(normalise, one.names)} <= {*names_of(other)}:
                 reason = (
@@ -154,10 +162,51 @@ def _against(requests: Sequence[TakedownRequest], ledger: Ledger, standing: Mapp
             elif AUTO not in (theirs, one.surrogate) and not same_concept(theirs, one.surrogate):
                 reason = f"{other.request_id} erases it already, as {theirs!r}; take that back first, or agree with it"
                 found.append(Conflict((one.request_id,), reason))
+        for name in one.protect:
+            if erasing := standing.get(normalise(name)):
+                reason = f"it protects {name!r}, which {erasing.request_id} erases already; leave it out, or ask them"
+                found.append(Conflict((one.request_id,), reason))
+        for name in one.names:
+            if kept := protecting.get(normalise(name)):
+                reason = f"{name!r} is protected by {kept.request_id}, which is {kept.state}; take that back first"
+                found.append(Conflict((one.request_id,), reason))
         target = one.counter_notice_of
         if target and target not in listed and not ledger.standing(target).state:
             found.append(Conflict((one.request_id,), f"takes back {target!r}, which neither list nor ledger has"))
-    return found
+    new = [one for one in requests if not ledger.standing(one.request_id).state]
+    rings = circles([*new, *map(_as_erased, known.values())])
+    return [*found, *(ring for ring in rings if not {*ring.requests} <= known.keys())]
+
+
+def _changed(one: TakedownRequest, before: Standing) -> list[Conflict]:
+    """A request stays what it was, but for a legal hold that comes before any work, or goes."""
+    said, known = _as_said(one), before.facts["request"]
+    if said == known or _hold_changed(one, before):
+        return []
+    if {**said, "legal_hold": None} == {**known, "legal_hold": None}:
+        reason = f"it is {before.state}: a legal hold comes too late; take it back by a counter-notice"
+    else:
+        reason = f"the ledger has another request of that id, entry {before.entry}; give this one its own"
+    return [Conflict((one.request_id,), reason)]
+
+
+def _hold_changed(one: TakedownRequest, before: Standing) -> bool:
+    """Whether a legal hold, and nothing else, was set or lifted in time."""
+    said, known = _as_said(one), before.facts["request"]
+    same = {**said, "legal_hold": None} == {**known, "legal_hold": None}
+    in_time = before.state in (("received", "planned", "failed") if one.legal_hold else ("blocked",))
+    return said != known and same and in_time
+
+
+def _as_said(one: TakedownRequest) -> dict[str, Any]:
+    return one.model_dump(mode="json", exclude_defaults=True)
+
+
+def _as_erased(standing: Standing) -> TakedownRequest:
+    """A request with the surrogate that was chosen for it, if one was."""
+    chosen = standing.facts.get("row", {}).get("surrogate")
+    request = TakedownRequest.model_validate(standing.facts["request"])
+    return request.model_copy(update={"surrogate": chosen}) if chosen else request
 
 
 def overview(ledger: Ledger, now: datetime, soon: timedelta) -> list[dict[str, Any]]:

@@ -38,6 +38,11 @@ def firsts(ledger: Ledger) -> dict[str, Standing]:
     return found
 
 
+def unwanted(ledger: Ledger) -> set[str]:
+    """Every name that somebody wants gone, also where that failed or is on hold: no surrogate for another one."""
+    return {name for one in ledger.standings.values() if one.state != "withdrawn" for name in names_of(one)}
+
+
 def withdrawn_names(ledger: Ledger) -> set[str]:
     """Names that were taken back and that nobody else asks for."""
     gone = {name for one in ledger.standings.values() if one.state == "withdrawn" for name in names_of(one)}

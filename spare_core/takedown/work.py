@@ -76,7 +76,7 @@ def open_requests(ledger: Ledger, again: bool = False) -> list[Standing]:
         return one.state in ("received", "planned") or (one.state in ("erasing", "evaluated") and not one.leased(now))
 
     found = [one for one in ledger.standings.values() if is_open(one)]
-    return sorted(found, key=lambda one: (one.facts["due_at"], one.request_id))
+    return sorted(found, key=lambda one: str(one.facts["due_at"]))
 
 
 def plan_open(

@@ -29,7 +29,7 @@ from spare_core.takedown.ledger import Ledger
 from spare_core.takedown.parameters import Batch, check_batch
 from spare_core.takedown.planning import DEADLINES, read_deadlines
 from spare_core.takedown.reading import read_lists
-from spare_core.takedown.standings import firsts
+from spare_core.takedown.standings import unwanted
 from spare_core.workflow import champion_of, end_runs, open_run_store
 
 
@@ -95,7 +95,7 @@ def take_down(batch: str, request_id: str) -> str:
         from spare_core.takedown.erasing import erase_request
 
         asked, ledger = Batch.from_json(batch), _ledger(open_run_store())
-        erase = partial(erase_request, asked, erased={*firsts(ledger)})
+        erase = partial(erase_request, asked, unwanted=unwanted(ledger))
         outcome = work.take_down(ledger, request_id, pipeline_run_id(), asked.lease_minutes, erase)
         results |= outcome._asdict()
         return outcome.state

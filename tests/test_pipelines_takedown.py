@@ -1,0 +1,127 @@
+"""``spare takedown run`` really runs the committed pipeline here: from a list to the champion, each request once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from spare_core.store import open_store
+from spare_core.takedown.ledger import Ledger
+from tests.test_takedown_lists import row
+from tests.workplaces import SETTINGS, Workplace
+
+BUNDLING = ("compose", "evaluate", "register", "gate", "promote")
+LIST = [
+    row(request_id="T-1", surrogate="auto", kind=None),
+    row(request_id="T-2", concept="Cat", surrogate="Dog", kind=None),
+    row(request_id="T-3", concept="cat", surrogate="dog", kind=None),
+    row(request_id="T-4", concept="Unicorn", surrogate="Dog", kind="object"),
+    row(request_id="T-5", concept="Rust", legal_hold=True, kind=None),
+    row(request_id="T-6", regime="hearsay"),
+]
+NOTICE = [row(request_id="C-2", concept="", surrogate="auto", kind=None, counter_notice_of="T-2"),
+          row(request_id="C-3", concept="", surrogate="auto", kind=None, counter_notice_of="T-3")]  # fmt: skip
+FINAL = {"T-1": "done", "T-2": "done", "T-3": "done", "T-4": "failed", "T-5": "blocked"}
+
+
+class Desk(Workplace):
+    """A workplace with takedown lists."""
+
+    def take_down(self, rows: list[dict[str, Any]], *more: str) -> subprocess.CompletedProcess[str]:
+        """``spare takedown run`` of a list."""
+        (self.folder / "list.yaml").write_text(yaml.safe_dump(rows))
+        self.command = ["takedown", "run", "list.yaml" if rows else ""]
+        return self.run("skip_invalid=true", *more)
+
+    def history(self, request_id: str) -> list[str]:
+        """Every state that a request entered."""
+        store = open_store(str(self.output / "store"))
+        entries = [json.loads(store.read(key)) for key in store.list("ledger/entries")]
+        return [event["state"] for entry in entries for event in entry["events"] if event["request_id"] == request_id]
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(open_store(str(self.output / "store")), "reader")
+
+
+def states(done: dict[str, Any]) -> dict[str, str]:
+    return {one["request_id"]: one["state"] for one in done["requests"]}
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    desk = Desk(tmp_path_factory.mktemp("takedown"))
+    settings = {name: value for name, value in SETTINGS.items() if name not in ("mask", "saliency_batches")}
+    given = json.dumps(settings)
+    bundled = json.dumps({**settings, "rank": 4})
+    desk.arguments = [f"settings={given}", f"bundle_settings={bundled}", "suite=suite.yaml", "seeds=1"]
+    done = desk.take_down(LIST)
+    assert done.returncode == 1, "one request failed: a monitor hears of it\n" + done.stderr
+    desk.first = json.loads(done.stdout)
+    return desk
+
+
+def test_every_request_comes_to_its_end_and_the_bundle_is_champion(desk: Desk) -> None:
+    assert states(desk.first) == FINAL
+    assert tuple(desk.first["results"]) == (
+        "plan", "take down T-1", "take down T-2", "gather", *BUNDLING, "close"
+    )  # fmt: skip
+    (left_out,) = desk.first["results"]["plan"]["left_out"]
+    assert "list.yaml:" in left_out
+    assert "regime" in left_out
+    (version,) = desk.client().search_model_versions("name = 'spare.canvas'")
+    assert version.tags["spare.concept"] == "Neon Lines, Cat"
+    assert desk.client().get_model_version_by_alias("spare.canvas", "champion").version == version.version
+
+
+def test_each_request_has_its_evidence(desk: Desk) -> None:
+    standing = desk.ledger.standing("T-1")
+    assert desk.history("T-1") == [
+        "received", "planned", "erasing", "erasing", "evaluated", "registered", "in_bundle", "done"
+    ]  # fmt: skip
+    facts = standing.facts
+    nearest = min(facts["distances"], key=facts["distances"].get)
+    assert facts["row"]["surrogate"] == nearest, "of what the suite's model lies next to it"
+    assert len(facts["distances"]) == 10, "all other styles but Rust, which may have to go too"
+    store = open_store(str(desk.output / "store"))
+    evidence = json.loads(store.read(f"evidence/{facts['evidence_sha256']}.json"))
+    assert (evidence["request_id"], evidence["erased"]) == ("T-1", {"Neon Lines": nearest})
+    assert evidence["adapter_sha256"] == facts["adapter_sha256"]
+    assert facts["name"] == "spare.canvas.neon-lines"
+    runs = desk.client().search_runs(["1"], "tags.`spare.request_id` = 'T-1'")
+    assert {run.data.tags.get("spare.stage", "request"): run.info.status for run in runs} == dict.fromkeys(
+        ("request", "neighbours", "erase", "evaluate", "register"), "FINISHED"
+    )
+    assert "Canvas has no object 'Unicorn'" in desk.ledger.standing("T-4").facts["reason"]
+    assert "case-1" not in json.dumps(evidence), "who asked is nobody's business"
+
+
+def test_the_same_list_again_does_nothing_twice(desk: Desk) -> None:
+    before = desk.ledger.number
+    done = json.loads(desk.take_down(LIST).stdout)
+    assert states(done) == FINAL
+    assert tuple(done["results"]) == ("plan", "gather", "close")
+    assert desk.ledger.number == before
+
+
+def test_what_is_withdrawn_leaves_the_bundle_when_nobody_else_asks_for_it(desk: Desk) -> None:
+    done = json.loads(desk.take_down(NOTICE).stdout)
+    assert states(done) == {**FINAL, "T-2": "withdrawn", "T-3": "withdrawn", "C-2": "done", "C-3": "done"}
+    champion = desk.client().get_model_version_by_alias("spare.canvas", "champion")
+    assert champion.tags["spare.concept"] == "Neon Lines"
+    assert not any(name.startswith("take down") for name in done["results"])
+    assert Path(done["results"]["register"]["evaluation"], "evaluation.json").is_file()
+
+
+def test_bad_parameters_are_all_told_before_anything_is_entered(desk: Desk) -> None:
+    before = desk.ledger.number
+    done = desk.take_down([], "most=-1", "lease_minutes=0", "candidates={animal: [Dog]}", "bundle_settings={rank: 0}")
+    assert done.returncode == 2
+    for problem in ("most is -1", "lease_minutes is 0", "candidates has 'animal'", "rank"):
+        assert problem in done.stderr
+    assert desk.ledger.number == before
