@@ -92,7 +92,7 @@ def line(count: int, done: dict[str, Any]) -> str:
     report = read_report(Path(done["results"]["register"]["evaluation"]))
     each = sum(seconds for name, seconds in done["seconds"].items() if name.startswith("take down"))
     parts = sum(done["seconds"][name] for name in ("compose", "evaluate", "register", "gate", "promote"))
-    worst = min(1 - one["adapted"]["accuracy"] for one in report["per_concept"] if one["erased"])
+    worst = min(1 - one["after"]["accuracy"] for one in report["per_concept"] if one["erased"])
     figures = [f"{report[side][name]:.3f}" for name in ("ira", "cra") for side in ("adapted", "base")]
     cells = (count, f"{done['wall']:.0f}", f"{done['wall'] / count:.1f}", f"{each:.0f}", f"{parts:.0f}",
              f"{report['adapted']['ua']:.3f}", f"{worst:.2f}", *figures)  # fmt: skip
@@ -111,7 +111,7 @@ def traps(folder: Path, done: dict[str, Any], seeds: int) -> None:
     less = run(folder, [notice], seeds, "notice.yaml")
     check(states(less), {**EXPECTED, WITHDRAWN: "withdrawn", "C-6": "done"}, "after the withdrawal")
     report = read_report(Path(less["results"]["register"]["evaluation"]))
-    told = {one["concept"]: round(one["adapted"]["accuracy"], 2) for one in report["per_concept"] if
+    told = {one["concept"]: round(one["after"]["accuracy"], 2) for one in report["per_concept"] if
             one["concept"] in EIGHT}  # fmt: skip
     print(f"{WITHDRAWN} withdrawn in {less['wall']:.0f} s; accuracy now: {told}")
 

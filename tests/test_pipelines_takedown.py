@@ -120,8 +120,8 @@ def test_what_is_withdrawn_leaves_the_bundle_when_nobody_else_asks_for_it(desk: 
 
 def test_bad_parameters_are_all_told_before_anything_is_entered(desk: Desk) -> None:
     before = desk.ledger.number
-    done = desk.take_down([], "most=-1", "lease_minutes=0", "candidates={animal: [Dog]}", "bundle_settings={rank: 0}")
+    done = desk.take_down([], "most=-1", "lease_minutes=0", "candidates={animal: [Dog]}")
     assert done.returncode == 2
-    for problem in ("most is -1", "lease_minutes is 0", "candidates has 'animal'", "rank"):
+    for problem in ("most is -1", "lease_minutes is 0", "candidates has 'animal'"):
         assert problem in done.stderr
     assert desk.ledger.number == before
