@@ -83,9 +83,9 @@ def open_work(request: Request, progress: Progress = lambda stage, done, total: 
         SettingsError: if the rank is more than its smallest layer has.
     """
     progress("load", 0, 1)
-    denoiser = load_base(request.model, request.base, request.settings)
+    work = work_on(request, load_base(request.model, request.base, request.settings), progress)
     progress("load", 1, 1)
-    return work_on(request, denoiser, progress)
+    return work
 
 
 def load_base(model: str, base: str, settings: EraseSettings) -> UNetDenoiser:

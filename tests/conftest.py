@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 
 LONGEST = (
-    "test_pipelines_local", "test_pipelines_services", "test_pipelines_bundle", "test_registry_concurrency",
+    "test_pipelines_local", "test_pipelines_services", "test_pipelines_takedown", "test_pipelines_bundle",
+    "test_registry_concurrency",
     "test_canvas_compat", "test_erase", "test_pipelines_warm", "test_wheel",
     "test_examples_serve", "test_registry_models", "test_registry_promotions",
 )  # fmt: skip

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ SMALL = EraseSettings(
 )  # fmt: skip
 
 
-def request(model: Path, **changes: object) -> dict[str, object]:
+def requested(model: Path, **changes: object) -> dict[str, object]:
     """Arguments of :func:`erase` for a small erasure."""
     erasure = build_erasure(str(model), "Neon", "Photo", "style", ("Rust",), "{context} in {concept}", ("cat", "dog"))
     return {"model": str(model), "erasures": Erasures(erasure), "settings": dataclasses.replace(SMALL, **changes)}
@@ -48,18 +49,25 @@ def request(model: Path, **changes: object) -> dict[str, object]:
 def test_the_same_seed_gives_the_same_adapter_bytes(sd1_dir: Path, tmp_path: Path) -> None:
     """And another seed gives others."""
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        erase(**request(sd1_dir, seed=seed), output=tmp_path / name)
+        erase(**requested(sd1_dir, seed=seed), output=tmp_path / name)
     first, again, other = ((tmp_path / name / LORA).read_bytes() for name in "abc")
     assert first == again
     assert first != other
 
 
-@pytest.mark.parametrize(("stop_at", "lr"), [(1, 1e-3), (2, 1e-3), (3, 1e-3), (5, 1e-3), (1, "auto"), (4, "auto")])
+@pytest.fixture(scope="module", params=[1e-3, "auto"])
+def uninterrupted(request: pytest.FixtureRequest, sd1_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Learning rate, folder and manifest of a run from beginning to end."""
+    folder = tmp_path_factory.mktemp("whole") / "adapter"
+    return request.param, folder, erase(**requested(sd1_dir, lr=request.param), output=folder)
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 4, 5])
 def test_a_run_stopped_at_any_step_resumes_to_the_same_result(
-    sd1_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, lr: float | str
+    sd1_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Any, stop_at: int
 ) -> None:
     """The checkpoint is gone afterwards, and losses and measurements are those of an uninterrupted run."""
-    whole = erase(**request(sd1_dir, lr=lr), output=tmp_path / "whole")
+    lr, folder, whole = uninterrupted
     step = distill.training_step
 
     def dying(*args: object) -> tuple[float, float]:
@@ -69,11 +77,11 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_result(
 
     monkeypatch.setattr(distill, "training_step", dying)
     with pytest.raises(KeyboardInterrupt):
-        erase(**request(sd1_dir, lr=lr), output=tmp_path / "stopped")
+        erase(**requested(sd1_dir, lr=lr), output=tmp_path / "stopped")
     assert not (tmp_path / "stopped" / MANIFEST).exists()
     monkeypatch.setattr(distill, "training_step", step)
-    resumed = erase(**request(sd1_dir, lr=lr), output=tmp_path / "stopped")
-    assert (tmp_path / "stopped" / LORA).read_bytes() == (tmp_path / "whole" / LORA).read_bytes()
+    resumed = erase(**requested(sd1_dir, lr=lr), output=tmp_path / "stopped")
+    assert (tmp_path / "stopped" / LORA).read_bytes() == (folder / LORA).read_bytes()
     assert sorted(p.name for p in (tmp_path / "stopped").iterdir()) == [LORA, MANIFEST]
     for name in ("residual", "drift", "training"):
         assert resumed[name] == whole[name]
@@ -81,7 +89,7 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_result(
 
 def test_a_killed_process_resumes_with_the_same_command(sd1_dir: Path, tmp_path: Path) -> None:
     """SIGKILL, in the middle of training, of the real command line."""
-    settings = {**dataclasses.asdict(SMALL), "steps": 30}
+    settings = {**dataclasses.asdict(SMALL), "steps": 12}
     (tmp_path / "settings.yaml").write_text(json.dumps(settings))
     command = [
         sys.executable, "-m", "spare_core.cli", "erase", str(sd1_dir), "--erase", "Neon", "--surrogate", "Photo",
@@ -101,18 +109,18 @@ def test_a_killed_process_resumes_with_the_same_command(sd1_dir: Path, tmp_path:
 
 def test_a_finished_erasure_is_returned_not_repeated(sd1_dir: Path, tmp_path: Path) -> None:
     """And other settings do not overwrite it."""
-    first = erase(**request(sd1_dir), output=tmp_path / "out")
+    first = erase(**requested(sd1_dir), output=tmp_path / "out")
     written = (tmp_path / "out" / LORA).stat().st_mtime_ns
-    assert erase(**request(sd1_dir), output=tmp_path / "out") == first
+    assert erase(**requested(sd1_dir), output=tmp_path / "out") == first
     assert (tmp_path / "out" / LORA).stat().st_mtime_ns == written
     with pytest.raises(OutputError, match="rank 2 there, 3 now"):
-        erase(**request(sd1_dir, rank=3), output=tmp_path / "out")
+        erase(**requested(sd1_dir, rank=3), output=tmp_path / "out")
 
 
 @pytest.mark.parametrize("mask", ["module", "channel", "weight", "none"])
 def test_every_mask_erases_and_only_moves_what_it_allows(sd1_dir: Path, tmp_path: Path, mask: str) -> None:
     """The finished adapter verifies against its base, under stock diffusers too."""
-    manifest = erase(**request(sd1_dir, mask=mask, steps=12, lr=0.01), output=tmp_path / "out")
+    manifest = erase(**requested(sd1_dir, mask=mask, steps=12, lr=0.01), output=tmp_path / "out")
     assert (tmp_path / "out" / (SPARSE if mask == "weight" else LORA)).exists()
     assert manifest["residual"] < 1.0
     if mask != "none":
@@ -129,7 +137,7 @@ def test_v_prediction_and_sdxl_models_are_erased_below_half_the_residual(
     """The adapter then loads in the stock pipeline class with the same predictions."""
     model: Path = request_fixture.getfixturevalue(which)
     settings = {"steps": 150, "measure_every": 50, "lr": 0.02, "rank": 4, "alpha": 8.0, "mask": "none"}
-    manifest = erase(**request(model, **settings), output=tmp_path / "out")
+    manifest = erase(**requested(model, **settings), output=tmp_path / "out")
     assert manifest["residual"] < 0.5
     assert verify_adapter(tmp_path / "out", str(model))["diffusers_difference"] <= 1e-5
 
@@ -142,7 +150,7 @@ def request_fixture(request: pytest.FixtureRequest) -> pytest.FixtureRequest:
 
 def test_a_start_that_is_good_enough_is_the_result(sd1_dir: Path, tmp_path: Path) -> None:
     """No step is made, and the adapter that was solved for works like any other."""
-    manifest = erase(**request(sd1_dir, enough_residual=1.0, enough_drift=1.0), output=tmp_path / "out")
+    manifest = erase(**requested(sd1_dir, enough_residual=1.0, enough_drift=1.0), output=tmp_path / "out")
     training = manifest["training"]
     assert (training["steps"], training["stopped_early"], training["lr"], training["trials"]) == (0, True, 0.0, [])
     assert training["closed_form"]["ridge"] > 0
@@ -151,17 +159,17 @@ def test_a_start_that_is_good_enough_is_the_result(sd1_dir: Path, tmp_path: Path
 
 
 def test_what_training_began_with_is_in_the_manifest(sd1_dir: Path, tmp_path: Path) -> None:
-    found = erase(**request(sd1_dir, lr="auto"), output=tmp_path / "found")["training"]
+    found = erase(**requested(sd1_dir, lr="auto"), output=tmp_path / "found")["training"]
     assert found["lr"] in [trial["lr"] for trial in found["trials"]]
-    given = erase(**request(sd1_dir, lr=1e-3, closed_form=False), output=tmp_path / "given")["training"]
+    given = erase(**requested(sd1_dir, lr=1e-3, closed_form=False), output=tmp_path / "given")["training"]
     assert (given["lr"], given["trials"], given["closed_form"]) == (1e-3, [], None)
     assert given["steps"] == found["steps"] == SMALL.steps
 
 
 def test_low_memory_mode_erases_alike(sd1_dir: Path, tmp_path: Path) -> None:
     """Checkpointed gradients and two backward passes change rounding, not the result."""
-    plain = erase(**request(sd1_dir), output=tmp_path / "plain")
-    saving = erase(**request(sd1_dir, low_memory=True), output=tmp_path / "saving")
+    plain = erase(**requested(sd1_dir), output=tmp_path / "plain")
+    saving = erase(**requested(sd1_dir, low_memory=True), output=tmp_path / "saving")
     assert saving["residual"] == pytest.approx(plain["residual"], rel=1e-3)
 
 
@@ -172,7 +180,7 @@ def test_real_pictures_take_the_place_of_drawn_ones(sd1_dir: Path, tmp_path: Pat
         folder = tmp_path / name
         folder.mkdir()
         Image.new("RGB", (40, 56), colour).save(folder / "one.png")
-        erase(**request(sd1_dir, closed_form=False), images=folder, output=tmp_path / f"out-{name}")
+        erase(**requested(sd1_dir, closed_form=False), images=folder, output=tmp_path / f"out-{name}")
         outputs.append((tmp_path / f"out-{name}" / LORA).read_bytes())
     assert outputs[0] != outputs[1]
 
@@ -190,7 +198,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_settings(
 
     monkeypatch.setattr(distill, "training_step", overflowing)
     with pytest.raises(TrainingError, match=r"step 3: forget loss nan.* lr .* dtype float32, rank 2, timesteps \["):
-        erase(**request(sd1_dir), output=tmp_path / "out")
+        erase(**requested(sd1_dir), output=tmp_path / "out")
     assert not (tmp_path / "out" / MANIFEST).exists()
 
 
@@ -202,7 +210,7 @@ def test_a_full_disk_leaves_nothing_behind(sd1_dir: Path, tmp_path: Path, monkey
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="No space left on device") as caught:
-        erase(**request(sd1_dir), output=tmp_path / "out")
+        erase(**requested(sd1_dir), output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     assert caught.value.exit_code == 2
 
@@ -234,7 +242,7 @@ def test_settings_out_of_range_are_named(changes: dict[str, object], message: st
 def test_bad_input_is_refused_before_any_work(sd1_dir: Path, tmp_path: Path) -> None:
     """Each with its own error, and no output folder is made."""
     output = tmp_path / "out"
-    good = request(sd1_dir)
+    good = requested(sd1_dir)
     plain = tmp_path / "plain"
     plain.mkdir()
     ours_not = tmp_path / "taken"
@@ -244,7 +252,7 @@ def test_bad_input_is_refused_before_any_work(sd1_dir: Path, tmp_path: Path) -> 
     cases: list[tuple[type[InputError], str, dict[str, object]]] = [
         (ModelError, "there is no model", {"model": str(tmp_path / "nowhere")}),
         (ModelError, "no model_index.json", {"model": str(plain)}),
-        (SettingsError, "rank is 900, but layer", request(sd1_dir, rank=900)),
+        (SettingsError, "rank is 900, but layer", requested(sd1_dir, rank=900)),
         (ImagesError, "torn.png", {"images": _unreadable(tmp_path)}),
         (ImagesError, "is not a folder", {"images": tmp_path / "none"}),
         (OutputError, "is not ours", {"output": ours_not}),
@@ -280,7 +288,7 @@ def test_erasing_leaves_no_gradient_and_no_hook_on_the_model(sd1_dir: Path, tmp_
 
     denoiser = load_denoiser(str(sd1_dir), "cpu", "float32")
     before = {name: value.clone() for name, value in denoiser.weights.state_dict().items()}
-    asked = request(sd1_dir)
+    asked = requested(sd1_dir)
     bank = fill_bank(denoiser, asked["erasures"], asked["settings"])
     profile = profile_timesteps(bank, denoiser.num_timesteps, asked["settings"].bins)
     scores = score_layers(denoiser, bank, profile, dataclasses.replace(asked["settings"], mask="channel"))

@@ -85,16 +85,6 @@ def test_the_promoted_adapter_draws_by_its_alias(place: Workplace) -> None:
     assert done.stdout.splitlines()[-1] == repr(b"\x89PNG")
 
 
-def test_run_again_it_takes_what_is_done_and_registers_nothing_twice(place: Workplace) -> None:
-    done = place.run()
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert [stage for stage, seconds in report["seconds"].items() if seconds is None] == [*COMPUTED]
-    assert done.stderr.count("taken from an earlier run") == len(COMPUTED)
-    assert (report["results"]["register"]["version"], report["results"]["register"]["created"]) == (1, False)
-    assert report["results"]["promote"]["moved"] is False
-
-
 def test_what_the_gate_refuses_is_not_promoted_and_exits_with_3(place: Workplace) -> None:
     """Everything computed is taken: only the policy is another."""
     refused = place.run(policy="strict")
@@ -110,7 +100,22 @@ def test_what_the_gate_refuses_is_not_promoted_and_exits_with_3(place: Workplace
     assert parent(place).info.status == "FAILED"
     assert tags["spare.outcome"] == "FAILED"
     assert tags["spare.error.gate"].startswith("GateRefused: the gate refuses version 1")
-    assert place.run().returncode == 0, "under the first policy it passes again"
+
+
+def test_run_again_it_takes_what_is_done_and_a_second_run_beside_it_does_not_disturb_it(place: Workplace) -> None:
+    """Under the first policy it passes again."""
+    first = place.start()
+    time.sleep(1.0)
+    second = place.run()
+    out, err = first.communicate(timeout=120)
+    assert second.returncode == 2
+    assert "another run is at work in results" in second.stderr
+    assert first.returncode == 0, err
+    report = json.loads(out)
+    assert [stage for stage, seconds in report["seconds"].items() if seconds is None] == [*COMPUTED]
+    assert err.count("taken from an earlier run") == len(COMPUTED)
+    assert (report["results"]["register"]["version"], report["results"]["register"]["created"]) == (1, False)
+    assert report["results"]["promote"]["moved"] is False
 
 
 def test_bad_parameters_are_all_named_by_the_first_task_and_nothing_else_runs(place: Workplace) -> None:
@@ -142,18 +147,6 @@ def test_ctrl_c_ends_every_process_and_is_recorded(place: Workplace) -> None:
     stopped = client.search_runs([experiment.experiment_id], "tags.`spare.outcome` = 'CANCELLED'")
     assert [run.info.status for run in stopped] == ["KILLED"]
     assert stopped[0].data.tags["spare.outcome.message"] == "stopped by the user"
-
-
-def test_two_runs_do_not_work_in_one_folder(place: Workplace) -> None:
-    first = place.start()
-    try:
-        time.sleep(1.0)
-        second = place.run()
-        assert second.returncode == 2
-        assert "another run is at work in results" in second.stderr
-    finally:
-        first.communicate(timeout=120)
-    assert first.returncode == 0
 
 
 @pytest.mark.parametrize(

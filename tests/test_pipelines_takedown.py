@@ -125,3 +125,10 @@ def test_bad_parameters_are_all_told_before_anything_is_entered(desk: Desk) -> N
     for problem in ("most is -1", "lease_minutes is 0", "candidates has 'animal'"):
         assert problem in done.stderr
     assert desk.ledger.number == before
+
+
+def test_the_last_request_cannot_leave_the_bundle_by_itself(desk: Desk) -> None:
+    done = desk.take_down([row(request_id="C-1", concept="", surrogate="auto", kind=None, counter_notice_of="T-1")])
+    assert done.returncode == 2
+    assert "gather: the last request was withdrawn" in done.stderr
+    assert (desk.ledger.standing("T-1").state, desk.ledger.standing("C-1").state) == ("withdrawn", "planned")

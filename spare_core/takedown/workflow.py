@@ -118,6 +118,11 @@ def gather(batch: str) -> Gathered:
         results |= found._asdict()
         if not (found.rows or found.without):
             return Gathered("", "", False)
+        if champion and not found.rows and len(found.without) == len(Erasures.of(champion.manifest)):
+            raise InputError(
+                "the last request was withdrawn, and there is no bundle of nothing: delete the alias champion of "
+                f"{asked.name}, serve the base model, and run this again"
+            )
         parameters = asked.bundle_parameters(found.rows, found.without)
         order, _ = check_order(parameters, (), lambda base: champion)
         busy = claim(ledger, found.requests, pipeline_run_id(), asked.lease_minutes, {"bundle": asked.name})
