@@ -156,6 +156,12 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def bare_name(text: str) -> str:
+    """Normalised, and without an article: "a cat" is another way to say "Cat"."""
+    words = normalise(text).split()
+    return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
+
+
 def same_concept(a: str, b: str) -> bool:
     """Whether two texts name one concept: equal but for case, width and spacing."""
     return normalise(a) == normalise(b)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from spare_core.canvas.erasures import canvas_erasure
-from spare_core.concept import DEFAULTS, KINDS, Erasure, Kind, same_concept
+from spare_core.concept import DEFAULTS, KINDS, Erasure, Kind, bare_name
 from spare_core.erasures import Erasures
 from spare_core.errors import ConceptError, ImagesError, SettingsError
 from spare_core.locations import local_path
@@ -103,7 +103,8 @@ def build_erasure(
     if contexts is None:
         contexts = defaults.contexts if "{context}" in used else ()
     if not keep:
-        keep = [name for name in defaults.keep if not any(same_concept(name, one) for one in (concept, *aliases))]
+        erased = [bare_name(name) for name in (concept, *aliases)]
+        keep = [name for name in defaults.keep if bare_name(name) not in erased]
     return Erasure(concept, surrogate, kind, tuple(keep), used, tuple(contexts), tuple(aliases))
 
 

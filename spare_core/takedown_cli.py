@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -95,7 +96,10 @@ def status(
     deep: Annotated[bool, typer.Option("--deep", help="also compare every entry with the pack it is in")] = False,
     as_json: Json = False,
 ) -> None:
-    """Every request of the ledger by deadline, with the chain checked; exit 1 if one is late or failed."""
+    """Every request of the ledger by deadline, with the chain checked; exit 1 if one is late or failed.
+
+    With MLFLOW_TRACKING_URI set, the chain must also still hold the last entry that MLflow remembers.
+    """
     from spare_core.takedown.planning import overview
 
     ledger = _ledger(store)
@@ -104,18 +108,30 @@ def status(
         if not (number.isascii() and number.isdigit() and sha256):
             raise InputError(f"--head is {head!r}; it must be NUMBER:SHA256, as this command prints it")
         ledger.check_head(int(number), sha256)
+    name, _ = ledger.about
+    remembered = None
+    if name and os.environ.get("MLFLOW_TRACKING_URI"):
+        from spare_core.registry.ledger_head import remembered_head
+
+        remembered = remembered_head(name)
+        if remembered:
+            ledger.check_head(*remembered)
     if deep:
         ledger.check_packed()
     rows = overview(ledger, datetime.now(UTC), timedelta(days=soon))
     counts = dict(Counter(row["state"] for row in rows))
     late, failed = [row for row in rows if row["late"]], [row for row in rows if row["state"] == "failed"]
     report = {
-        "entries": ledger.number, "head": f"{ledger.number}:{ledger.sha256}", "counts": counts, "late": len(late),
+        "entries": ledger.number, "head": f"{ledger.number}:{ledger.sha256}",
+        "remembered": remembered[0] if remembered else None,
+        "counts": counts, "late": len(late),
         "soon": sum(row["soon"] for row in rows), "failed": len(failed), "requests": rows,
     }  # fmt: skip
     lines = [told_row(row) for row in rows]
     told = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no request"
     lines.append(f"{told}; {len(late)} late; chain of {ledger.number} entries in order, head {report['head']}")
+    if remembered:
+        lines.append(f"entry {remembered[0]}, which MLflow remembers, is there as it was")
     print_result(report, as_json, "\n".join(lines))
     if late or failed:
         raise typer.Exit(1)
@@ -125,7 +141,7 @@ def told_row(row: Mapping[str, Any]) -> str:
     """One request of the overview, for people."""
     mark = "LATE" if row["late"] else "soon" if row["soon"] else ""
     what = repr(row["concept"]) if row["concept"] else "counter-notice"
-    reason = f"; {row['reason']}" if row["reason"] else ""
+    reason = f"; {' '.join(row['reason'].split())}" if row["reason"] else ""
     return f"{row['due_at'][:16]}Z  {mark:<4}  {row['state']:<10}  {row['request_id']}: {what}{reason}"
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from spare_core.cli import app
 from spare_core.store import open_store
 from spare_core.takedown.ledger import Ledger
 from tests.test_takedown_lists import row
@@ -99,6 +102,22 @@ def test_each_request_has_its_evidence(desk: Desk) -> None:
     )
     assert "Canvas has no object 'Unicorn'" in desk.ledger.standing("T-4").facts["reason"]
     assert "case-1" not in json.dumps(evidence), "who asked is nobody's business"
+
+
+def test_an_entry_cut_off_at_the_end_is_missed_by_mlflow(desk: Desk, tmp_path: Path) -> None:
+    """The chain of what is left holds, so nothing else would show it."""
+    shutil.copytree(desk.output / "store", tmp_path / "store")
+    command = ["takedown", "status", "--store", str(tmp_path / "store")]
+    environment = {"MLFLOW_TRACKING_URI": desk.tracking}
+    number = desk.ledger.number
+    whole = CliRunner().invoke(app, command, env=environment)
+    assert f"entry {number}, which MLflow remembers, is there as it was" in whole.stdout
+    (last,) = (tmp_path / "store" / "ledger").rglob(f"{number:08d}.json")
+    last.unlink()
+    assert CliRunner().invoke(app, command, env={"MLFLOW_TRACKING_URI": ""}).stdout.count("entries in order") == 1
+    cut = CliRunner().invoke(app, command, env=environment)
+    assert cut.exit_code == 1
+    assert f"entry {number} of the ledger was " in cut.stderr
 
 
 def test_the_same_list_again_does_nothing_twice(desk: Desk) -> None:

@@ -27,16 +27,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from spare_core.errors import LogDamaged, ObjectExists, ObjectMissing, PromotionConflict
+from spare_core.errors import LogDamaged, PromotionConflict
 from spare_core.registry.naming import check_name
+from spare_core.store.chain import NOTHING, Chain
 
 if TYPE_CHECKING:
     from spare_core.store import Store
 
 SCHEMA: Final = "spare.promotion/1"
-NOTHING: Final = "0" * 64
-"""What the first entry names as the one before it."""
-
 _READERS: Final = 10
 
 Kind = Literal["promote", "rollback", "finish", "outside"]
@@ -119,6 +117,7 @@ class PromotionLog:
     def __init__(self, store: Store, model: str) -> None:
         self.store, self.model = store, check_name(model)
         self._folder = f"promotions/{model}/"
+        self._chain = Chain(store, "the promotion log", self._key, LogDamaged)
 
     def read(self) -> tuple[Entry, ...]:
         """All entries, checked.
@@ -126,13 +125,10 @@ class PromotionLog:
         Raises:
             LogDamaged: naming the first entry that does not fit.
         """
-        keys = sorted(self.store.list(self._folder))
-        for number, key in enumerate(keys, 1):
-            if key != self._key(number):
-                raise LogDamaged(f"{self._where(number)} is missing; the next there is {key.rpartition('/')[2]!r}")
         entries: list[Entry] = []
+        numbers = self._chain.numbers(self._folder)
         with ThreadPoolExecutor(_READERS) as pool:  # one request an entry, for years of promotions
-            for number, content in enumerate(pool.map(self._content, range(1, len(keys) + 1)), 1):
+            for number, content in zip(numbers, pool.map(self._chain.read, numbers), strict=True):
                 entries.append(self._checked(content, number, entries[-1] if entries else None))
         return tuple(entries)
 
@@ -147,23 +143,13 @@ class PromotionLog:
         previous = NOTHING if last is None else last.sha256
         entry = Entry(number, kind, self.model, at, actor, before, after, previous, **more)
         content = entry.content()
-        try:
-            self.store.create(self._key(number), content)
-        except ObjectExists:
+        if not self._chain.create(number, content):
             won = self.read()[number - 1]
-            if won.nonce == entry.nonce:
-                return won  # an earlier try of this very call, whose answer was lost
             raise PromotionConflict(
                 f"another one came first and wrote entry {number} of {self.model}: {won.told().strip()}. Look at "
                 f"`spare registry show {self.model}`, then try again"
-            ) from None
+            )
         return dataclasses.replace(entry, sha256=hashlib.sha256(content).hexdigest())
-
-    def _content(self, number: int) -> bytes:
-        try:
-            return self.store.read(self._key(number))
-        except ObjectMissing:
-            raise LogDamaged(f"{self._where(number)} is gone; it was deleted while the log was read") from None
 
     def _checked(self, content: bytes, number: int, before: Entry | None) -> Entry:
         try:
@@ -172,26 +158,20 @@ class PromotionLog:
             values |= {side: Aliases(**values[side]) for side in ("before", "after")}
             entry = Entry(**values, sha256=hashlib.sha256(content).hexdigest())
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise LogDamaged(f"{self._where(number)} is no entry of the log ({error}); it was overwritten") from None
-        expected = NOTHING if before is None else before.sha256
-        if entry.previous_sha256 != expected:
             raise LogDamaged(
-                f"{self._where(number)} follows {str(entry.previous_sha256)[:12]}…, but the entry before it is "
-                f"{expected[:12]}…; entry {number - 1} was changed, or one was removed or put in between"
-            )
+                f"{self._chain.where(number)} is no entry of the log ({error}); it was overwritten"
+            ) from None
+        self._chain.check_follows(number, entry.previous_sha256, NOTHING if before is None else before.sha256)
         of = number - 1 if before is not None and before.is_move else None
         fits = entry.kind in _KINDS and (entry.kind == "finish") == (of is not None) and entry.of == of
         if (schema, entry.number, entry.model) != (SCHEMA, number, self.model) or not fits:
             raise LogDamaged(
-                f"{self._where(number)} says {schema} {entry.model} {entry.number} {entry.kind}: out of turn"
+                f"{self._chain.where(number)} says {schema} {entry.model} {entry.number} {entry.kind}: out of turn"
             )
         return entry
 
     def _key(self, number: int) -> str:
         return f"{self._folder}{number:08d}.json"
-
-    def _where(self, number: int) -> str:
-        return f"entry {number} of the promotion log ({self.store.uri_of(self._key(number))})"
 
 
 def aliases_after(entries: tuple[Entry, ...]) -> Aliases:

@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from spare_core.concept import Erasure, normalise, same_concept
+from spare_core.concept import Erasure, bare_name, same_concept
 from spare_core.environment import pipeline_run_id
-from spare_core.errors import ConceptError, GateRefused
+from spare_core.errors import ConceptError, GateRefused, ImagesError
+from spare_core.locations import is_s3
 from spare_core.neighbours import Neighbour, rank_neighbours
 from spare_core.registry import models
 from spare_core.registry.tracking import stage_run
 from spare_core.stages import load_base, work_on
+from spare_core.store import open_store
+from spare_core.store.base import sha256
 from spare_core.takedown.ledger import Standing
 from spare_core.takedown.parameters import Batch
 from spare_core.takedown.request import AUTO, TakedownRequest
@@ -47,13 +50,14 @@ def erase_request(batch: Batch, standing: Standing, unwanted: set[str]) -> Itera
         GateRefused: if the policy does not let the adapter pass; it stays registered, and goes into no bundle.
     """
     request, run_id = request_of(standing), pipeline_run_id()
+    check_pictures(request)
     with stage_run(request.request_id, "neighbours", run_id) as run:
         denoiser = load_base(batch.model, batch.base, batch.settings)
         chosen = choose(batch, request, denoiser, unwanted)
         facts = _facts(batch, chosen)
         run.text(json.dumps(facts, indent=2, ensure_ascii=False), "neighbours.json")
         run.params({"concept": request.concept, "surrogate": chosen.erasure.surrogate})
-    yield "erasing", facts
+    yield "erasing", {**facts, "pictures_checked": len(request.images)}
     asked = batch.order(request.request_id, chosen.erasure)
     work = work_on(asked.request, denoiser)
     with tempfile.TemporaryDirectory() as scratch:
@@ -75,6 +79,34 @@ def erase_request(batch: Batch, standing: Standing, unwanted: set[str]) -> Itera
     }  # fmt: skip
 
 
+def check_pictures(request: TakedownRequest) -> None:
+    """Compare the pictures that a request names with what it says they are. They show what is meant, and may show a
+    person: they are neither kept nor trained on, and a bundle can still be made when they are gone.
+
+    Raises:
+        ImagesError: for one that is another, or cannot be read.
+        StoreError: for one that cannot be fetched.
+    """
+    for image in request.images:
+        try:
+            found = sha256(_content(image.uri))
+        except OSError as error:
+            raise ImagesError(f"the picture {image.uri!r} cannot be read: {error.strerror or error}") from None
+        if found != image.sha256:
+            raise ImagesError(
+                f"the picture {image.uri!r} is {found[:12]}… now, but the request means {image.sha256[:12]}…; ask for "
+                "the right one"
+            )
+
+
+def _content(uri: str) -> bytes:
+    """Of a picture, past the cache of what is fetched."""
+    if not is_s3(uri):
+        return Path(uri).read_bytes()
+    folder, _, name = uri.rpartition("/")
+    return open_store(folder).read(name)
+
+
 def choose(batch: Batch, request: TakedownRequest, denoiser: UNetDenoiser, unwanted: set[str]) -> Chosen:
     """The surrogate that a request names, or else the nearest candidate that is safe; the next ones are watched.
 
@@ -82,7 +114,8 @@ def choose(batch: Batch, request: TakedownRequest, denoiser: UNetDenoiser, unwan
         ConceptError: if no candidate is left.
     """
     possible = batch.candidates_for(request.kind, request.concept)
-    safe = [name for name in possible if normalise(name) not in unwanted]
+    bare = {bare_name(name) for name in unwanted}
+    safe = [name for name in possible if bare_name(name) not in bare]
     named = request.surrogate if request.surrogate != AUTO else next(iter(safe), "")
     if not named:
         raise ConceptError(

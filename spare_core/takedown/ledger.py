@@ -35,13 +35,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from spare_core.errors import LedgerConflict, LedgerDamaged, ObjectExists, ObjectMissing
+from spare_core.store.chain import NOTHING, Chain
 
 if TYPE_CHECKING:
     from spare_core.store import Store
 
 SCHEMA: Final = "spare.ledger/1"
-NOTHING: Final = "0" * 64
-"""What the first entry names as the one before it."""
 PACK: Final = 1000
 """Entries of a pack, and of a folder."""
 FOLLOWING: Final[Mapping[str, frozenset[str]]] = {
@@ -89,7 +88,8 @@ class Standing:
 
     def leased(self, now: datetime) -> bool:
         """Whether a worker is at it that has not been given up."""
-        return self.state in HELD and datetime.fromisoformat(self.facts.get("lease_until", self.since)) > now
+        until: str = self.facts.get("lease_until", self.since)
+        return self.state in HELD and datetime.fromisoformat(until) > now
 
     def held_by(self, worker: str) -> bool:
         """Whether that worker was the last one at it, and has not said how it ended."""
@@ -108,6 +108,7 @@ class Ledger:
         self.standings: dict[str, Standing] = {}
         self.hashes: list[str] = []
         """The sha256 of each entry, the first one's first."""
+        self._chain = Chain(store, "the ledger", _key, LedgerDamaged)
         self._folder: list[bytes] = []
         """The lines of the folder that the last entry lies in."""
         self._lock = threading.RLock()
@@ -158,14 +159,10 @@ class Ledger:
                 "events": [{"request_id": one.request_id, "state": one.state, **one.facts} for one in events],
             })  # fmt: skip
             self._pack()
-            try:
-                self.store.create(_key(number), content)
-            except ObjectExists:
-                if self.store.read(_key(number)) != content:  # else an earlier try, whose answer was lost
-                    self.catch_up()
-                    continue
-            self._take(content)
-            return
+            if self._chain.create(number, content):
+                self._take(content)
+                return
+            self.catch_up()
 
     def catch_up(self) -> None:
         """Read what others have added since."""
@@ -185,6 +182,13 @@ class Ledger:
     def sha256(self) -> str:
         """Of the last entry."""
         return self.hashes[-1] if self.hashes else NOTHING
+
+    @property
+    def about(self) -> tuple[str, str]:
+        """The registered model of the bundles it is about, and its base model's digest; empty before the first plan."""
+        found = (one.facts for one in self.standings.values() if "bundle" in one.facts)
+        facts = next(found, {})
+        return facts.get("bundle", ""), facts.get("base", "")
 
     def check_head(self, number: int, sha256: str) -> None:
         """Compare with a head that somebody noted down: what is cut off at the end shows nowhere else.
@@ -206,11 +210,9 @@ class Ledger:
         """
         numbers = range(1, len(self.store.list("ledger/packs")) * PACK + 1)
         with ThreadPoolExecutor(_READERS) as pool:
-            for number, content in zip(numbers, pool.map(lambda n: self._bytes(_key(n)), numbers), strict=True):
+            for number, content in zip(numbers, pool.map(self._chain.read, numbers), strict=True):
                 if hashlib.sha256(content).hexdigest() != self.hashes[number - 1]:
-                    raise LedgerDamaged(
-                        f"entry {number} of the ledger ({self.store.uri_of(_key(number))}) is not the one in its pack"
-                    )
+                    raise LedgerDamaged(f"{self._chain.where(number)} is not the one in its pack")
 
     def standing(self, request_id: str) -> Standing:
         """How a request stands; of one that nobody has heard of, the empty state."""
@@ -236,7 +238,7 @@ class Ledger:
     def _read_all(self) -> None:
         packs = sorted(self.store.list("ledger/packs"))
         with ThreadPoolExecutor(_READERS) as pool:
-            for place, (key, content) in enumerate(zip(packs, pool.map(self._bytes, packs), strict=True)):
+            for place, (key, content) in enumerate(zip(packs, pool.map(self._packed, packs), strict=True)):
                 if key != _pack_key(place):
                     raise LedgerDamaged(f"{self.store.uri_of(_pack_key(place))} is missing; the next there is {key}")
                 lines = content.splitlines(keepends=True)
@@ -245,18 +247,12 @@ class Ledger:
                 for line in lines:
                     self._take(line, key)
             folder = len(packs)
-            while keys := sorted(self.store.list(f"ledger/entries/{folder:04d}")):
-                for number, key in enumerate(keys, folder * PACK + 1):
-                    if key != _key(number):
-                        where = self.store.uri_of(_key(number))
-                        raise LedgerDamaged(
-                            f"entry {number} of the ledger ({where}) is missing; the next there is {key}"
-                        )
-                for content in pool.map(self._bytes, keys):
+            while numbers := self._chain.numbers(f"ledger/entries/{folder:04d}", folder * PACK + 1):
+                for content in pool.map(self._chain.read, numbers):
                     self._take(content)
                 folder += 1
 
-    def _bytes(self, key: str) -> bytes:
+    def _packed(self, key: str) -> bytes:
         try:
             return self.store.read(key)
         except ObjectMissing:
@@ -265,7 +261,7 @@ class Ledger:
     def _take(self, content: bytes, pack: str = "") -> None:
         """Check the next entry, which may have been read from a ``pack``, and let its events act."""
         number = self.number + 1
-        where = f"entry {number} of the ledger ({self.store.uri_of(pack or _key(number))})"
+        where = self._chain.where(number, pack)
         try:
             values = json.loads(content)
             fits = (values["schema"], values["number"]) == (SCHEMA, number) and content == _line(values)
@@ -275,11 +271,7 @@ class Ledger:
             raise LedgerDamaged(f"{where} is no entry of it ({error!r}); it was overwritten") from None
         if not fits:
             raise LedgerDamaged(f"{where} says {values['schema']} {values['number']}: it is out of turn, or was edited")
-        if told != self.sha256:
-            raise LedgerDamaged(
-                f"{where} follows {str(told)[:12]}…, but the entry before is {self.sha256[:12]}…; entry {number - 1} "
-                "was changed, or one was removed or put in between"
-            )
+        self._chain.check_follows(number, told, self.sha256, pack)
         for request_id, state, facts in taken:
             standing = self.standings.setdefault(request_id, Standing(request_id))
             if state not in FOLLOWING[standing.state]:

@@ -7,14 +7,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final
 
 from spare_core.canvas.protocol import OBJECTS, STYLES
-from spare_core.concept import DEFAULTS, KINDS, Erasure, Kind, normalise, same_concept
+from spare_core.concept import DEFAULTS, KINDS, Erasure, Kind, bare_name, normalise, same_concept
 from spare_core.erasures import Erasures
 from spare_core.errors import InputError, SettingsError, SpareError
 from spare_core.evaluation.suite import Suite, domain_of
 from spare_core.gate import Policy
+from spare_core.locations import is_s3
 from spare_core.model_files import find_model
 from spare_core.order import (
     Collected,
@@ -85,9 +87,9 @@ class Batch:
         """
         keep: list[str] = []
         if self.model != "canvas" and request.kind:
-            named = [*request.protect, *watched, *DEFAULTS[request.kind].keep]
-            unique = {normalise(name): name for name in reversed(named)}
-            keep = [name for name in reversed(unique.values()) if not _is_one_of(name, request.names)]
+            erased = {bare_name(name) for name in request.names}
+            others = [name for name in (*watched, *DEFAULTS[request.kind].keep) if bare_name(name) not in erased]
+            keep = list({normalise(name): name for name in (*request.protect, *others)}.values())
         return build_erasure(
             self.model, request.concept, surrogate, request.kind, keep, aliases=request.aliases
         )  # fmt: skip
@@ -118,8 +120,9 @@ class Batch:
         """In words what keeps a request from being erased at all; empty if nothing does. No model is asked."""
         surrogate = request.surrogate
         try:
-            if request.images:
-                return "it has pictures; erase it with `spare erase --images`, a batch takes words only so far"
+            for image in request.images:
+                if not is_s3(image.uri) and not Path(image.uri).is_absolute():
+                    return f"its picture {image.uri!r} is neither an s3:// address nor an absolute path"
             if surrogate == AUTO:
                 possible = self.candidates_for(request.kind, request.concept)
                 surrogate = next((name for name in possible if not _is_one_of(name, request.names)), "")

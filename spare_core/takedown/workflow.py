@@ -21,6 +21,7 @@ from spare_core.errors import InputError
 from spare_core.events import told
 from spare_core.order import BUNDLE_RANK, Champion, check_order
 from spare_core.registry.client import check_server
+from spare_core.registry.ledger_head import remember_head
 from spare_core.registry.tracking import stage_run
 from spare_core.store import Store
 from spare_core.takedown import work
@@ -147,12 +148,11 @@ def close(state: str, message: str) -> dict[str, Any]:
             for stage, error in stages.items()
         ]  # fmt: skip
         why = "; ".join(wrong) or message or "the bundle was not promoted"
-        named = [one.facts for one in ledger.standings.values() if {"bundle", "base"} <= one.facts.keys()]
-        deployed = Deployed("", None, None)
-        if named:
-            name, base = named[-1]["bundle"], named[-1]["base"]
-            deployed = _deployed(name, champion_of(name, base, store))
+        name, base = ledger.about
+        deployed = _deployed(name, champion_of(name, base, store) if name else None)
         settle(ledger, deployed, pipeline_run_id(), why)
+        if name:
+            remember_head(name, ledger.number, ledger.sha256)
         states = dict(Counter(one.state for one in ledger.standings.values()))
         results |= {"state": state, "states": states, "head": f"{ledger.number}:{ledger.sha256}"}
         return dict(results)
@@ -176,8 +176,6 @@ def _check_same_model(ledger: Ledger, batch: Batch) -> None:
     Raises:
         InputError: if it is about another one.
     """
-    for one in ledger.standings.values():
-        if one.facts.get("bundle", batch.name) != batch.name:
-            raise InputError(
-                f"this ledger is about {one.facts['bundle']}, {batch.name} was asked for; give another {STORE}"
-            )
+    name, _ = ledger.about
+    if name not in ("", batch.name):
+        raise InputError(f"this ledger is about {name}, {batch.name} was asked for; give another {STORE}")
