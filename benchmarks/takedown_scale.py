@@ -80,8 +80,10 @@ def told(what: str, count: int, of: str, arguments: Sequence[str]) -> None:
     seconds = time.perf_counter() - started
     if done.returncode not in (0, 1):  # 1: some are late, for a monitor
         sys.exit(done.stderr)
+    report = json.loads(done.stdout)
+    rows = len(report.get("steps") or report["requests"])
     peak = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) >> 10
-    print(f"| {what} | {count} {of} | {seconds:.1f} | {peak} |", flush=True)
+    print(f"| {what}: {rows} requests | {count} {of} | {seconds:.1f} | {peak} |", flush=True)
 
 
 class Memory:

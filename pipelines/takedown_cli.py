@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines.cli import Arguments, report_of, run_here
+from spare_core.environment import STORE
 from spare_core.errors import InputError
 from spare_core.reporting import Json, print_result, reporting
+from spare_core.takedown_cli import absolute, told_row
 
 if TYPE_CHECKING:
     from pipelines.local import LocalRun
@@ -22,6 +25,12 @@ def run(
     source: Annotated[str, typer.Argument(metavar="LIST", help="a list or a folder of lists; '' for open requests")],
     arguments: Arguments = None,
     output: Output = Path("spare-takedown"),
+    store: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SPARE_STORE", help="s3://bucket/prefix or folder that holds the ledger; default: in --output"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Work through a list here: erase what is open, bundle it, measure and promote; the same again does nothing twice.
@@ -31,6 +40,8 @@ def run(
     """
     from pipelines.definition import TAKEDOWN
 
+    if store:
+        os.environ[STORE] = absolute(store)
     given = list(arguments or ())
     if not any(argument.startswith("model=") for argument in given):
         given.append("model=canvas")
@@ -76,7 +87,6 @@ def standings(done: LocalRun) -> list[dict[str, Any]]:
     """Every request of the ledger that the run worked with, by deadline."""
     from datetime import UTC, datetime, timedelta
 
-    from spare_core.environment import STORE
     from spare_core.store import open_store
     from spare_core.takedown.ledger import Ledger
     from spare_core.takedown.planning import overview
@@ -87,8 +97,6 @@ def standings(done: LocalRun) -> list[dict[str, Any]]:
 
 def _summary(done: LocalRun, rows: list[dict[str, Any]]) -> str:
     """What became of each request, what the champion is, and where everything lies."""
-    from spare_core.takedown_cli import told_row
-
     lines = [f"left out    {line}" for line in done.results["plan"]["left_out"]]
     lines += [told_row(row) for row in rows]
     registered, promoted = done.results.get("register"), done.results.get("promote")
@@ -98,6 +106,8 @@ def _summary(done: LocalRun, rows: list[dict[str, Any]]) -> str:
                   f"evaluation  {Path(registered['evaluation']) / 'evaluation.json'}"]  # fmt: skip
     elif busy := done.results["gather"].get("busy"):
         lines += ["", f"no bundle: {busy}; run again after that"]
+    if no_room := done.results["gather"]["no_room"]:
+        lines += ["", f"no room in the bundle for {', '.join(no_room)}: make one of a higher rank under another name"]
     store, tracking = (done.environment[name] for name in ("SPARE_STORE", "MLFLOW_TRACKING_URI"))
     lines += [f"registry    {tracking}", f"store       {store}", f"ledger      head {done.results['close']['head']}",
               f"log         {done.log}"]  # fmt: skip

@@ -7,11 +7,13 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spare_core.errors import InputError
+from spare_core.locations import is_s3
 from spare_core.reporting import Json, print_result, reporting
 
 if TYPE_CHECKING:
@@ -145,10 +147,15 @@ def told_row(row: Mapping[str, Any]) -> str:
     return f"{row['due_at'][:16]}Z  {mark:<4}  {row['state']:<10}  {row['request_id']}: {what}{reason}"
 
 
+def absolute(store: str) -> str:
+    """A store's address, which may be a folder as people name it: from where they stand."""
+    return store if is_s3(store) else str(Path(store).absolute())
+
+
 def _ledger(store: str) -> Ledger:
     from spare_core.store import open_store
     from spare_core.takedown.ledger import Ledger
 
-    opened = open_store(store)
+    opened = open_store(absolute(store))
     opened.check()
     return Ledger(opened, getpass.getuser())

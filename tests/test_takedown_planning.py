@@ -215,6 +215,17 @@ def test_status_says_what_is_late_and_its_exit_code_too(tmp_path: Path, store: S
     assert spare("status", "--store", store.uri).exit_code == 1
 
 
+def test_a_store_may_be_named_from_where_one_stands(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken(Ledger(store, "anna"), {})
+    monkeypatch.chdir(tmp_path)
+    assert "R-1: 'Neon Lines'" in spare("status", "--store", "store").stdout
+    refused = spare("status", "--store", "nowhere")
+    assert refused.exit_code == 2
+    assert "there is no folder" in refused.stderr
+
+
 def test_status_refuses_what_is_no_head_and_names_what_is_broken(tmp_path: Path, store: Store) -> None:
     ledger = Ledger(store, "anna")
     taken(ledger, {})

@@ -160,6 +160,20 @@ def test_a_lease_is_renewed_while_the_work_goes_on(store: Store) -> None:
     assert work.open_requests(Ledger(store, "bert")) != []
 
 
+def test_a_renewal_at_the_very_moment_of_a_step_does_not_take_the_step_back(store: Store) -> None:
+    ledger = Ledger(store, "anna")
+    requests = asked(*(f"concept {i}" for i in range(40)))
+    work.take_in(ledger, requests, "list", stub.DAYS, skip=False)
+
+    def steps(standing: Any) -> Any:
+        for state in ("erasing", "evaluated", "registered"):
+            time.sleep(0.003)
+            yield state, {}
+
+    for request_id in work.plan_open(ledger, "w", lambda one: "", {}, again=False, most=0):
+        assert work.take_down(ledger, request_id, "w", 0.00005, steps) == ("registered", "")
+
+
 def test_a_withdrawn_concept_leaves_the_bundle_and_the_others_stay(store: Store) -> None:
     stub.run(store, "run-1", asked("Cat", "Tower"))
     notice = request(request_id="C-1", counter_notice_of="R-1", **NOTICE)
@@ -203,6 +217,21 @@ def test_what_has_no_room_waits_and_the_first_due_go_first(store: Store) -> None
         work.take_down(ledger, request_id, "w", 1.0, stub.erase)
     found = wanted(ledger, Deployed("spare.stub", None, None), 2)
     assert (found.requests, found.no_room) == (["soon"], ["late"])
+
+
+def test_a_bundle_under_another_name_takes_everything_that_is_asked_for(store: Store) -> None:
+    """For a higher rank: an adapter that is swapped for another must have its rank."""
+    stub.run(store, "run-1", asked("Cat", "Tower"))
+    ledger = Ledger(store, "anna")
+    assert ledger.about == ("spare.stub", "b")
+    larger = {"bundle": "spare.stub-larger", "base": "b"}
+    found = wanted(ledger, Deployed(larger["bundle"], None, None), 64)
+    assert (found.requests, found.without) == (["R-1", "R-2"], [])
+    assert claim(ledger, found.requests, "run-2", 1.0, larger) == ""
+    champion = stub.Champion(store).deployed()._replace(name=larger["bundle"])
+    settle(ledger, champion, "run-2", "it was not promoted")
+    assert states(store) == {"R-1": "done", "R-2": "done"}
+    assert Ledger(store, "x").about == ("spare.stub-larger", "b")
 
 
 def test_a_bundle_is_made_by_one_run_and_left_to_the_next_when_that_fails(store: Store) -> None:

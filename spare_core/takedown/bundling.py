@@ -95,11 +95,11 @@ def claim(ledger: Ledger, requests: list[str], worker: str, minutes: float, fact
     return ""
 
 
-def settle(ledger: Ledger, champion: Deployed, worker: str, why: str) -> int:
+def settle(ledger: Ledger, champion: Deployed, worker: str, why: str) -> None:
     """Enter what has come true: requests are done whose names the champion erases, counter-notices whose names it does
-    not; what ``worker``, which has ended, was still at is for the next run, for the reason ``why``. Returns the number
-    of events."""
-    return ledger.say(lambda: _settled(ledger, champion, worker, why))
+    not; what ``worker``, which has ended, was still at is for the next run: a bundle, for the reason ``why``, or
+    requests whose task was killed."""
+    ledger.say(lambda: _settled(ledger, champion, worker, why))
 
 
 def _settled(ledger: Ledger, champion: Deployed, worker: str, why: str) -> Iterator[Event]:
@@ -118,8 +118,10 @@ def _settled(ledger: Ledger, champion: Deployed, worker: str, why: str) -> Itera
             if not (target - asked) & champion.names:
                 yield from (Event(one.request_id, state, facts) for state in ways[one.state])
         elif one.held_by(worker):
-            after = "registered" if one.state == "in_bundle" else "planned"
-            yield Event(one.request_id, after, {"worker": worker, "reason": why})
+            after = (
+                ("registered", why) if one.state == "in_bundle" else ("planned", "its task ended before it was done")
+            )
+            yield Event(one.request_id, after[0], {"worker": worker, "reason": after[1]})
 
 
 def _may(one: Standing, worker: str) -> bool:

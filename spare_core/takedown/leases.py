@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from spare_core.errors import LedgerConflict, StoreError
-from spare_core.takedown.ledger import Event, Ledger
+from spare_core.takedown.ledger import Ledger
 
 _PART = 3
 """A lease is renewed after a third of its time: two renewals may be lost."""
@@ -32,9 +32,8 @@ def renewed(ledger: Ledger, requests: Sequence[str], worker: str, minutes: float
 
     def renew() -> None:
         while not ended.wait(minutes * 60 / _PART):
-            held = [one for one in map(ledger.standing, requests) if one.held_by(worker)]
             try:
-                ledger.append([Event(one.request_id, one.state, lease(worker, minutes)) for one in held])
+                ledger.renew(requests, worker, lease(worker, minutes))
             except LedgerConflict:
                 ledger.catch_up()
             except StoreError as error:

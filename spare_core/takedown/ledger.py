@@ -127,27 +127,33 @@ class Ledger:
         with self._lock:
             self._append(events)
 
-    def say(self, found: Callable[[], Iterable[Event]]) -> int:
+    def say(self, found: Callable[[], Iterable[Event]]) -> None:
         """Add what ``found`` finds there is to be said of how things stand, in entries of a readable size; it is asked
-        anew where another worker came first. Returns the number of events.
+        anew where another worker came first.
 
         Raises:
             LedgerConflict: if that does not come to an end.
             LedgerDamaged: see :meth:`append`.
         """
-        said = 0
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 for chunk in in_chunks(found()):
                     self.append(chunk)
-                    said += len(chunk)
+                return
             except LedgerConflict:
                 if attempt == _ATTEMPTS:
                     raise
                 self.catch_up()
-                continue
-            break
-        return said
+
+    def renew(self, requests: Iterable[str], worker: str, facts: Mapping[str, Any]) -> None:
+        """Enter ``facts`` of those of the requests that ``worker`` still holds, in the states in which they are.
+
+        Raises:
+            LedgerConflict: if another one took one over meanwhile.
+        """
+        with self._lock:  # or a step that is entered between a look at the state and this would be taken back
+            held = [one for one in map(self.standing, requests) if one.held_by(worker)]
+            self.append([Event(one.request_id, one.state, facts) for one in held])
 
     def _append(self, events: Sequence[Event]) -> None:
         while True:
@@ -185,10 +191,11 @@ class Ledger:
 
     @property
     def about(self) -> tuple[str, str]:
-        """The registered model of the bundles it is about, and its base model's digest; empty before the first plan."""
-        found = (one.facts for one in self.standings.values() if "bundle" in one.facts)
-        facts = next(found, {})
-        return facts.get("bundle", ""), facts.get("base", "")
+        """The registered model of the bundles that were planned last, and its base model's digest; empty before the
+        first plan."""
+        planned = [one for one in self.standings.values() if {"bundle", "base"} <= one.facts.keys()]
+        last = max(planned, key=lambda one: one.entry, default=Standing(""))
+        return last.facts.get("bundle", ""), last.facts.get("base", "")
 
     def check_head(self, number: int, sha256: str) -> None:
         """Compare with a head that somebody noted down: what is cut off at the end shows nowhere else.

@@ -78,6 +78,10 @@ class Batch:
             raise InputError(f"this is a batch of schema {schema!r}; this release reads {SCHEMA!r}")
         return batch
 
+    def about(self) -> dict[str, str]:
+        """What the ledger is to know of the model: facts of the requests that are planned for it."""
+        return {"bundle": self.name, "base": self.base}
+
     def erasure(self, request: TakedownRequest, surrogate: str, watched: Sequence[str] = ()) -> Erasure:
         """The erasure of a request. Canvas keeps all others of the domain; elsewhere what the request protects, the
         neighbours that are ``watched``, and the kind's own.

@@ -199,7 +199,8 @@ def _hold_changed(one: TakedownRequest, before: Standing) -> bool:
 
 
 def _as_said(one: TakedownRequest) -> dict[str, Any]:
-    return one.model_dump(mode="json", exclude_defaults=True)
+    """For the ledger, from which nothing can be removed: without what people write to each other."""
+    return one.model_dump(mode="json", exclude_defaults=True, exclude={"notes"})
 
 
 def _as_erased(standing: Standing) -> TakedownRequest:

@@ -95,7 +95,7 @@ def plan_open(
             if most and len(chosen) == most:
                 break
             wrong = check(TakedownRequest.model_validate(one.facts["request"]))
-            if one.state != "planned":
+            if one.state != "planned" or {**one.facts, **facts} != one.facts:
                 yield Event(one.request_id, "planned", {**facts, "worker": worker, "reason": ""})
             if wrong:
                 yield Event(one.request_id, "failed", {"reason": wrong[:_WORDS], "retry": False})

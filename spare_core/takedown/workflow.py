@@ -73,12 +73,11 @@ def plan(parameters: Mapping[str, Any]) -> Planned:
             left_out += [str(problem) for problem in found.problems]
         if left_out and not skip:
             raise InputError("; ".join(left_out))
-        with stage_run(_title(batch.name), "plan", pipeline_run_id()) as run:
+        with stage_run(f"takedowns of {batch.name}", "plan", pipeline_run_id()) as run:
             run.params({name: value for name, value in parameters.items() if value not in ("", [], {})})
             taken = work.take_in(ledger, requests, parameters["requested"], deadlines, skip)
-            facts = {"model": batch.model, "base": batch.base, "bundle": batch.name}
             again, most = parameters["retry_failed"], int(parameters["most"])
-            chosen = work.plan_open(ledger, pipeline_run_id(), batch.wrong_with, facts, again, most)
+            chosen = work.plan_open(ledger, pipeline_run_id(), batch.wrong_with, batch.about(), again, most)
         results |= {"requests": chosen, "new": taken.new, "left_out": [*left_out, *taken.left_out]}
         for line in results["left_out"]:
             print(f"left out: {line}", flush=True)
@@ -126,7 +125,7 @@ def gather(batch: str) -> Gathered:
             )
         parameters = asked.bundle_parameters(found.rows, found.without)
         order, _ = check_order(parameters, (), lambda base: champion)
-        busy = claim(ledger, found.requests, pipeline_run_id(), asked.lease_minutes, {"bundle": asked.name})
+        busy = claim(ledger, found.requests, pipeline_run_id(), asked.lease_minutes, asked.about())
         if busy:
             results["busy"] = busy
             print(f"a bundle is being made elsewhere: {busy}", flush=True)
@@ -162,10 +161,6 @@ def _ledger(store: Store) -> Ledger:
     return Ledger(store, f"pipeline run {pipeline_run_id()}")
 
 
-def _title(name: str) -> str:
-    return f"takedowns of {name}"
-
-
 def _deployed(name: str, champion: Champion | None) -> Deployed:
     return Deployed(name, champion.version, Erasures.of(champion.manifest)) if champion else Deployed(name, None, None)
 
@@ -176,6 +171,9 @@ def _check_same_model(ledger: Ledger, batch: Batch) -> None:
     Raises:
         InputError: if it is about another one.
     """
-    name, _ = ledger.about
-    if name not in ("", batch.name):
-        raise InputError(f"this ledger is about {name}, {batch.name} was asked for; give another {STORE}")
+    name, base = ledger.about
+    if base not in ("", batch.base):
+        raise InputError(
+            f"this ledger is about {name}, of the base model {base[:12]}…, and {batch.model!r} is {batch.base[:12]}…; "
+            f"give another {STORE}"
+        )
