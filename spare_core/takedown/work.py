@@ -103,12 +103,16 @@ def plan_open(
                 chosen.append(one.request_id)
 
     ledger.say(events)
-    # Counter-notices, and those that share another one's erasure, wait for the bundle.
-    ledger.say(lambda: [
-        Event(one.request_id, "planned", facts) for one in ledger.standings.values() if one.state == "received"
-        and (not names_of(one) or one.request_id not in {first.request_id for first in firsts(ledger).values()})
-    ])  # fmt: skip
+    ledger.say(lambda: _waiting(ledger, facts))
     return chosen
+
+
+def _waiting(ledger: Ledger, facts: Mapping[str, Any]) -> Iterator[Event]:
+    """Counter-notices, and requests that share another one's erasure, are planned: they wait for the bundle."""
+    erasing = {one.request_id for one in firsts(ledger).values()}
+    for one in ledger.standings.values():
+        if one.state == "received" and one.request_id not in erasing:
+            yield Event(one.request_id, "planned", facts)
 
 
 def take_down(ledger: Ledger, request_id: str, worker: str, minutes: float, erase: Erase) -> Outcome:
