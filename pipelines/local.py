@@ -9,6 +9,7 @@ model beside each other on one machine take longer than both in turn.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -26,7 +27,7 @@ from typing import Any, Final
 from google.protobuf import json_format
 
 from pipelines.definition import read_definition
-from spare_core.atomic import write_json
+from spare_core.atomic import write_bytes, write_json
 from spare_core.environment import CHECKPOINTS, RUN_ID, STORE
 from spare_core.errors import OutputError, SpareError
 from spare_core.events import read_event
@@ -119,8 +120,17 @@ def run(definition: Path, arguments: dict[str, Any], output: Path, on_stage: OnS
         log.parent.mkdir(exist_ok=True)
         ending = _CLOSE if "comp-close" in compiled.pipeline.components else _FINISH
         this = LocalRun(run_id, log, environment(output) | {RUN_ID: run_id}, ending)
+        at_work = output / ".at-work"
+        if ending == _CLOSE and at_work.exists():
+            # The lock is ours, so that run is dead: what it held in the ledger need not wait for its lease to run out.
+            dead = dataclasses.replace(this, environment={**this.environment, RUN_ID: at_work.read_text("utf-8")})
+            _record_end(dead, "FAILED", "it was killed")
+        write_bytes(at_work, run_id.encode())
         asked = {"root": str(root), "pipeline": str(local_file), "arguments": arguments}
-        succeeded = _execute(this, asked, on_stage)
+        try:
+            succeeded = _execute(this, asked, on_stage)
+        finally:
+            at_work.unlink()
     if not succeeded:
         raise _failure(this)
     return this
@@ -177,7 +187,7 @@ def _execute(this: LocalRun, asked: dict[str, Any], on_stage: OnStage) -> bool:
         return process.wait() == 0
     except KeyboardInterrupt:
         _end(process)
-        _record_interruption(this)
+        _record_end(this, "CANCELLED", "stopped by the user")
         raise
     finally:
         _end(process)
@@ -199,9 +209,9 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.stdout.close()
 
 
-def _record_interruption(this: LocalRun) -> None:
+def _record_end(this: LocalRun, state: str, message: str) -> None:
     """What the exit handler would have done: it was ended with the rest."""
-    code = f"from {this.ending}; end('CANCELLED', 'stopped by the user')"
+    code = f"from {this.ending}; end({state!r}, {message!r})"
     told = {**os.environ, **this.environment}
     with contextlib.suppress(subprocess.TimeoutExpired):  # of an MLflow that does not answer; the run ends all the same
         subprocess.run([*_PYTHON, "-c", code], env=told, capture_output=True, check=False, timeout=30)
