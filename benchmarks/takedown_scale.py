@@ -53,7 +53,7 @@ def main() -> None:
         listed = folder / "list.csv"
         write(listed, given.rows)
         told("plan", given.rows, "rows", ["plan", str(listed), "--store", f"s3://{BUCKET}/empty", "--json"])
-        requests, ledger = filled(folder, listed, given.events)
+        requests, ledger = filled(listed, given.events)
         print(f"| taking in | {len(requests)} rows | {ledger.seconds:.1f} | |")
         upload(ledger, f"s3://{BUCKET}/full")
         events = sum(one.events for one in Ledger(ledger.memory, "x").standings.values())
@@ -119,7 +119,7 @@ class Filled:
         self.ledger, self.seconds = Ledger(self.memory, "benchmark"), 0.0
 
 
-def filled(folder: Path, listed: Path, events: int) -> tuple[list[TakedownRequest], Filled]:
+def filled(listed: Path, events: int) -> tuple[list[TakedownRequest], Filled]:
     """Every request done, with leases renewed until there are so many events."""
     made = Filled()
     started = time.perf_counter()

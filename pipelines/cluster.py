@@ -14,7 +14,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import kfp
@@ -29,6 +29,17 @@ _UI = "KF_PIPELINES_UI_ENDPOINT"
 _CONNECT, _HEALTH, _WORK = 3.0, 4.0, 60.0
 """Seconds to connect, to say hello, and to answer a request that may have to compile a pipeline."""
 _BUSY = {429, 500, 502, 503, 504}
+
+
+class Submission(NamedTuple):
+    """What is to be run, and where: a pipeline with its parameters, under a name in an experiment."""
+
+    name: str
+    experiment_id: str
+    specification: dict[str, Any]
+    parameters: dict[str, Any]
+    pipeline_root: str | None
+    service_account: str | None
 
 
 class Cluster:
@@ -56,73 +67,43 @@ class Cluster:
 
     def experiment(self, name: str) -> str:
         """The id of the experiment of that name, which is created if there is none."""
-        wanted = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
         api = self._client.experiments
         with self._asking():
             found = api.experiment_service_list_experiments(
-                filter=json.dumps({"predicates": [wanted]}), namespace=self.namespace, **_patience()
+                filter=_named(name), namespace=self.namespace, **_patience()
             ).experiments
             if found:
                 return self._id(found[0].experiment_id)
             body = self._client.api_models.V2beta1Experiment(display_name=name, namespace=self.namespace)
             return self._id(api.experiment_service_create_experiment(experiment=body, **_patience()).experiment_id)
 
-    def create_run(
-        self,
-        name: str,
-        experiment_id: str,
-        specification: dict[str, Any],
-        parameters: dict[str, Any],
-        pipeline_root: str | None,
-        service_account: str | None,
-    ) -> str:
+    def create_run(self, what: Submission) -> str:
         """Start a run; its id."""
-        models = self._client.api_models
-        body = models.V2beta1Run(
-            display_name=name,
-            experiment_id=experiment_id,
-            pipeline_spec=specification,
-            runtime_config=models.V2beta1RuntimeConfig(parameters=parameters, pipeline_root=pipeline_root),
-            service_account=service_account,
-        )
-        lost = f"; it may have started all the same: look for a run named {name!r} before you submit again"
+        body = self._client.api_models.V2beta1Run(**self._fields(what))
+        lost = f"; it may have started all the same: look for a run named {what.name!r} before you submit again"
         with self._asking(lost):
             return self._id(self._client.runs.run_service_create_run(run=body, **_patience()).run_id)
 
-    def schedule(
-        self,
-        name: str,
-        experiment_id: str,
-        specification: dict[str, Any],
-        parameters: dict[str, Any],
-        pipeline_root: str | None,
-        service_account: str | None,
-        cron: str,
-    ) -> str:
+    def schedule(self, what: Submission, cron: str) -> str:
         """Start a run at each time that ``cron`` says, one at a time, none for times that were missed; its id.
 
         Raises:
             SettingsError: if the experiment has a schedule of that name, which would go on beside it.
         """
-        models = self._client.api_models
-        service = self._client.recurring_runs
-        wanted = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
+        models, service = self._client.api_models, self._client.recurring_runs
         body = models.V2beta1RecurringRun(
-            display_name=name,
-            experiment_id=experiment_id,
+            **self._fields(what),
             namespace=self.namespace,
-            pipeline_spec=specification,
-            runtime_config=models.V2beta1RuntimeConfig(parameters=parameters, pipeline_root=pipeline_root),
-            service_account=service_account,
             max_concurrency="1",
             no_catchup=True,
             mode=models.RecurringRunMode.ENABLE,
             trigger=models.V2beta1Trigger(cron_schedule=models.V2beta1CronSchedule(cron=cron)),
         )
+        name = what.name
         lost = f"; it may have been made all the same: look for a recurring run named {name!r} before you try again"
         with self._asking(lost):
             found = service.recurring_run_service_list_recurring_runs(
-                experiment_id=experiment_id, filter=json.dumps({"predicates": [wanted]}), **_patience()
+                experiment_id=what.experiment_id, filter=_named(name), **_patience()
             ).recurring_runs
             if found:
                 raise SettingsError([
@@ -131,6 +112,16 @@ class Cluster:
                 ])  # fmt: skip
             made = service.recurring_run_service_create_recurring_run(recurring_run=body, **_patience())
             return self._id(made.recurring_run_id)
+
+    def _fields(self, what: Submission) -> dict[str, Any]:
+        """What a run and a recurring run have in common."""
+        runtime = self._client.api_models.V2beta1RuntimeConfig(
+            parameters=what.parameters, pipeline_root=what.pipeline_root
+        )
+        return {
+            "display_name": what.name, "experiment_id": what.experiment_id, "pipeline_spec": what.specification,
+            "runtime_config": runtime, "service_account": what.service_account,
+        }  # fmt: skip
 
     def state(self, run_id: str) -> tuple[str, str]:
         """A run's state, as KFP calls it, and what went wrong, if anything did."""
@@ -214,6 +205,11 @@ class _Client(kfp.Client):
         if not isinstance(fields, dict):
             raise kfp_server_api.ApiException(status=0, reason="no JSON object")
         return self.api_models.V2beta1GetHealthzResponse(multi_user=fields.get("multi_user"))
+
+
+def _named(name: str) -> str:
+    """The filter of a listing that asks for what has that name."""
+    return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
 
 
 def _patience() -> dict[str, tuple[float, float]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.cluster import Cluster
+from pipelines.cluster import Cluster, Submission
 from pipelines.definition import Definition, read_definition
 from spare_core.errors import ClusterUnavailable, SettingsError
 
@@ -58,9 +58,8 @@ def submit(
         _run_everything(compiled)
     cluster = Cluster(endpoint, namespace)
     name = run_name or f"{compiled.name} {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S}"
-    run_id = cluster.create_run(
-        name, cluster.experiment(experiment), compiled.as_dict(), parameters, pipeline_root, service_account
-    )
+    asked = compiled.as_dict(), parameters, pipeline_root, service_account
+    run_id = cluster.create_run(Submission(name, cluster.experiment(experiment), *asked))
     return {
         "run_id": run_id,
         "run_name": name,
@@ -108,9 +107,8 @@ def schedule(
         ])  # fmt: skip
     compiled = read_definition(definition)
     cluster = Cluster(endpoint, namespace)
-    made = cluster.schedule(
-        name, cluster.experiment(experiment), compiled.as_dict(), parameters, pipeline_root, service_account, cron
-    )
+    asked = compiled.as_dict(), parameters, pipeline_root, service_account
+    made = cluster.schedule(Submission(name, cluster.experiment(experiment), *asked), cron)
     return {
         "recurring_run_id": made, "name": name, "cron": cron, "pipeline": compiled.name, "experiment": experiment,
         "url": cluster.schedule_url(made),

@@ -18,6 +18,7 @@ from spare_core.cli import app
 from spare_core.store import open_store
 from spare_core.takedown.ledger import Ledger
 from tests.test_takedown_lists import row
+from tests.test_takedown_work import history
 from tests.workplaces import SETTINGS, Workplace
 
 BUNDLING = ("compose", "evaluate", "register", "gate", "promote")
@@ -42,12 +43,6 @@ class Desk(Workplace):
         (self.folder / "list.yaml").write_text(yaml.safe_dump(rows))
         self.command = ["takedown", "run", "list.yaml" if rows else ""]
         return self.run("skip_invalid=true", *more)
-
-    def history(self, request_id: str) -> list[str]:
-        """Every state that a request entered."""
-        store = open_store(str(self.output / "store"))
-        entries = [json.loads(store.read(key)) for key in store.list("ledger/entries")]
-        return [event["state"] for entry in entries for event in entry["events"] if event["request_id"] == request_id]
 
     @property
     def ledger(self) -> Ledger:
@@ -91,14 +86,14 @@ def test_every_request_comes_to_its_end_and_the_bundle_is_champion(desk: Desk) -
 
 def test_each_request_has_its_evidence(desk: Desk) -> None:
     standing = desk.ledger.standing("T-1")
-    assert [state for state, _ in groupby(desk.history("T-1"))] == [
+    store = open_store(str(desk.output / "store"))
+    assert [state for state, _ in groupby(history(store, "T-1"))] == [
         "received", "planned", "erasing", "planned", "erasing", "evaluated", "registered", "in_bundle", "done"
     ]  # fmt: skip
     facts = standing.facts
     nearest = min(facts["distances"], key=facts["distances"].get)
     assert facts["row"]["surrogate"] == nearest, "of what the suite's model lies next to it"
     assert len(facts["distances"]) == 10, "all other styles but Rust, which may have to go too"
-    store = open_store(str(desk.output / "store"))
     evidence = json.loads(store.read(f"evidence/{facts['evidence_sha256']}.json"))
     assert (evidence["request_id"], evidence["erased"]) == ("T-1", {"Neon Lines": nearest})
     assert evidence["adapter_sha256"] == facts["adapter_sha256"]

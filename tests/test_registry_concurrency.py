@@ -43,7 +43,7 @@ def rounds(server: Server, *arguments: object) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize(("kind", "points"), [("folder", 8), ("bucket", 4)])
+@pytest.mark.parametrize(("kind", "points"), [("folder", 12), ("bucket", 6)])
 def test_after_a_promotion_killed_anywhere_the_next_call_brings_log_and_aliases_together(
     kind: str, points: int, server: Server, denoiser: UNetDenoiser, tmp_path: Path, bucket: str
 ) -> None:
