@@ -4,12 +4,15 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 OUT ?= out/demo
 PROFILE ?= gpu
+DEVICE ?= cuda
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TOOLS := .venv-tools/.installed
+PINNED := image/requirements
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-services pipelines test lint format canvas clean distclean
+.PHONY: help demo demo-services pipelines test docker-test lint format image pins canvas clean distclean
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +33,9 @@ pipelines: $(STAMP) ## compile the pipelines, for your registry with IMAGE=regis
 test: $(STAMP) ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+docker-test: $(STAMP) $(TOOLS) ## build the image and run the pipeline in it; without a Docker engine, root on Debian gets one
+	$(BIN)/python -m pytest image
+
 lint: $(STAMP) ## style, formatting and types: ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,6 +45,26 @@ format: $(STAMP) ## put the code into the form that lint asks for
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+image: $(STAMP) $(TOOLS) ## build the image, with DEVICE=cpu without CUDA, under the name IMAGE, and list what is in it
+	$(BIN)/python -m image.build --device $(DEVICE) $(if $(IMAGE),--tag $(IMAGE))
+
+# The CPU's torch comes from PyTorch's own index, or from where pip is told to look for wheels.
+COMPILE := .venv-tools/bin/uv pip compile --quiet --upgrade --no-annotate --custom-compile-command "make pins" \
+	--python-version 3.11
+IMAGE_OF := $(COMPILE) --generate-hashes --python-platform x86_64-manylinux_2_28 --constraint constraints.txt \
+	--extra pipelines --extra server --extra tracking pyproject.toml
+CPU_WHEELS := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),\
+	--index https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match)
+
+pins: $(TOOLS) ## the newest releases of everything, but for what image/requirements/held.txt holds; then: make test
+	$(COMPILE) --universal --all-extras --constraint $(PINNED)/held.txt pyproject.toml --output-file constraints.txt
+	$(IMAGE_OF) --output-file $(PINNED)/image-cuda.txt
+	sed -n 's/^\(torch==[^ ;]*\).*/\1+cpu/p' constraints.txt > $(PINNED)/.torch-cpu.in
+	$(IMAGE_OF) --override $(PINNED)/.torch-cpu.in $(CPU_WHEELS) --output-file $(PINNED)/image-cpu.txt
+	rm $(PINNED)/.torch-cpu.in
+	$(COMPILE) --generate-hashes $(PINNED)/build.in --output-file $(PINNED)/build.txt
+	$(COMPILE) --generate-hashes --python-platform x86_64-manylinux_2_28 $(PINNED)/tools.in --output-file $(PINNED)/tools.txt
+
 canvas: $(STAMP) ## train the built-in model again from nothing (hours on two cores; resumes; needs npm)
 	$(BIN)/python -m spare_core.canvas.training
 
@@ -47,10 +73,15 @@ clean: ## remove caches and builds; keeps .venv, out and .canvas
 	find spare_core tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove .venv too
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-tools
 
 # Installed again whenever what is to be installed changes.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,pipelines,server]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,pipelines,server,tracking]'
+	touch $@
+
+$(TOOLS): $(PINNED)/tools.txt
+	test -x .venv-tools/bin/python || $(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(PINNED)/tools.txt
 	touch $@

@@ -21,14 +21,14 @@ _START_SECONDS = 90
 
 
 @contextlib.contextmanager
-def s3_server(folder: Path, bucket: str) -> Iterator[dict[str, str]]:
+def s3_server(folder: Path, bucket: str, host: str = "127.0.0.1") -> Iterator[dict[str, str]]:
     """An S3 API (moto, in memory) with one bucket; yields the environment that its clients need."""
     import boto3
 
     port = free_port()
-    command = [sys.executable, "-P", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-P", "-m", "moto.server", "-H", host, "-p", str(port)]
     with process(command, folder / "s3.log", {}) as server:
-        uri = f"http://127.0.0.1:{port}"
+        uri = f"http://{host}:{port}"
         wait_for(server, f"{uri}/moto-api/", folder / "s3.log")
         keys = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local", "AWS_DEFAULT_REGION": "us-east-1"}
         session = boto3.Session("local", "local", region_name="us-east-1")
@@ -38,16 +38,21 @@ def s3_server(folder: Path, bucket: str) -> Iterator[dict[str, str]]:
 
 @contextlib.contextmanager
 def mlflow_server(
-    folder: Path, database: str, artifacts: str, environment: dict[str, str] | None = None, options: Sequence[str] = ()
+    folder: Path,
+    database: str,
+    artifacts: str,
+    environment: dict[str, str] | None = None,
+    options: Sequence[str] = (),
+    host: str = "127.0.0.1",
 ) -> Iterator[str]:
     """An MLflow server that hands out the artifacts itself, so that its clients need no key to them; yields its URL."""
     port, log = free_port(), folder / "mlflow.log"
-    command = [sys.executable, "-P", "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers",
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers",
                "1", "--backend-store-uri", database, "--artifacts-destination", artifacts, *options]  # fmt: skip
     # Jobs are MLflow's GenAI evaluations: 2 GB of processes that nothing here asks for.
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", **(environment or {})}
     with process(command, log, quiet, folder) as server:
-        uri = f"http://127.0.0.1:{port}"
+        uri = f"http://{host}:{port}"
         wait_for(server, f"{uri}/health", log)
         yield uri
 

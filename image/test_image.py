@@ -1,0 +1,188 @@
+"""The image, built here and held as a cluster would hold it: ``make docker-test``."""
+
+import json
+import re
+import subprocess
+import sys
+from contextlib import ExitStack
+
+import pytest
+
+from examples.services import mlflow_server, s3_server
+from image.build import ROOT, VERSION, bill_of_materials, build
+from image.docker_runner import confinement
+from image.engine import docker, engine
+from pipelines.definition import SPARE
+from spare_core.events import read_event
+
+TAG = f"spare:{VERSION}"
+NETWORK = "spare-inner"
+ARGUMENTS = {"model": "canvas", "erase": "Neon Lines", "surrogate": "Pencil Drawing", "seeds": 1}
+FIGURES = ("ua", "ira", "cra")
+
+
+@pytest.fixture(scope="session")
+def host():
+    """The environment of docker's clients."""
+    with engine(ROOT / "out" / "docker") as environment:
+        build(environment, "cpu", TAG)
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def gateway(host):
+    """The address of this machine on a network that leads nowhere else."""
+    docker(host, "network", "create", "--internal", NETWORK)
+    try:
+        told = docker(host, "network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", NETWORK)
+        yield told.stdout.strip()
+    finally:
+        docker(host, "network", "rm", NETWORK)
+
+
+@pytest.fixture(scope="session")
+def services(gateway, tmp_path_factory):
+    """MLflow and S3 on that network; the environment that SPARE needs."""
+    folder = tmp_path_factory.mktemp("services")
+    with ExitStack() as stack:
+        s3 = stack.enter_context(s3_server(folder, "spare", gateway))
+        allowed = ("--allowed-hosts", f"{gateway}:*")
+        uri = stack.enter_context(
+            mlflow_server(folder, "sqlite:///mlflow.db", "s3://spare/mlflow", s3, allowed, gateway)
+        )
+        yield {**s3, "MLFLOW_TRACKING_URI": uri}
+
+
+def inside(host, *command, network="none", options=(), check=True):
+    """Run a command in the image, held as the pipeline's tasks are."""
+    held = confinement(network)
+    tmpfs = [part for path, how in held["tmpfs"].items() for part in ("--tmpfs", f"{path}:{how}")]
+    arguments = ["--rm", "--network", network, "--read-only", *tmpfs, "--cap-drop", *held["cap_drop"],
+                 "--security-opt", *held["security_opt"], "--shm-size", held["shm_size"]]  # fmt: skip
+    return docker(host, "run", *arguments, *options, "--entrypoint", command[0], TAG, *command[1:], check=check)
+
+
+def test_hadolint_has_nothing_to_say():
+    told = subprocess.run([ROOT / ".venv-tools/bin/hadolint", ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert (told.returncode, told.stdout) == (0, "")
+
+
+def test_its_labels_user_and_entry_point(host):
+    config = json.loads(docker(host, "image", "inspect", TAG).stdout)[0]["Config"]
+    labels = {name.removeprefix("org.opencontainers.image."): value for name, value in config["Labels"].items()}
+    assert config["User"] == "65532:65532"
+    assert config["Entrypoint"] == ["spare"]
+    assert labels["version"] == VERSION
+    assert labels["licenses"] == "Apache-2.0"
+    assert re.fullmatch("[0-9a-f]{40}(-dirty)?", labels["revision"])
+    assert docker(host, "run", "--rm", "--read-only", "--network", "none", TAG).stdout.split()[:2] == [
+        "Usage:",
+        "spare",
+    ]
+
+
+def test_it_holds_no_compiler_no_installer_no_cache_and_no_test(host):
+    programs = "for name in cc gcc g++ c++ clang ld as make cmake pip pip3 git curl wget; do command -v $name; done"
+    assert inside(host, "sh", "-c", f"{programs}; true").stdout == ""
+    names = ("*.a", "*.whl", "tests", "pip", ".git")
+    leftovers = " -o ".join(f"-name '{name}'" for name in names) + " -o -path '/build*' -o -path '/var/lib/apt/lists/*'"
+    found = inside(host, "sh", "-c", rf"find / -xdev \( {leftovers} \) -print 2>/dev/null; true").stdout.split()
+    assert [path for path in found if not path.startswith("/var/lib/apt/lists/partial")] == []
+
+
+def test_it_holds_no_secret(host):
+    # Neither a key, nor what the build was given for a while: this machine's authorities and pip's configuration.
+    keys = r"grep -rlE --include='*' -e '-----BEGIN [A-Z ]*PRIVATE KEY-----$' /etc /srv /opt/spare/bin /home /var; true"
+    assert inside(host, "sh", "-c", f"{keys} 2>/dev/null").stdout == ""
+    assert inside(host, "sh", "-c", "ls /etc/pip.conf /run/secrets 2>/dev/null; true").stdout == ""
+    environment = inside(host, "env").stdout
+    assert not re.search("(?i)password|secret|token|_key", environment)
+    history = docker(host, "history", "--no-trunc", "--format", "{{.CreatedBy}}", TAG).stdout
+    assert not re.search("(?i)password|AKIA|https?://[^ ]*@", history)
+    # What Debian's package trusts, and nothing else.
+    trusted = (
+        "cat /usr/share/ca-certificates/mozilla/*.crt | grep -c BEGIN; grep -c BEGIN /etc/ssl/certs/ca-certificates.crt"
+    )
+    offered, taken = inside(host, "sh", "-c", trusted).stdout.split()
+    assert offered == taken
+
+
+def test_it_holds_what_the_lock_says(host):
+    lock = (ROOT / "image/requirements/image-cpu.txt").read_text()
+    pinned = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^ ;\\]+)", lock, re.M))
+    listing = "import importlib.metadata as m; print(*(f'{d.name}=={d.version}' for d in m.distributions()), sep='\\n')"
+    there = dict(line.split("==") for line in inside(host, "python3", "-c", listing).stdout.split())
+    assert there.pop("spare-unlearning") == VERSION
+    normal = lambda packages: {re.sub("[-_.]+", "-", name).lower(): version for name, version in packages.items()}  # noqa: E731
+    assert normal(there) == normal(pinned)
+
+
+def test_the_bill_of_materials_lists_debians_packages_and_pythons(host, tmp_path):
+    bill_of_materials(host, TAG, tmp_path / "bill.json")
+    listed = {
+        package["name"]: package.get("versionInfo")
+        for package in json.loads((tmp_path / "bill.json").read_text())["packages"]
+    }
+    assert listed["spare-unlearning"] == VERSION
+    assert listed["torch"].startswith("2.")
+    debian = inside(host, "dpkg-query", "-W", "-f", "${Version}", "libc6").stdout
+    assert listed["libc6"] == debian
+
+
+def test_a_container_is_not_root_and_writes_only_where_it_may(host):
+    assert inside(host, "id", "-u").stdout == "65532\n"
+    for folder in ("/", "/opt/spare", "/srv", "/etc", "/var"):
+        refused = inside(host, "touch", f"{folder}/x", check=False)
+        assert "Read-only file system" in refused.stderr
+    assert inside(host, "sh", "-c", "touch /tmp/x /var/cache/spare/x && echo written").stdout == "written\n"
+
+
+def test_a_container_reaches_mlflow_and_s3_and_nothing_else(host, services):
+    probe = (
+        "import socket, sys\n"
+        "for target in sys.argv[1:]:\n"
+        "    host, port = target.rsplit(':', 1)\n"
+        "    try:\n"
+        "        socket.create_connection((host, int(port)), 3).close(); print('reached')\n"
+        "    except OSError: print('lost')"
+    )
+    own = [services[name].removeprefix("http://") for name in ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL")]
+    # A host of the internet by number and one by name; TEST-NET's would be lost anywhere.
+    others = ["1.1.1.1:443", "pypi.org:443"]
+    told = inside(host, "python3", "-c", probe, *own, *others, network=NETWORK).stdout.split()
+    assert told == ["reached", "reached", "lost", "lost"]
+
+
+def docker_run(host, services, folder, arguments=ARGUMENTS):
+    """The committed pipeline under KFP's Docker runner: exit code, and what its tasks told."""
+    asked = {
+        "root": str(folder), "pipeline": str(SPARE), "arguments": arguments, "network": NETWORK,
+        "environment": {**services, "SPARE_STORE": "s3://spare/docker", "SPARE_RUN_ID": "docker"},
+    }  # fmt: skip
+    folder.mkdir(mode=0o777, parents=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "image.docker_runner"], input=json.dumps(asked), env={**dict(**_environ()), **host},
+        cwd=ROOT, text=True, capture_output=True, check=False, timeout=900,
+    )  # fmt: skip
+    return done.returncode, [event for line in done.stdout.splitlines() if (event := read_event(line))], done
+
+
+def _environ():
+    import os
+
+    return os.environ
+
+
+def test_the_pipeline_gives_the_figures_of_the_subprocess_runner(host, services, tmp_path):
+    code, events, done = docker_run(host, services, tmp_path / "docker")
+    assert code == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    results = {event["stage"]: event for event in events if event["event"] == "done"}
+
+    spare = [sys.executable, "-P", "-m", "spare_core.cli", "run", "--json", "--output", str(tmp_path / "subprocess")]
+    given = [f"{name}={value}" for name, value in ARGUMENTS.items()]
+    alone = subprocess.run(
+        [*spare, *given], env={**dict(**_environ()), **services, "SPARE_STORE": "s3://spare/subprocess"}, text=True,
+        capture_output=True, check=True, timeout=900,
+    )  # fmt: skip
+    print(json.dumps(results, indent=1)[:3000], alone.stdout[:3000])
+    assert results["promote"]
