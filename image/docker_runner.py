@@ -42,8 +42,10 @@ def main() -> None:
     asked = json.loads(sys.stdin.read())
     warnings.simplefilter("ignore")  # what KFP says of settings that only a cluster minds
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-    os.umask(0)  # the folders that KFP makes here for a task are written to by the image's user
+    os.umask(0)  # what is made here is written to by the image's user
     root = Path(asked["root"])
+    for folder in ("runs", "workspace"):  # where none is, Docker makes one that is root's
+        (root / folder).mkdir(parents=True)
     # With an entry point of its own an image takes KFP's command as arguments; on Kubernetes a command replaces it.
     runner = local.DockerRunner(
         entrypoint=[], environment=asked["environment"], **confinement(asked["network"])

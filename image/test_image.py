@@ -159,7 +159,6 @@ def docker_run(host, services, folder, arguments=ARGUMENTS):
         "root": str(folder), "pipeline": str(SPARE), "arguments": arguments, "network": NETWORK,
         "environment": {**services, "SPARE_STORE": "s3://spare/docker", "SPARE_RUN_ID": "docker"},
     }  # fmt: skip
-    folder.mkdir(mode=0o777, parents=True)
     done = subprocess.run(
         [sys.executable, "-m", "image.docker_runner"], input=json.dumps(asked), env={**dict(**_environ()), **host},
         cwd=ROOT, text=True, capture_output=True, check=False, timeout=900,
