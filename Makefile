@@ -12,7 +12,7 @@ TOOLS := .venv-tools/.installed
 PINNED := image/requirements
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-services pipelines test docker-test lint format image pins canvas clean distclean
+.PHONY: help demo demo-services pipelines test docker-test k8s-test lint format image pins canvas clean distclean
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,9 +24,8 @@ demo-services: $(STAMP) ## the same with a real MLflow server and a real S3 API,
 	$(BIN)/python -m examples.demo_services --output "$(OUT)-services"
 
 pipelines: $(STAMP) ## compile the pipelines, for your registry with IMAGE=registry/spare:tag, without GPUs with PROFILE=cpu
-	SPARE_IMAGE="$(IMAGE)" $(BIN)/python -W ignore -m pipelines.spare --profile $(PROFILE)
-	SPARE_IMAGE="$(IMAGE)" $(BIN)/python -W ignore -m pipelines.bundle --profile $(PROFILE)
-	SPARE_IMAGE="$(IMAGE)" $(BIN)/python -W ignore -m pipelines.takedown --profile $(PROFILE)
+	for name in spare bundle takedown; do SPARE_IMAGE="$(IMAGE)" $(BIN)/python -W ignore -m pipelines.$$name \
+		--profile $(PROFILE) --resources k8s/components/pipelines/$$name.yaml || exit 1; done
 	$(BIN)/python -W ignore -m components.readme
 
 # Two processes of one thread each: torch's own threads in two processes would slow each other down.
@@ -35,6 +34,9 @@ test: $(STAMP) ## run the tests
 
 docker-test: $(STAMP) $(TOOLS) ## build the image and run the pipeline in it; without a Docker engine, root on Debian gets one
 	$(BIN)/python -m pytest image
+
+k8s-test: $(STAMP) $(TOOLS) ## render and check what k8s/ holds, and compare it with what the pipelines name; needs kubectl
+	$(BIN)/python -m pytest k8s
 
 lint: $(STAMP) ## style, formatting and types: ruff and mypy
 	$(BIN)/ruff check .

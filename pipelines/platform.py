@@ -1,7 +1,7 @@
 """What the pipelines ask of a cluster: the one place to change for yours.
 
-The service account is a run's, not a task's: ``spare submit --service-account``. After a change: ``make pipelines``, or
-``make pipelines IMAGE=registry/spare:tag``.
+The service account is a run's, not a task's: ``spare submit --service-account``. What is named here exists in ``k8s/``;
+``make k8s-test`` compares. After a change: ``make pipelines``, or ``make pipelines IMAGE=registry/spare:tag``.
 """
 
 import os
@@ -33,6 +33,11 @@ SECRETS: Final = {
 CACHE_CLAIM: Final = "spare-model-cache"
 """PersistentVolumeClaim, ReadWriteMany, for base models and for checkpoints that outlive a pod."""
 CACHE_PATH: Final = "/var/cache/spare"
+POLICIES: Final = "spare-policies"
+"""ConfigMap of policies by file name, read as ``policy=/etc/spare/policies/NAME.yaml``."""
+POLICIES_PATH: Final = "/etc/spare/policies"
+USER: Final = 65532
+"""Uid and gid of the image's user, as a number: Kubernetes can see of no name whether it is root's."""
 MINUTE: Final = 60
 AT_ONCE: Final = 4
 """Requests of a takedown list that are erased at the same time; each asks for what a profile says."""
@@ -47,14 +52,15 @@ class Profile:
     shared_memory: str
     accelerator: str = ""
     count: int = 0
+    scratch: str = "20Gi"
     node_selector: dict[str, str] = field(default_factory=dict)
 
 
 PROFILES: Final = {
-    "gpu": Profile("4", "32Gi", "8Gi", "nvidia.com/gpu", 1, {"nvidia.com/gpu.present": "true"}),
+    "gpu": Profile("4", "32Gi", "8Gi", "nvidia.com/gpu", 1, node_selector={"nvidia.com/gpu.present": "true"}),
     "cpu": Profile("4", "16Gi", "2Gi"),
 }
-_LIGHT: Final = Profile("1", "4Gi", "")
+_LIGHT: Final = Profile("1", "4Gi", "", scratch="4Gi")
 
 
 def runs_the_model(task: Any, profile: Profile, minutes: int) -> Any:
@@ -102,3 +108,7 @@ def _everywhere(task: Any, profile: Profile, minutes: int) -> None:
     for secret, variables in SECRETS.items():
         kubernetes.use_secret_as_env(task, secret, variables, optional=True)
     kubernetes.mount_pvc(task, CACHE_CLAIM, CACHE_PATH)
+    kubernetes.use_config_map_as_volume(task, POLICIES, POLICIES_PATH, optional=True)
+    # So that nothing is ever written to the root file system, which then may be read-only.
+    kubernetes.empty_dir_mount(task, "tmp", "/tmp", size_limit=profile.scratch)
+    kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)

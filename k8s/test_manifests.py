@@ -1,0 +1,332 @@
+"""What a cluster would be given: ``make k8s-test``."""
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from pipelines import platform
+from spare_core.gate import DEFAULT_POLICY
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+OVERLAYS = ("dev", "prod")
+SCHEMAS = ROOT.parent / "shared" / "crds"
+KUBERNETES = ("1.30.0", "1.34.0")
+"""The oldest release that is still seen in clusters, and a recent one."""
+BUILT_IN = {"v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "policy/v1", "rbac.authorization.k8s.io/v1"}
+POD_OWNERS = {"Deployment", "Job", "CronJob"}
+
+
+def render(overlay):
+    if not shutil.which("kubectl"):
+        pytest.fail("kubectl is not here; it renders the overlays: https://kubernetes.io/docs/tasks/tools")
+    done = subprocess.run(["kubectl", "kustomize", HERE / "overlays" / overlay], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def rendered(request):
+    return render(request.param)
+
+
+@pytest.fixture
+def objects(rendered):
+    return list(yaml.safe_load_all(rendered))
+
+
+@pytest.fixture
+def prod():
+    return list(yaml.safe_load_all(render("prod")))
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """The pipelines as they are submitted: specification and what they ask of the platform."""
+    return {
+        path.stem: list(yaml.safe_load_all(path.read_text())) for path in sorted((ROOT / "pipelines").glob("*.yaml"))
+    }
+
+
+def executors(compiled):
+    for _, platforms in compiled.values():
+        yield from platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+
+
+def named(objects, kind):
+    return {item["metadata"]["name"]: item for item in objects if item["kind"] == kind}
+
+
+def pods(objects):
+    """Pod specifications with their labels, by what they belong to."""
+    for item in objects:
+        if item["kind"] in POD_OWNERS:
+            spec = item["spec"]["jobTemplate"]["spec"] if item["kind"] == "CronJob" else item["spec"]
+            template = spec["template"]
+            yield f"{item['kind']} {item['metadata']['name']}", template["spec"], template["metadata"]["labels"]
+
+
+def containers(objects):
+    for owner, pod, _ in pods(objects):
+        for container in (*pod.get("initContainers", ()), *pod["containers"]):
+            yield owner, pod, container
+
+
+# --- Schemas
+
+
+@pytest.mark.parametrize("release", KUBERNETES)
+def test_every_object_is_one_that_kubernetes_takes(objects, release, tmp_path):
+    own = [item for item in objects if item["apiVersion"] in BUILT_IN]
+    assert len(own) > 30
+    (tmp_path / "objects.yaml").write_text(yaml.safe_dump_all(own))
+    command = [ROOT / ".venv-tools/bin/kubernetes-validate", "--strict", "-k", release, tmp_path / "objects.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARN" not in done.stdout + done.stderr
+
+
+def test_every_custom_resource_is_one_of_its_published_schema(objects):
+    if not SCHEMAS.is_dir():
+        pytest.skip("the published schemas of custom resources are not here")
+    definitions = [yaml.safe_load(path.read_text())["spec"] for path in SCHEMAS.glob("*.yaml")]
+    served = {
+        (f"{definition['group']}/{version['name']}", definition["names"]["kind"]): version["schema"]["openAPIV3Schema"]
+        for definition in definitions
+        for version in definition["versions"]
+        if version["served"]
+    }
+    custom = [item for item in objects if item["apiVersion"] not in BUILT_IN]
+    for item in custom:
+        schema = strict(copy.deepcopy(served[item["apiVersion"], item["kind"]]))
+        jsonschema.validate(item, schema, cls=jsonschema.Draft202012Validator)
+
+
+def strict(schema, top=True):
+    """The schema, but what it does not know is refused, as `kubectl apply --validate=strict` does."""
+    if not isinstance(schema, dict) or schema.get("x-kubernetes-preserve-unknown-fields"):
+        return schema
+    if "properties" in schema and "additionalProperties" not in schema:
+        schema["additionalProperties"] = False
+    if schema.pop("x-kubernetes-int-or-string", False):
+        return {"type": ["integer", "string"]}
+    if "(?i)" in schema.get("pattern", ""):  # Go's, which may stand anywhere
+        schema["pattern"] = "(?i)" + schema["pattern"].replace("(?i)", "")
+    for name, part in schema.get("properties", {}).items():
+        if not (top and name == "metadata"):
+            schema["properties"][name] = strict(part, top=False)
+    for name in ("items", "additionalProperties"):
+        if isinstance(schema.get(name), dict):
+            schema[name] = strict(schema[name], top=False)
+    return schema
+
+
+def test_checkov_has_nothing_to_say(rendered, tmp_path):
+    (tmp_path / "objects.yaml").write_text(rendered)
+    command = [ROOT / ".venv-tools/bin/checkov", "--config-file", HERE / "checkov.yaml", "--output", "json",
+               "--file", tmp_path / "objects.yaml"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    summary = json.loads(done.stdout)
+    assert summary.get("results", {}).get("failed_checks", []) == [], done.stdout
+    assert summary["summary"]["passed"] > 300 if "summary" in summary else summary["passed"] > 300
+
+
+def test_each_check_that_checkov_skips_has_its_reason():
+    lines = (HERE / "checkov.yaml").read_text().splitlines()
+    skipped = [number for number, line in enumerate(lines) if "- CKV" in line]
+    assert skipped
+    assert all(lines[number - 1].lstrip().startswith("#") for number in skipped)
+
+
+# --- Security
+
+
+def test_no_secret_has_a_value_here(objects):
+    assert not named(objects, "Secret")
+    values = [str(item.get("data", "")) for item in objects if item["kind"] == "ConfigMap"]
+    assert not re.search("AKIA[0-9A-Z]{16}|://[^/ ]+:[^/ ]+@", " ".join(values))
+
+
+def test_every_pod_is_as_restricted_as_the_namespace_asks_and_cannot_write_to_its_root(objects):
+    labels = named(objects, "Namespace")["spare"]["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+    seen = list(containers(objects))
+    assert len(seen) == 5
+    for owner, pod, container in seen:
+        security, own = pod["securityContext"], container["securityContext"]
+        assert security["runAsNonRoot"] is True, owner
+        assert security["runAsUser"] == security["runAsGroup"] == platform.USER, owner
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, owner
+        assert own["allowPrivilegeEscalation"] is False, owner
+        assert own["readOnlyRootFilesystem"] is True, owner
+        assert own["capabilities"] == {"drop": ["ALL"]}, owner
+        assert pod["automountServiceAccountToken"] is False, owner
+        assert {"cpu", "memory"} <= container["resources"]["requests"].keys(), owner
+        assert {"cpu", "memory"} <= container["resources"]["limits"].keys(), owner
+        written = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+        assert written <= {"/tmp", platform.CACHE_PATH}, owner
+
+
+def test_the_pipelines_tasks_are_as_restricted_as_kfp_lets_them(compiled):
+    for executor in executors(compiled):
+        assert executor["securityContext"] == {
+            "runAsUser": str(platform.USER), "runAsGroup": str(platform.USER), "runAsNonRoot": True
+        }  # fmt: skip
+        assert "/tmp" in {mount["mountPath"] for mount in executor["emptyDirMounts"]}
+
+
+def test_nothing_is_reached_but_what_a_policy_names(objects):
+    policies = named(objects, "NetworkPolicy")
+    everything = policies["nothing"]["spec"]
+    assert everything == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    for name, policy in policies.items():
+        for rule in policy["spec"].get("ingress", []):
+            assert rule["from"], name
+            assert rule["ports"], name
+        for rule in policy["spec"].get("egress", []):
+            assert rule["ports"], name
+            for peer in rule.get("to", []):
+                if "ipBlock" in peer:
+                    assert "169.254.0.0/16" in peer["ipBlock"]["except"], name
+
+
+def test_roles_name_what_they_are_for(objects):
+    for role in named(objects, "Role").values():
+        for rule in role["rules"]:
+            assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]
+            if {"secrets", "configmaps"} & set(rule["resources"]):
+                assert rule["resourceNames"]
+    assert not named(objects, "ClusterRole")
+    bound = {subject["name"] for binding in named(objects, "RoleBinding").values() for subject in binding["subjects"]}
+    assert bound <= named(objects, "ServiceAccount").keys()
+
+
+# --- What the pipelines name, and what is there
+
+
+def test_the_image_is_the_one_that_the_pipelines_were_compiled_for(objects, compiled):
+    tasks = {
+        executor["container"]["image"]
+        for specification, _ in compiled.values()
+        for executor in specification["deploymentSpec"]["executors"].values()
+    }
+    assert len(tasks) == 1
+    there = {container["image"] for _, _, container in containers(objects)}
+    assert len(there) == 1
+    name, _, tag = tasks.pop().rpartition(":")
+    # An overlay that says whose registry it is needs pipelines that were compiled for that: make pipelines IMAGE=…
+    own = there.pop()
+    assert own == f"{name}:{tag}" or (name == "spare" and own == f"registry.example.org/spare:{tag}")
+
+
+def test_every_configuration_that_a_task_reads_is_there_and_read(objects, compiled):
+    maps = named(objects, "ConfigMap")
+    read = {
+        (source["configMapName"], pair["configMapKey"])
+        for executor in executors(compiled)
+        for source in executor["configMapAsEnv"]
+        for pair in source["keyToEnv"]
+    }
+    there = {(name, key) for name in {name for name, _ in read} for key in maps[name]["data"]}
+    assert read - there == set()
+    # Only whoever promotes by hand asks for a policy here.
+    assert there - read == {("spare", "SPARE_POLICY")}
+    mounted = {source["configMapName"] for executor in executors(compiled) for source in executor["configMapAsVolume"]}
+    assert mounted == {platform.POLICIES}
+    assert mounted <= maps.keys()
+
+
+def test_every_configuration_map_that_a_pod_names_is_there_and_every_one_is_named(objects, compiled):
+    wanted = {"kfp-launcher", platform.CONFIG, platform.POLICIES}
+    for _, pod, container in containers(objects):
+        wanted |= {
+            source["configMapRef"]["name"] for source in container.get("envFrom", []) if "configMapRef" in source
+        }
+        for variable in container.get("env", []):
+            if reference := variable.get("valueFrom", {}).get("configMapKeyRef"):
+                assert reference["key"] in named(objects, "ConfigMap")[reference["name"]]["data"]
+                wanted.add(reference["name"])
+        wanted |= {volume["configMap"]["name"] for volume in pod.get("volumes", []) if "configMap" in volume}
+    assert wanted == named(objects, "ConfigMap").keys()
+
+
+def test_every_secret_that_something_reads_comes_from_the_store_and_none_for_nothing(prod, compiled):
+    read = {
+        (source["secretName"], pair["secretKey"])
+        for executor in executors(compiled)
+        for source in executor["secretAsEnv"]
+        for pair in source["keyToEnv"]
+    }
+    for _, pod, container in containers(prod):
+        for variable in container.get("env", []):
+            if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
+                read.add((reference["name"], reference["key"]))
+        for volume in pod.get("volumes", []):
+            for item in volume.get("secret", {}).get("items", []):
+                read.add((volume["secret"]["secretName"], item["key"]))
+    launcher = yaml.safe_load(named(prod, "ConfigMap")["kfp-launcher"]["data"]["providers"])
+    own = launcher["s3"]["default"]["credentials"]["secretRef"]
+    assert {(own["secretName"], own["accessKeyKey"]), (own["secretName"], own["secretKeyKey"])} <= read
+    given = {
+        (secret["spec"]["target"]["name"], entry["secretKey"])
+        for secret in named(prod, "ExternalSecret").values()
+        for entry in secret["spec"]["data"]
+    }
+    assert given == read
+
+
+def test_every_claim_and_queue_is_there_and_used(prod, compiled):
+    claims = {mount["constant"] for executor in executors(compiled) for mount in executor["pvcMount"]}
+    assert claims == named(prod, "PersistentVolumeClaim").keys()
+    for executor in executors(compiled):
+        assert [mount["mountPath"] for mount in executor["pvcMount"]] == [platform.CACHE_PATH]
+    labels = [executor.get("podMetadata", {}).get("labels", {}) for executor in executors(compiled)]
+    queues = {label["kueue.x-k8s.io/queue-name"] for label in labels if label}
+    assert queues == named(prod, "LocalQueue").keys()
+    assert {queue["spec"]["clusterQueue"] for queue in named(prod, "LocalQueue").values()} == named(
+        prod, "ClusterQueue"
+    ).keys()
+
+
+def test_the_quota_lets_as_many_tasks_run_as_a_batch_starts_at_once(prod, compiled):
+    (group,) = named(prod, "ClusterQueue")["spare"]["spec"]["resourceGroups"]
+    profile = platform.PROFILES["gpu"]
+    (flavor,) = group["flavors"]
+    quota = {resource["name"]: resource["nominalQuota"] for resource in flavor["resources"]}
+    assert flavor["name"] in named(prod, "ResourceFlavor")
+    assert int(quota["cpu"]) >= int(profile.cpu) * platform.AT_ONCE
+    assert int(quota[profile.accelerator]) >= profile.count * platform.AT_ONCE
+    assert int(quota["memory"].removesuffix("Gi")) >= int(profile.memory.removesuffix("Gi")) * platform.AT_ONCE
+    assert named(prod, "ResourceFlavor")["spare-gpu"]["spec"]["nodeLabels"] == profile.node_selector
+
+
+def test_every_account_that_is_named_is_there_and_every_one_has_its_rights_in_s3(objects):
+    accounts = named(objects, "ServiceAccount").keys()
+    used = {pod["serviceAccountName"] for _, pod, _ in pods(objects) if "serviceAccountName" in pod}
+    given = " ".join(argument for _, _, container in containers(objects) for argument in container.get("args", []))
+    used |= set(re.findall(r"--service-account=(\S+)", given))
+    assert used <= accounts
+    # Who asks S3 for nothing has no rights there; the others are for runs and commands that people start.
+    assert {f"spare-{path.stem}" for path in (HERE / "aws" / "iam").glob("*.json")} == accounts - {"spare-schedule"}
+
+
+def test_the_policies_are_the_ones_that_come_with_spare(objects):
+    assert named(objects, "ConfigMap")["spare-policies"]["data"]["default.yaml"] == DEFAULT_POLICY.read_text()
+
+
+def test_the_pipelines_as_custom_resources_are_those_that_are_submitted(prod, compiled):
+    versions = named(prod, "PipelineVersion")
+    assert len(versions) == len(compiled) == 3
+    by_pipeline = {version["spec"]["pipelineName"]: version["spec"] for version in versions.values()}
+    assert by_pipeline.keys() == named(prod, "Pipeline").keys()
+    for specification, platforms in compiled.values():
+        resource = by_pipeline[specification["pipelineInfo"]["name"]]
+        assert resource["pipelineSpec"] == specification
+        assert resource["platformSpec"] == platforms
