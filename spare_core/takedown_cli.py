@@ -139,6 +139,29 @@ def status(
         raise typer.Exit(1)
 
 
+@app.command()
+@reporting
+def metrics(
+    store: StoreUri,
+    port: Annotated[int | None, typer.Option(help="serve them there for ever; default: print them once")] = None,
+    host: Annotated[str, typer.Option(help="address to serve on")] = "127.0.0.1",
+    every: Annotated[float, typer.Option(help="seconds between two looks at the store", min=1.0)] = 60.0,
+) -> None:
+    """What is due, late and failed, and whether ledger and promotion logs are whole, for Prometheus; only reads."""
+    from spare_core.store import open_store
+    from spare_core.takedown.monitoring import Watch
+
+    watch = Watch(open_store(absolute(store)))
+    if port is None:
+        watch.look()
+        print(watch.text(), end="")
+        return
+    try:
+        watch.follow(host, port, every)
+    except OSError as error:
+        raise InputError(f"cannot serve on {host}:{port}: {error.strerror}; give another --port") from None
+
+
 def told_row(row: Mapping[str, Any]) -> str:
     """One request of the overview, for people."""
     mark = "LATE" if row["late"] else "soon" if row["soon"] else ""

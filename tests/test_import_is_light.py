@@ -22,10 +22,12 @@ EDGES = {
     "botocore": {"spare_core.store"},
     "mlflow": {"spare_core.registry"},
     "kfp": set(),
+    "prometheus_client": {"spare_core.takedown.monitoring"},
 }
 """The modules that may know of a service (DESIGN 2)."""
 OUTER = {
     "spare_core.takedown.workflow": 4, "spare_core.takedown.erasing": 4,
+    "spare_core.takedown.monitoring": 3,
     "spare_core.cli": 4, "spare_core.registry_cli": 3, "spare_core.takedown_cli": 3, "spare_core.workflow": 3,
     "spare_core.registry": 2,
     "spare_core.store": 2, "spare_core.takedown": 2,

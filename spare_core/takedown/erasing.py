@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -49,7 +50,7 @@ def erase_request(batch: Batch, standing: Standing, unwanted: set[str]) -> Itera
     Raises:
         GateRefused: if the policy does not let the adapter pass; it stays registered, and goes into no bundle.
     """
-    request, run_id = request_of(standing), pipeline_run_id()
+    request, run_id, started = request_of(standing), pipeline_run_id(), time.monotonic()
     check_pictures(request)
     with stage_run(request.request_id, "neighbours", run_id) as run:
         denoiser = load_base(batch.model, batch.base, batch.settings)
@@ -76,6 +77,7 @@ def erase_request(batch: Batch, standing: Standing, unwanted: set[str]) -> Itera
     yield "registered", {
         "name": version.name, "version": version.version, "adapter_sha256": version.adapter_sha256,
         "evidence_sha256": version.tags[models.EVIDENCE], "verdict_sha256": verdict_sha256,
+        "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
 
 
