@@ -26,6 +26,7 @@ demo-services: $(STAMP) ## the same with a real MLflow server and a real S3 API,
 pipelines: $(STAMP) ## compile the pipelines, for your registry with IMAGE=registry/spare:tag, without GPUs with PROFILE=cpu
 	for name in spare bundle takedown; do SPARE_IMAGE="$(IMAGE)" $(BIN)/python -W ignore -m pipelines.$$name \
 		--profile $(PROFILE) --resources k8s/components/pipelines/$$name.yaml || exit 1; done
+	SPARE_IMAGE="$(IMAGE)" $(BIN)/python -W ignore -m k8s.argo --profile $(PROFILE)
 	$(BIN)/python -W ignore -m components.readme
 
 # Two processes of one thread each: torch's own threads in two processes would slow each other down.

@@ -1,6 +1,7 @@
 """The image, built here and held as a cluster would hold it: ``make docker-test``."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -153,35 +154,35 @@ def test_a_container_reaches_mlflow_and_s3_and_nothing_else(host, services):
     assert told == ["reached", "reached", "lost", "lost"]
 
 
-def docker_run(host, services, folder, arguments=ARGUMENTS):
-    """The committed pipeline under KFP's Docker runner: exit code, and what its tasks told."""
+def in_docker(host, services, folder):
+    """The committed pipeline under KFP's Docker runner: what each stage told when it was done."""
     asked = {
-        "root": str(folder), "pipeline": str(SPARE), "arguments": arguments, "network": NETWORK,
+        "root": str(folder), "pipeline": str(SPARE), "arguments": ARGUMENTS, "network": NETWORK,
         "environment": {**services, "SPARE_STORE": "s3://spare/docker", "SPARE_RUN_ID": "docker"},
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "image.docker_runner"], input=json.dumps(asked), env={**dict(**_environ()), **host},
-        cwd=ROOT, text=True, capture_output=True, check=False, timeout=900,
+        [sys.executable, "-m", "image.docker_runner"], input=json.dumps(asked), env={**os.environ, **host}, cwd=ROOT,
+        text=True, capture_output=True, check=False,
     )  # fmt: skip
-    return done.returncode, [event for line in done.stdout.splitlines() if (event := read_event(line))], done
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    events = [event for line in done.stdout.splitlines() if (event := read_event(line))]
+    return {event["stage"]: event for event in events if event["event"] == "done"}
 
 
-def _environ():
-    import os
-
-    return os.environ
+def in_subprocesses(services, folder):
+    """The same by `spare run`."""
+    spare = [sys.executable, "-P", "-m", "spare_core.cli", "run", "--json", "--output", str(folder)]
+    done = subprocess.run(
+        [*spare, *(f"{name}={value}" for name, value in ARGUMENTS.items())],
+        env={**os.environ, **services, "SPARE_STORE": "s3://spare/subprocess"}, text=True, capture_output=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
 
 
 def test_the_pipeline_gives_the_figures_of_the_subprocess_runner(host, services, tmp_path):
-    code, events, done = docker_run(host, services, tmp_path / "docker")
-    assert code == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    results = {event["stage"]: event for event in events if event["event"] == "done"}
-
-    spare = [sys.executable, "-P", "-m", "spare_core.cli", "run", "--json", "--output", str(tmp_path / "subprocess")]
-    given = [f"{name}={value}" for name, value in ARGUMENTS.items()]
-    alone = subprocess.run(
-        [*spare, *given], env={**dict(**_environ()), **services, "SPARE_STORE": "s3://spare/subprocess"}, text=True,
-        capture_output=True, check=True, timeout=900,
-    )  # fmt: skip
-    print(json.dumps(results, indent=1)[:3000], alone.stdout[:3000])
-    assert results["promote"]
+    contained = in_docker(host, services, tmp_path / "docker")
+    alone = in_subprocesses(services, tmp_path / "subprocess")
+    print(json.dumps(contained, indent=1)[:6000], json.dumps(alone, indent=1)[:6000])
+    assert contained["promote"]

@@ -10,18 +10,22 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from hera.workflows import CronWorkflow
+from pydantic import ValidationError
 
+from k8s.argo import cron_workflow
 from pipelines import platform
 from spare_core.gate import DEFAULT_POLICY
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-OVERLAYS = ("dev", "prod")
+OVERLAYS = ("dev", "prod", "argo")
 SCHEMAS = ROOT.parent / "shared" / "crds"
 KUBERNETES = ("1.30.0", "1.34.0")
 """The oldest release that is still seen in clusters, and a recent one."""
+ARGO = "argoproj.io/v1alpha1"
 BUILT_IN = {"v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "policy/v1", "rbac.authorization.k8s.io/v1"}
-POD_OWNERS = {"Deployment", "Job", "CronJob"}
+POD_OWNERS = {"Deployment", "Job", "CronJob", "CronWorkflow"}
 
 
 def render(overlay):
@@ -67,7 +71,12 @@ def named(objects, kind):
 def pods(objects):
     """Pod specifications with their labels, by what they belong to."""
     for item in objects:
-        if item["kind"] in POD_OWNERS:
+        if item["kind"] == "CronWorkflow":
+            workflow = item["spec"]["workflowSpec"]
+            (template,) = workflow["templates"]
+            pod = {**workflow, "containers": [template["container"]]}
+            yield "CronWorkflow", pod, template["metadata"]["labels"]
+        elif item["kind"] in POD_OWNERS:
             spec = item["spec"]["jobTemplate"]["spec"] if item["kind"] == "CronJob" else item["spec"]
             template = spec["template"]
             yield f"{item['kind']} {item['metadata']['name']}", template["spec"], template["metadata"]["labels"]
@@ -103,7 +112,7 @@ def test_every_custom_resource_is_one_of_its_published_schema(objects):
         for version in definition["versions"]
         if version["served"]
     }
-    custom = [item for item in objects if item["apiVersion"] not in BUILT_IN]
+    custom = [item for item in objects if item["apiVersion"] not in {*BUILT_IN, ARGO}]
     for item in custom:
         schema = strict(copy.deepcopy(served[item["apiVersion"], item["kind"]]))
         jsonschema.validate(item, schema, cls=jsonschema.Draft202012Validator)
@@ -167,11 +176,12 @@ def test_every_pod_is_as_restricted_as_the_namespace_asks_and_cannot_write_to_it
         assert own["allowPrivilegeEscalation"] is False, owner
         assert own["readOnlyRootFilesystem"] is True, owner
         assert own["capabilities"] == {"drop": ["ALL"]}, owner
-        assert pod["automountServiceAccountToken"] is False, owner
+        # Argo's executor reports to the API server.
+        assert pod.get("automountServiceAccountToken", True) is (owner == "CronWorkflow"), owner
         assert {"cpu", "memory"} <= container["resources"]["requests"].keys(), owner
         assert {"cpu", "memory"} <= container["resources"]["limits"].keys(), owner
         written = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
-        assert written <= {"/tmp", platform.CACHE_PATH}, owner
+        assert written <= {"/tmp", "/dev/shm", platform.CACHE_PATH}, owner
 
 
 def test_the_pipelines_tasks_are_as_restricted_as_kfp_lets_them(compiled):
@@ -244,7 +254,9 @@ def test_every_configuration_that_a_task_reads_is_there_and_read(objects, compil
 
 
 def test_every_configuration_map_that_a_pod_names_is_there_and_every_one_is_named(objects, compiled):
-    wanted = {"kfp-launcher", platform.CONFIG, platform.POLICIES}
+    wanted = {platform.CONFIG, platform.POLICIES}
+    if not named(objects, "CronWorkflow"):
+        wanted.add("kfp-launcher")
     for _, pod, container in containers(objects):
         wanted |= {
             source["configMapRef"]["name"] for source in container.get("envFrom", []) if "configMapRef" in source
@@ -282,6 +294,27 @@ def test_every_secret_that_something_reads_comes_from_the_store_and_none_for_not
     assert given == read
 
 
+def test_argos_workflow_is_what_it_is_made_of_and_one_that_its_models_take(compiled):
+    committed = (HERE / "components" / "argo" / "takedown.yaml").read_text()
+    assert committed == cron_workflow(platform.PROFILES["gpu"]).to_yaml()
+    assert CronWorkflow.from_yaml(committed).to_yaml() == committed
+    misspelt = committed.replace("concurrencyPolicy", "concurencyPolicy")  # which its models would leave out
+    assert CronWorkflow.from_yaml(misspelt).to_yaml() != misspelt
+    with pytest.raises(ValidationError):
+        CronWorkflow.from_yaml(committed.replace("activeDeadlineSeconds: 79200", "activeDeadlineSeconds: a night"))
+    (document,) = yaml.safe_load_all(committed)
+    (template,) = document["spec"]["workflowSpec"]["templates"]
+    assert document["spec"]["workflowSpec"]["serviceAccountName"] == "spare-takedown"
+    # The same environment as a task of the pipeline has.
+    secrets = {
+        (variable["name"], *(variable["valueFrom"]["secretKeyRef"][name] for name in ("name", "key")))
+        for variable in template["container"]["env"]
+    }
+    assert secrets == {
+        (variable, secret, key) for secret, pairs in platform.SECRETS.items() for key, variable in pairs.items()
+    }
+
+
 def test_every_claim_and_queue_is_there_and_used(prod, compiled):
     claims = {mount["constant"] for executor in executors(compiled) for mount in executor["pvcMount"]}
     assert claims == named(prod, "PersistentVolumeClaim").keys()
@@ -315,6 +348,23 @@ def test_every_account_that_is_named_is_there_and_every_one_has_its_rights_in_s3
     assert used <= accounts
     # Who asks S3 for nothing has no rights there; the others are for runs and commands that people start.
     assert {f"spare-{path.stem}" for path in (HERE / "aws" / "iam").glob("*.json")} == accounts - {"spare-schedule"}
+
+
+def test_tokens_are_mounted_only_in_the_pods_of_runs(objects):
+    mounted = {
+        name for name, account in named(objects, "ServiceAccount").items() if account["automountServiceAccountToken"]
+    }
+    (binding,) = (one for name, one in named(objects, "RoleBinding").items() if name == "spare-run")
+    assert mounted == {subject["name"] for subject in binding["subjects"]}
+
+
+def test_what_a_pod_may_reach_is_what_it_asks_for(objects):
+    """A pod that is told of MLflow has the label that lets it through, and one that asks S3 the one for that."""
+    for owner, pod, labels in pods(objects):
+        told = [source["configMapRef"]["name"] for one in pod["containers"] for source in one.get("envFrom", [])]
+        assert (labels.get("spare/registry") == "true") == (platform.CONFIG in told), owner
+        if platform.CONFIG in told:
+            assert labels["spare/tls"] == "true", owner
 
 
 def test_the_policies_are_the_ones_that_come_with_spare(objects):
