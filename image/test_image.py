@@ -5,62 +5,10 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import ExitStack
 
-import pytest
-
-from examples.services import mlflow_server, s3_server
-from image.build import ROOT, VERSION, bill_of_materials, build
-from image.docker_runner import confinement
-from image.engine import docker, engine
-from pipelines.definition import SPARE
-from spare_core.events import read_event
-
-TAG = f"spare:{VERSION}"
-NETWORK = "spare-inner"
-ARGUMENTS = {"model": "canvas", "erase": "Neon Lines", "surrogate": "Pencil Drawing", "seeds": 1}
-FIGURES = ("ua", "ira", "cra")
-
-
-@pytest.fixture(scope="session")
-def host():
-    """The environment of docker's clients."""
-    with engine(ROOT / "out" / "docker") as environment:
-        build(environment, "cpu", TAG)
-        yield environment
-
-
-@pytest.fixture(scope="session")
-def gateway(host):
-    """The address of this machine on a network that leads nowhere else."""
-    docker(host, "network", "create", "--internal", NETWORK)
-    try:
-        told = docker(host, "network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", NETWORK)
-        yield told.stdout.strip()
-    finally:
-        docker(host, "network", "rm", NETWORK)
-
-
-@pytest.fixture(scope="session")
-def services(gateway, tmp_path_factory):
-    """MLflow and S3 on that network; the environment that SPARE needs."""
-    folder = tmp_path_factory.mktemp("services")
-    with ExitStack() as stack:
-        s3 = stack.enter_context(s3_server(folder, "spare", gateway))
-        allowed = ("--allowed-hosts", f"{gateway}:*")
-        uri = stack.enter_context(
-            mlflow_server(folder, "sqlite:///mlflow.db", "s3://spare/mlflow", s3, allowed, gateway)
-        )
-        yield {**s3, "MLFLOW_TRACKING_URI": uri}
-
-
-def inside(host, *command, network="none", options=(), check=True):
-    """Run a command in the image, held as the pipeline's tasks are."""
-    held = confinement(network)
-    tmpfs = [part for path, how in held["tmpfs"].items() for part in ("--tmpfs", f"{path}:{how}")]
-    arguments = ["--rm", "--network", network, "--read-only", *tmpfs, "--cap-drop", *held["cap_drop"],
-                 "--security-opt", *held["security_opt"], "--shm-size", held["shm_size"]]  # fmt: skip
-    return docker(host, "run", *arguments, *options, "--entrypoint", command[0], TAG, *command[1:], check=check)
+from image.build import ROOT, VERSION, bill_of_materials
+from image.conftest import ARGUMENTS, NETWORK, TAG, inside
+from image.engine import docker
 
 
 def test_hadolint_has_nothing_to_say():
@@ -154,21 +102,6 @@ def test_a_container_reaches_mlflow_and_s3_and_nothing_else(host, services):
     assert told == ["reached", "reached", "lost", "lost"]
 
 
-def in_docker(host, services, folder):
-    """The committed pipeline under KFP's Docker runner: what each stage told when it was done."""
-    asked = {
-        "root": str(folder), "pipeline": str(SPARE), "arguments": ARGUMENTS, "network": NETWORK,
-        "environment": {**services, "SPARE_STORE": "s3://spare/docker", "SPARE_RUN_ID": "docker"},
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "image.docker_runner"], input=json.dumps(asked), env={**os.environ, **host}, cwd=ROOT,
-        text=True, capture_output=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    events = [event for line in done.stdout.splitlines() if (event := read_event(line))]
-    return {event["stage"]: event for event in events if event["event"] == "done"}
-
-
 def in_subprocesses(services, folder):
     """The same by `spare run`."""
     spare = [sys.executable, "-P", "-m", "spare_core.cli", "run", "--json", "--output", str(folder)]
@@ -181,8 +114,7 @@ def in_subprocesses(services, folder):
     return json.loads(done.stdout)
 
 
-def test_the_pipeline_gives_the_figures_of_the_subprocess_runner(host, services, tmp_path):
-    contained = in_docker(host, services, tmp_path / "docker")
+def test_the_pipeline_gives_the_figures_of_the_subprocess_runner(contained, services, tmp_path):
     alone = in_subprocesses(services, tmp_path / "subprocess")
     print(json.dumps(contained, indent=1)[:6000], json.dumps(alone, indent=1)[:6000])
     assert contained["promote"]
