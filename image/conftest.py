@@ -17,6 +17,7 @@ from spare_core.events import read_event
 
 TAG = f"spare:{VERSION}"
 NETWORK = "spare-inner"
+STORE = "s3://spare/docker"
 ARGUMENTS = {"model": "canvas", "erase": "Neon Lines", "surrogate": "Pencil Drawing", "seeds": 1}
 
 
@@ -82,7 +83,7 @@ def in_docker(host, services, folder):
     """The committed pipeline under KFP's Docker runner: what each stage told when it was done."""
     asked = {
         "root": str(folder), "pipeline": str(SPARE), "arguments": ARGUMENTS, "network": NETWORK,
-        "environment": {**services, "SPARE_STORE": "s3://spare/docker", "SPARE_RUN_ID": "docker"},
+        "environment": {**services, "SPARE_STORE": STORE, "SPARE_RUN_ID": "docker"},
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "image.docker_runner"], input=json.dumps(asked), env={**os.environ, **host}, cwd=ROOT,

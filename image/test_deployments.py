@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from image.build import ROOT
-from image.conftest import NETWORK, TAG, held
+from image.conftest import NETWORK, STORE, TAG, held
 from image.engine import docker
 from tests.tiny import build_sd1
 
@@ -120,3 +120,14 @@ def test_the_image_server_draws_with_the_champion_and_gets_no_traffic_with_anoth
             assert time.monotonic() < deadline, refused
             time.sleep(0.5)
         assert ask(f"{url}/generate", {"prompt": "A Cat image in Neon Lines style."})[0] == 503
+
+
+def test_the_audit_says_what_became_of_the_promotion(host, services, champion):
+    container = deployment("audit")
+    with started(host, "audit", {**services, "SPARE_STORE": STORE}) as (url, log):
+        probed(url, container, "startupProbe", log)
+        deadline = time.monotonic() + START_SECONDS
+        while f'spare_promotions_total{{model="{champion}"}} 1.0' not in (told := ask(f"{url}/metrics")[1].decode()):
+            assert time.monotonic() < deadline, told
+            time.sleep(0.5)
+        assert f'spare_promotion_log_whole{{model="{champion}"}} 1.0' in told

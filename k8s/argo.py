@@ -41,7 +41,14 @@ def cron_workflow(profile: Profile) -> CronWorkflow:
         image=IMAGE,
         image_pull_policy=PULL_POLICY,
         command=["spare", "takedown", "run"],
-        args=["$(LISTS)", "model=$(MODEL)", "suite=$(SUITE)", "skip_invalid=true", f"--output={CACHE_PATH}/takedowns"],
+        args=[
+            "$(LISTS)",
+            "model=$(MODEL)",
+            "suite=$(SUITE)",
+            "name=$(NAME)",
+            "skip_invalid=true",
+            f"--output={CACHE_PATH}/takedowns",
+        ],
         env_from=[ConfigMapEnvFrom(name=CONFIG, prefix=None), ConfigMapEnvFrom(name="spare-takedown", prefix=None)],
         env=[
             SecretEnv(name=variable, secret_name=secret, secret_key=key, optional=True)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from k8s.argo import cron_workflow
 from pipelines import platform
 from spare_core.gate import DEFAULT_POLICY
+from spare_core.registry.naming import check_name
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -33,7 +34,8 @@ def render(overlay):
         pytest.fail("kubectl is not here; it renders the overlays: https://kubernetes.io/docs/tasks/tools")
     done = subprocess.run(["kubectl", "kustomize", HERE / "overlays" / overlay], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    # What people create by hand is held to the same.
+    return "---\n".join([done.stdout, *(path.read_text() for path in sorted((HERE / "examples").glob("*.yaml")))])
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
@@ -65,7 +67,11 @@ def executors(compiled):
 
 
 def named(objects, kind):
-    return {item["metadata"]["name"]: item for item in objects if item["kind"] == kind}
+    return {name_of(item): item for item in objects if item["kind"] == kind}
+
+
+def name_of(item):
+    return item["metadata"].get("name") or item["metadata"]["generateName"]
 
 
 def pods(objects):
@@ -79,7 +85,7 @@ def pods(objects):
         elif item["kind"] in POD_OWNERS:
             spec = item["spec"]["jobTemplate"]["spec"] if item["kind"] == "CronJob" else item["spec"]
             template = spec["template"]
-            yield f"{item['kind']} {item['metadata']['name']}", template["spec"], template["metadata"]["labels"]
+            yield f"{item['kind']} {name_of(item)}", template["spec"], template["metadata"]["labels"]
 
 
 def containers(objects):
@@ -167,7 +173,7 @@ def test_every_pod_is_as_restricted_as_the_namespace_asks_and_cannot_write_to_it
     labels = named(objects, "Namespace")["spare"]["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
     seen = list(containers(objects))
-    assert len(seen) == 5
+    assert len(seen) == 6
     for owner, pod, container in seen:
         security, own = pod["securityContext"], container["securityContext"]
         assert security["runAsNonRoot"] is True, owner
@@ -292,6 +298,24 @@ def test_every_secret_that_something_reads_comes_from_the_store_and_none_for_not
         for entry in secret["spec"]["data"]
     }
     assert given == read
+
+
+def test_the_image_server_follows_the_bundle_that_the_batch_makes(objects):
+    maps = named(objects, "ConfigMap")
+    batch, server = maps["spare-takedown"]["data"], maps["spare-images"]["data"]
+    assert check_name(batch["NAME"]) == server["NAME"]
+    assert batch["MODEL"] == server["BASE"]
+
+
+def test_a_batch_takes_every_argument_that_it_is_given(objects, compiled):
+    parameters = compiled["takedown"][0]["root"]["inputDefinitions"]["parameters"]
+    (given,) = (
+        container["args"]
+        for _, _, container in containers(objects)
+        if any("skip_invalid" in a for a in container["args"])
+    )
+    named_ = {word.partition("=")[0] for word in given if "=" in word and not word.startswith("--")}
+    assert {"model", "suite", "name", "skip_invalid"} <= named_ <= parameters.keys()
 
 
 def test_argos_workflow_is_what_it_is_made_of_and_one_that_its_models_take(compiled):
