@@ -7,10 +7,12 @@ from pathlib import Path
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 
-from examples.services import free_port, process, wait_for
+from examples.services import free_port, process, s3_server, wait_for
 from spare_core.errors import SpareError
 from spare_core.store import open_store
+from spare_core.takedown.ledger import Event, Ledger
 
 HERE = Path(__file__).parent / "aws"
 RECORD, WORK = "s3://spare-record", "s3://spare-work"
@@ -106,8 +108,38 @@ def test_no_account_but_mlflows_deletes(duty, keys):
     assert deleted == ({f"{WORK}/mlflow/there"} if duty == "mlflow" else set())
 
 
-def test_the_documents_of_the_buckets_are_what_s3_takes():
-    policy = json.loads((HERE / "record-bucket-policy.json").read_text())
+@pytest.fixture
+def record(tmp_path, monkeypatch):
+    """The bucket for the record, made as aws/README.md says, but for its policy, of which moto sees no condition."""
+    with s3_server(tmp_path, "unused") as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        s3 = boto3.client("s3")
+        s3.create_bucket(Bucket="spare-record", ObjectLockEnabledForBucket=True)
+        lock = json.loads((HERE / "record-object-lock.json").read_text())
+        s3.put_object_lock_configuration(Bucket="spare-record", ObjectLockConfiguration=lock)
+        yield s3
+
+
+def test_what_the_ledger_wrote_cannot_be_deleted(record):
+    Ledger(open_store(f"{RECORD}/prod"), "anna").append([Event("R-1", "received", {"due_at": "2027-01-01T00:00Z"})])
+    (entry,) = record.list_object_versions(Bucket="spare-record", Prefix="prod/ledger/")["Versions"]
+    with pytest.raises(ClientError, match="AccessDenied"):
+        record.delete_object(Bucket="spare-record", Key=entry["Key"], VersionId=entry["VersionId"])
+
+
+def test_stages_go_after_a_month(record):
+    record.create_bucket(Bucket="spare-work")
+    rules = json.loads((HERE / "work-lifecycle.json").read_text())
+    record.put_bucket_lifecycle_configuration(Bucket="spare-work", LifecycleConfiguration=rules)
+    (rule,) = record.get_bucket_lifecycle_configuration(Bucket="spare-work")["Rules"]
+    assert (rule["Filter"]["Prefix"], rule["Expiration"]["Days"]) == ("pipelines/", 30)
+
+
+def test_the_buckets_policy_only_takes_rights_away(record):
+    document = (HERE / "record-bucket-policy.json").read_text()
+    record.put_bucket_policy(Bucket="spare-record", Policy=document)
+    policy = json.loads(document)
     assert {statement["Effect"] for statement in policy["Statement"]} == {"Deny"}
-    lock = json.loads((HERE / "record-object-lock.json").read_text())
-    assert lock["Rule"]["DefaultRetention"]["Years"] >= 1
+    guarded = {part.split("/")[2] for part in policy["Statement"][1]["Resource"]}
+    assert guarded == {"ledger", "promotions", "evidence", "artifacts", "requests"}
