@@ -55,6 +55,7 @@ RUN tools/bin/pip wheel --quiet --no-deps --no-index --no-build-isolation --whee
 COPY examples/__init__.py examples/following.py examples/serve.py own/srv/examples/
 
 FROM python AS final
+ARG BASE
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG DEVICE=cuda
@@ -63,6 +64,7 @@ LABEL org.opencontainers.image.title="SPARE" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.base.name="$BASE" \
       io.spare.device="$DEVICE"
 # Uid and gid are numbers, so that Kubernetes can see that they are not root's. Only /var/cache/spare and /tmp are ever
 # written to: with a read-only root both have to be mounts.

@@ -17,11 +17,11 @@ from typing import Any
 
 import mlflow.artifacts
 import torch
-from diffusers import DiffusionPipeline
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from spare_core.model_files import find_model
+from spare_core.pipeline_loading import load_pipeline
 
 ALIAS = "champion"
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -37,9 +37,9 @@ class FollowingPipeline:
     def __init__(self, name: str, model: str, device: str = "cpu") -> None:
         files = find_model(model)
         self.name, self.base_digest = name, files.digest()
-        self.pipeline: Any = DiffusionPipeline.from_pretrained(
-            files.path, variant=files.variant, safety_checker=None, use_safetensors=True
-        ).to(device)
+        # Files of half precision are no reason to draw in it, where a CPU cannot.
+        dtype = torch.float32 if device == "cpu" else torch.float16
+        self.pipeline: Any = load_pipeline(files, dtype).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.version: int | None = None
         self.problem: str | None = "the registry has not been asked yet"

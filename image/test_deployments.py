@@ -109,7 +109,7 @@ def test_the_image_server_draws_with_the_champion_and_gets_no_traffic_with_anoth
         ready = json.loads(probed(url, container, "readinessProbe", log))
         assert ready["problem"] is None
         status, picture = ask(f"{url}/generate", {"prompt": "A Cat image in Neon Lines style.", "steps": 2})
-        assert (status, picture[:4]) == (200, b"\x89PNG")
+        assert (status, picture[:4]) == (200, b"\x89PNG"), log().stderr[-2000:]
 
     other = build_sd1(tmp_path / "other")
     tmp_path.chmod(0o755)

@@ -132,7 +132,6 @@ def in_subprocesses(services, folder):
 def test_the_pipeline_gives_the_figures_of_the_subprocess_runner(contained, services, tmp_path):
     alone = in_subprocesses(services, tmp_path)
     assert contained.keys() == alone.keys()
-    assert (contained["register"]["version"], alone["register"]["version"]) == (1, 2)
     ours, theirs = (read_report(Path(told["register"]["evaluation"])) for told in (contained, alone))
     assert ours["judge"] == theirs["judge"]
     for side in ("base", "adapted"):

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 from mlflow import MlflowClient
 
+from examples.following import FollowingPipeline
 from examples.serve import signed
 from examples.services import free_port, mlflow_server, process, wait_for
 from spare_core.denoiser import UNetDenoiser
@@ -124,6 +125,12 @@ def test_a_promotion_swaps_the_adapter_of_the_running_server_and_a_rollback_swap
     becomes(site, lambda status, said: said["version"] == 1)
     assert draw(site) == first
     assert site.process.poll() is None
+
+
+def test_a_base_whose_files_are_of_half_precision_is_drawn_with_too() -> None:
+    live = FollowingPipeline("spare.canvas", "canvas")
+    image, version = live.draw("A Cat image in Neon Lines style.", 1, num_inference_steps=1)
+    assert (image.size, version) == ((64, 64), None)
 
 
 def test_pictures_asked_for_during_swaps_are_each_of_one_adapter(site: Site) -> None:
