@@ -96,6 +96,10 @@ def test_mlflow_starts_lets_nobody_in_without_a_password_and_answers_to_its_own_
         assert ask(search, asked, Host="spare-mlflow:5000")[0] == 401
         assert ask(search, asked, Host="spare-mlflow:5000", Authorization=basic)[0] == 200
         assert ask(search, asked, Host="spare-mlflow.spare.svc:5000", Authorization=basic)[0] == 200
+        user = {"username": "spare", "password": "another long one"}
+        create = f"{url}/api/2.0/mlflow/users/create"
+        assert ask(create, user, Host="spare-mlflow:5000", Authorization=basic)[0] == 200
+        assert ask(create, user, Host="spare-mlflow:5000")[0] == 401
         assert ask(search, asked, Host="elsewhere.example.org:5000", Authorization=basic)[0] == 403
 
 

@@ -298,6 +298,13 @@ def test_every_secret_that_something_reads_comes_from_the_store_and_none_for_not
         for entry in secret["spec"]["data"]
     }
     assert given == read
+    told = (HERE / "README.md").read_text().replace("\\\n", " ")
+    by_hand = {
+        (command.split()[0], key)
+        for command in re.findall(r"create secret generic (.*)", told)
+        for key in re.findall(r"--from-(?:literal|file)=([\w.]+)", command)
+    }
+    assert by_hand == read
 
 
 def test_the_image_server_follows_the_bundle_that_the_batch_makes(objects):
