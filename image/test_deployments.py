@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +18,7 @@ from image.engine import docker
 from tests.tiny import build_sd1
 
 PASSWORD = "correct horse battery"
-START_SECONDS = 180
+START_SECONDS = 90
 
 
 def deployment(name):
@@ -46,6 +47,7 @@ def started(host, name, environment, volumes=()):
             host, "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", run
         ).stdout.strip()
         (port,) = container["ports"]
+        assert address, docker(host, "logs", run).stderr[-2000:]
         yield f"http://{address}:{port['containerPort']}", lambda: docker(host, "logs", run)
     finally:
         docker(host, "rm", "--force", run)
@@ -116,7 +118,7 @@ def test_the_image_server_draws_with_the_champion_and_gets_no_traffic_with_anoth
         assert (status, picture[:4]) == (200, b"\x89PNG"), log().stderr[-2000:]
 
     other = build_sd1(tmp_path / "other")
-    tmp_path.chmod(0o755)
+    subprocess.run(["chmod", "--recursive", "a+rX", tmp_path], check=True)
     with started(host, "images", {**told, "BASE": "/models/other"}, [f"{other}:/models/other:ro"]) as (url, log):
         probed(url, container, "startupProbe", log)
         deadline = time.monotonic() + START_SECONDS
