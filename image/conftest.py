@@ -16,7 +16,7 @@ from pipelines.definition import SPARE
 from spare_core.events import read_event
 
 TAG = f"spare:{VERSION}"
-NETWORK = "spare-inner"
+NETWORK = f"spare-inner-{os.getpid()}"  # one of a run that was killed is in nobody's way
 STORE = "s3://spare/docker"
 ARGUMENTS = {"model": "canvas", "erase": "Neon Lines", "surrogate": "Pencil Drawing", "seeds": 1}
 
