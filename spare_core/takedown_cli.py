@@ -143,7 +143,9 @@ def status(
 @reporting
 def metrics(
     store: StoreUri,
-    port: Annotated[int | None, typer.Option(help="serve them there for ever; default: print them once")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="serve them there for ever; default: print them once", min=1, max=65535)
+    ] = None,
     host: Annotated[str, typer.Option(help="address to serve on")] = "127.0.0.1",
     every: Annotated[float, typer.Option(help="seconds between two looks at the store", min=1.0)] = 60.0,
 ) -> None:
@@ -152,8 +154,8 @@ def metrics(
     from spare_core.takedown.monitoring import Watch
 
     watch = Watch(open_store(absolute(store)))
+    watch.look()
     if port is None:
-        watch.look()
         print(watch.text(), end="")
         return
     try:

@@ -131,6 +131,13 @@ def test_they_are_served_and_follow_the_ledger(folder: Path, tmp_path: Path) -> 
         assert until(2)
 
 
+def test_a_store_that_is_not_there_is_told_before_anything_is_served(tmp_path: Path) -> None:
+    command = [*METRICS, str(tmp_path / "nowhere"), "--port", str(free_port())]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert refused.returncode == 2
+    assert f"there is no folder {tmp_path / 'nowhere'}" in refused.stderr
+
+
 def test_printed_once_and_a_port_that_is_taken(folder: Path) -> None:
     once = subprocess.run([*METRICS, str(folder)], capture_output=True, text=True, check=True)
     assert figures(once.stdout)["spare_takedown_late"] == 1

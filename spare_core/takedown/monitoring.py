@@ -83,11 +83,11 @@ class Watch(Collector):
         """
         start_http_server(port, host, self.registry)
         while True:
+            time.sleep(every)
             try:
                 self.look()
             except SpareError as error:
                 _log.warning("the figures stay those of %.0f: %s", self.seen.read_at, error)
-            time.sleep(every)
 
     def describe(self) -> list[Metric]:
         """Nothing is asked of the store before the first look."""
