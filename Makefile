@@ -15,7 +15,7 @@ PINNED := image/requirements
 .PHONY: help demo demo-services pipelines test docker-test k8s-test lint format image pins canvas clean distclean
 
 help: ## what each target does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## the whole pipeline on the built-in model: erase, measure, register, promote (results in OUT, out/demo)
 	$(BIN)/spare demo --output "$(OUT)"

@@ -13,7 +13,7 @@ import time
 from typing import Final
 
 from image.build import DEVICES, ROOT, VERSION, build, size
-from image.docker_runner import confinement
+from image.docker_runner import options
 from image.engine import docker, engine
 
 STARTS: Final = {
@@ -36,10 +36,8 @@ PARTS: Final = {
 
 def started(host: dict[str, str], tag: str, command: tuple[str, ...]) -> float:
     """Seconds of one container."""
-    how = confinement("none")
-    tmpfs = [part for path, options in how["tmpfs"].items() for part in ("--tmpfs", f"{path}:{options}")]
     begin = time.perf_counter()
-    docker(host, "run", "--rm", "--network=none", "--read-only", *tmpfs, "--entrypoint", command[0], tag, *command[1:])
+    docker(host, "run", "--rm", *options("none"), "--entrypoint", command[0], tag, *command[1:])
     return time.perf_counter() - begin
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from examples.services import mlflow_server, s3_server
 from image.build import ROOT, VERSION, build
-from image.docker_runner import confinement
+from image.docker_runner import options
 from image.engine import docker, engine
 from pipelines.definition import SPARE
 from spare_core.events import read_event
@@ -66,17 +66,9 @@ def champion(contained):
     return contained["register"]["name"]
 
 
-def held(network):
-    """Options of ``docker run`` that hold a container as the pipeline's tasks are held."""
-    how = confinement(network)
-    tmpfs = [part for path, options in how["tmpfs"].items() for part in ("--tmpfs", f"{path}:{options}")]
-    return ["--network", network, "--read-only", *tmpfs, "--cap-drop", *how["cap_drop"], "--security-opt",
-            *how["security_opt"], "--shm-size", how["shm_size"]]  # fmt: skip
-
-
 def inside(host, *command, network="none", check=True):
-    """Run a command in the image, held so."""
-    return docker(host, "run", "--rm", *held(network), "--entrypoint", command[0], TAG, *command[1:], check=check)
+    """Run a command in the image, held as the pipeline's tasks are held."""
+    return docker(host, "run", "--rm", *options(network), "--entrypoint", command[0], TAG, *command[1:], check=check)
 
 
 def in_docker(host, services, folder):

@@ -37,6 +37,14 @@ def confinement(network: str) -> dict[str, Any]:
     }
 
 
+def options(network: str) -> list[str]:
+    """The same for the command ``docker run``."""
+    how = confinement(network)
+    tmpfs = [part for path, mount in how["tmpfs"].items() for part in ("--tmpfs", f"{path}:{mount}")]
+    return ["--network", network, "--read-only", *tmpfs, "--cap-drop", *how["cap_drop"], "--security-opt",
+            *how["security_opt"], "--shm-size", how["shm_size"]]  # fmt: skip
+
+
 def main() -> None:
     """Run; exit 0 if every task succeeded."""
     asked = json.loads(sys.stdin.read())
@@ -47,9 +55,7 @@ def main() -> None:
     for folder in ("runs", "workspace"):  # where none is, Docker makes one that is root's
         (root / folder).mkdir(parents=True)
     # With an entry point of its own an image takes KFP's command as arguments; on Kubernetes a command replaces it.
-    runner = local.DockerRunner(
-        entrypoint=[], environment=asked["environment"], **confinement(asked["network"])
-    )  # fmt: skip
+    runner = local.DockerRunner(entrypoint=[], environment=asked["environment"], **confinement(asked["network"]))
     local.init(runner, str(root / "runs"), str(root / "workspace"))
     try:
         run_local_pipeline(read_definition(Path(asked["pipeline"])).pipeline, asked["arguments"])

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from image.build import ROOT
-from image.conftest import NETWORK, STORE, TAG, held
+from image.conftest import NETWORK, STORE, TAG
+from image.docker_runner import options
 from image.engine import docker
 from tests.tiny import build_sd1
 
@@ -40,7 +41,7 @@ def started(host, name, environment, volumes=()):
     given = [part for variable, value in values.items() for part in ("--env", f"{variable}={value}")]
     mounts = [part for volume in volumes for part in ("--volume", volume)]
     place = ["--workdir", container["workingDir"]] if "workingDir" in container else []
-    arguments = [*held(NETWORK), *given, *mounts, *place, "--entrypoint", command[0], TAG, *command[1:]]
+    arguments = [*options(NETWORK), *given, *mounts, *place, "--entrypoint", command[0], TAG, *command[1:]]
     run = docker(host, "run", "--detach", *arguments).stdout.strip()
     try:
         address = docker(
