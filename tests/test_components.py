@@ -101,12 +101,14 @@ def test_each_profile_compiles_and_asks_for_what_it_says(
     for name in ON_A_GPU & {*stages}:
         accelerator = containers[name]["resources"].get("accelerator")
         assert (accelerator is not None) == (profile == "gpu")
-        (shared,) = asked[name]["emptyDirMounts"]
-        assert (shared["mountPath"], shared["medium"]) == ("/dev/shm", "Memory")
+        mounts = {mount["mountPath"]: mount for mount in asked[name]["emptyDirMounts"]}
+        assert mounts.keys() == {"/dev/shm", "/tmp"}
+        assert mounts["/dev/shm"]["medium"] == "Memory"
         queue = asked[name].get("podMetadata", {}).get("labels", {})
         assert queue == ({"kueue.x-k8s.io/queue-name": "spare"} if profile == "gpu" else {})
     for name in tasks - ON_A_GPU:
         assert "accelerator" not in containers[name]["resources"], "checked, registered and judged without a GPU"
+        assert [mount["mountPath"] for mount in asked[name]["emptyDirMounts"]] == ["/tmp"]
     for each in asked.values():
         assert int(each["activeDeadlineSeconds"]) > 0
         assert {secret["secretName"] for secret in each["secretAsEnv"]} == {*SECRETS}
