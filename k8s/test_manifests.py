@@ -1,171 +1,20 @@
-"""What a cluster would be given: ``make k8s-test``."""
+"""What a cluster would be given is restricted, and has what the pipelines name: ``make k8s-test``."""
 
-import copy
-import json
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
-import jsonschema
 import pytest
 import yaml
 from hera.workflows import CronWorkflow
 from pydantic import ValidationError
 
 from k8s.argo import cron_workflow
+from k8s.conftest import HERE, containers, executors, images, named, pods
 from pipelines import platform
 from spare_core.gate import DEFAULT_POLICY
 from spare_core.registry.naming import check_name
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent
-OVERLAYS = ("dev", "prod", "argo")
-SCHEMAS = ROOT.parent / "shared" / "crds"
 BY_HAND = {"Job spare-promote"}
 """What k8s/examples holds."""
-KUBERNETES = ("1.30.0", "1.34.0")
-"""The oldest release that is still seen in clusters, and a recent one."""
-ARGO = "argoproj.io/v1alpha1"
-BUILT_IN = {"v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "policy/v1", "rbac.authorization.k8s.io/v1"}
-POD_OWNERS = {"Deployment", "Job", "CronJob", "CronWorkflow"}
-
-
-def render(overlay):
-    if not shutil.which("kubectl"):
-        pytest.fail("kubectl is not here; it renders the overlays: https://kubernetes.io/docs/tasks/tools")
-    done = subprocess.run(["kubectl", "kustomize", HERE / "overlays" / overlay], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    # What people create by hand is held to the same, under a name, since the validators know no generateName.
-    by_hand = [path.read_text() for path in sorted((HERE / "examples").glob("*.yaml"))]
-    return "---\n".join([done.stdout, *(re.sub(r"generateName: (\S+)-", r"name: \1", text) for text in by_hand)])
-
-
-@pytest.fixture(scope="module", params=OVERLAYS)
-def rendered(request):
-    return render(request.param)
-
-
-@pytest.fixture
-def objects(rendered):
-    return list(yaml.safe_load_all(rendered))
-
-
-@pytest.fixture
-def prod():
-    return list(yaml.safe_load_all(render("prod")))
-
-
-@pytest.fixture(scope="module")
-def compiled():
-    """The pipelines as they are submitted: specification and what they ask of the platform."""
-    return {
-        path.stem: list(yaml.safe_load_all(path.read_text())) for path in sorted((ROOT / "pipelines").glob("*.yaml"))
-    }
-
-
-def executors(compiled):
-    for _, platforms in compiled.values():
-        yield from platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
-
-
-def images(compiled):
-    """What the pipelines' tasks run in."""
-    return {
-        executor["container"]["image"]
-        for specification, _ in compiled.values()
-        for executor in specification["deploymentSpec"]["executors"].values()
-    }
-
-
-def named(objects, kind):
-    return {item["metadata"]["name"]: item for item in objects if item["kind"] == kind}
-
-
-def pods(objects):
-    """Pod specifications with their labels, by what they belong to."""
-    for item in objects:
-        if item["kind"] == "CronWorkflow":
-            workflow = item["spec"]["workflowSpec"]
-            (template,) = workflow["templates"]
-            pod = {**workflow, "containers": [template["container"]]}
-            yield "CronWorkflow", pod, template["metadata"]["labels"]
-        elif item["kind"] in POD_OWNERS:
-            spec = item["spec"]["jobTemplate"]["spec"] if item["kind"] == "CronJob" else item["spec"]
-            template = spec["template"]
-            yield f"{item['kind']} {item['metadata']['name']}", template["spec"], template["metadata"]["labels"]
-
-
-def containers(objects):
-    for owner, pod, _ in pods(objects):
-        for container in (*pod.get("initContainers", ()), *pod["containers"]):
-            yield owner, pod, container
-
-
-# --- Schemas
-
-
-@pytest.mark.parametrize("release", KUBERNETES)
-def test_every_object_is_one_that_kubernetes_takes(objects, release, tmp_path):
-    own = [item for item in objects if item["apiVersion"] in BUILT_IN]
-    assert len(own) > 30
-    (tmp_path / "objects.yaml").write_text(yaml.safe_dump_all(own))
-    command = [ROOT / ".venv-tools/bin/kubernetes-validate", "--strict", "-k", release, tmp_path / "objects.yaml"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "WARN" not in done.stdout + done.stderr
-
-
-def test_every_custom_resource_is_one_of_its_published_schema(objects):
-    if not SCHEMAS.is_dir():
-        pytest.skip("the published schemas of custom resources are not here")
-    definitions = [yaml.safe_load(path.read_text())["spec"] for path in SCHEMAS.glob("*.yaml")]
-    served = {
-        (f"{definition['group']}/{version['name']}", definition["names"]["kind"]): version["schema"]["openAPIV3Schema"]
-        for definition in definitions
-        for version in definition["versions"]
-        if version["served"]
-    }
-    custom = [item for item in objects if item["apiVersion"] not in {*BUILT_IN, ARGO}]
-    for item in custom:
-        schema = strict(copy.deepcopy(served[item["apiVersion"], item["kind"]]))
-        jsonschema.validate(item, schema, cls=jsonschema.Draft202012Validator)
-
-
-def strict(schema, top=True):
-    """The schema, but what it does not know is refused, as `kubectl apply --validate=strict` does."""
-    if not isinstance(schema, dict) or schema.get("x-kubernetes-preserve-unknown-fields"):
-        return schema
-    if "properties" in schema and "additionalProperties" not in schema:
-        schema["additionalProperties"] = False
-    if schema.pop("x-kubernetes-int-or-string", False):
-        return {"type": ["integer", "string"]}
-    if "(?i)" in schema.get("pattern", ""):  # Go's, which may stand anywhere
-        schema["pattern"] = "(?i)" + schema["pattern"].replace("(?i)", "")
-    for name, part in schema.get("properties", {}).items():
-        if not (top and name == "metadata"):
-            schema["properties"][name] = strict(part, top=False)
-    for name in ("items", "additionalProperties"):
-        if isinstance(schema.get(name), dict):
-            schema[name] = strict(schema[name], top=False)
-    return schema
-
-
-def test_checkov_has_nothing_to_say(rendered, tmp_path):
-    (tmp_path / "objects.yaml").write_text(rendered)
-    command = [ROOT / ".venv-tools/bin/checkov", "--config-file", HERE / "checkov.yaml", "--output", "json",
-               "--file", tmp_path / "objects.yaml"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    summary = json.loads(done.stdout)
-    assert summary.get("results", {}).get("failed_checks", []) == [], done.stdout
-    assert summary["summary"]["passed"] > 300 if "summary" in summary else summary["passed"] > 300
-
-
-def test_each_check_that_checkov_skips_has_its_reason():
-    lines = (HERE / "checkov.yaml").read_text().splitlines()
-    skipped = [number for number, line in enumerate(lines) if "- CKV" in line]
-    assert skipped
-    assert all(lines[number - 1].lstrip().startswith("#") for number in skipped)
 
 
 # --- Security
