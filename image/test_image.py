@@ -14,6 +14,7 @@ from image.build import ROOT, VERSION, bill_of_materials
 from image.conftest import ARGUMENTS, NETWORK, STORE, TAG, inside
 from image.engine import docker
 from spare_core.evaluation.report_files import read_report
+from tests.test_pins import REQUIREMENTS, normal, pins
 
 
 def test_hadolint_has_nothing_to_say():
@@ -62,13 +63,10 @@ def test_it_holds_no_secret(host):
 
 
 def test_it_holds_what_the_lock_says(host):
-    lock = (ROOT / "image/requirements/image-cpu.txt").read_text()
-    pinned = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^ ;\\]+)", lock, re.M))
     listing = "import importlib.metadata as m; print(*(f'{d.name}=={d.version}' for d in m.distributions()), sep='\\n')"
     there = dict(line.split("==") for line in inside(host, "python3", "-c", listing).stdout.split())
     assert there.pop("spare-unlearning") == VERSION
-    normal = lambda packages: {re.sub("[-_.]+", "-", name).lower(): version for name, version in packages.items()}  # noqa: E731
-    assert normal(there) == normal(pinned)
+    assert {normal(name): {version} for name, version in there.items()} == pins(REQUIREMENTS / "image-cpu.txt")
 
 
 def test_the_pipeline_that_the_nightly_batch_submits_is_in_it_and_names_it(host):
