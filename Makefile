@@ -21,7 +21,7 @@ demo: $(STAMP) ## the whole pipeline on the built-in model: erase, measure, regi
 	$(BIN)/spare demo --output "$(OUT)"
 
 demo-services: $(STAMP) ## the same with a real MLflow server and a real S3 API, started and ended by it (out/demo-services)
-	$(BIN)/python -m examples.demo_services --output "$(OUT)-services"
+	$(BIN)/python -m serving.demo_services --output "$(OUT)-services"
 
 pipelines: $(STAMP) ## compile the pipelines, for your registry with IMAGE=registry/spare:tag, without GPUs with PROFILE=cpu
 	for name in spare bundle takedown; do SPARE_IMAGE="$(IMAGE)" $(BIN)/python -W ignore -m pipelines.$$name \

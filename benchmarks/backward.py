@@ -13,17 +13,17 @@ import subprocess
 import sys
 import time
 
-from spare_core.adapter import Adapter
-from spare_core.bank import fill_bank
-from spare_core.batches import Batches
-from spare_core.denoiser import load_denoiser
-from spare_core.distill import training_step
-from spare_core.erasures import Erasures
-from spare_core.masks import whole_layers
-from spare_core.request import build_erasure
-from spare_core.settings import EraseSettings
-from spare_core.stages import peak_memory
-from spare_core.timesteps import profile_timesteps
+from spare_core.adapters.low_rank import Adapter
+from spare_core.concepts.erasures import Erasures
+from spare_core.method.bank import fill_bank
+from spare_core.method.batches import Batches
+from spare_core.method.distill import training_step
+from spare_core.method.gap import profile_timesteps
+from spare_core.method.masks import whole_layers
+from spare_core.method.settings import EraseSettings
+from spare_core.models.denoiser import load_denoiser
+from spare_core.runs.request import build_erasure
+from spare_core.runs.stages import peak_memory
 
 STEPS = 6
 

@@ -14,19 +14,19 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.ablation import CONCEPTS, Bench
-from spare_core.adapter import Adapter
-from spare_core.artifact import load_adapter
-from spare_core.bundle import concatenated
-from spare_core.compose import Candidate, ways
-from spare_core.concept import Erasure
-from spare_core.erase import erase
-from spare_core.erasures import Erasures
+from spare_core.adapters.algebra import concatenated
+from spare_core.adapters.directory import load_adapter
+from spare_core.adapters.low_rank import Adapter
+from spare_core.concepts.concept import Erasure
+from spare_core.concepts.erasures import Erasures
 from spare_core.evaluation.findings import Question, findings
 from spare_core.evaluation.grid import draw_grid
 from spare_core.evaluation.suite import DOMAINS
-from spare_core.request import build_erasure, build_request
-from spare_core.settings import EraseSettings
-from spare_core.stages import Work, make_repeatable, peak_memory
+from spare_core.method.settings import EraseSettings
+from spare_core.runs.compose import Candidate, ways
+from spare_core.runs.erase import erase
+from spare_core.runs.request import build_erasure, build_request
+from spare_core.runs.stages import Work, make_repeatable, peak_memory
 
 EIGHT = ("Neon Lines", "Cat", "Winter", "Tower", "Red Blue Ink", "Guitar", "Rust", "Jellyfish")
 

@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation import CONCEPTS, Bench
-from spare_core.adapter import Adapter, DeltaUpdate
-from spare_core.artifact import LORA, load_adapter
-from spare_core.atomic import read_tensors, write_bytes
-from spare_core.concept import Erasure
-from spare_core.erasures import Erasures
-from spare_core.generate import draw, png
-from spare_core.measures import Meter, draw_held_out
-from spare_core.request import build_erasure
-from spare_core.settings import EraseSettings
+from spare_core.adapters.directory import LORA, load_adapter
+from spare_core.adapters.low_rank import Adapter, DeltaUpdate
+from spare_core.concepts.concept import Erasure
+from spare_core.concepts.erasures import Erasures
+from spare_core.files.atomic import read_tensors, write_bytes
+from spare_core.method.residual import Meter, draw_held_out
+from spare_core.method.settings import EraseSettings
+from spare_core.runs.generate import draw, png
+from spare_core.runs.request import build_erasure
 
 HERE = Path(__file__).parent
 REQUIREMENTS = (

@@ -19,13 +19,13 @@ from typing import Any
 
 from benchmarks.ablation import Bench
 from benchmarks.bundles import EIGHT, erasure_of
-from spare_core.artifact import load_adapter
-from spare_core.compose import compose
-from spare_core.erase import erase
-from spare_core.erasures import Erasures
+from spare_core.adapters.directory import load_adapter
+from spare_core.concepts.erasures import Erasures
 from spare_core.evaluation.evaluate import evaluate
 from spare_core.evaluation.report_files import EVALUATION, read_report
-from spare_core.settings import EraseSettings
+from spare_core.method.settings import EraseSettings
+from spare_core.runs.compose import compose
+from spare_core.runs.erase import erase
 
 _COLUMNS = ("bundle", "UA mean", "UA worst", "IRA", "FID", "residual mean", "residual worst", "mean drift",
             "largest rebound", "s")  # fmt: skip

@@ -20,10 +20,10 @@ STARTS: Final = {
     "the container alone": ("true",),
     "`spare --help`": ("spare", "--help"),
     "a task that talks to services (validate, gate, promote)": (
-        "python3", "-c", "import kfp.dsl.executor_main, spare_core.workflow"
+        "python3", "-c", "import kfp.dsl.executor_main, spare_core.workflow.tasks"
     ),
     "a task that runs the model (prepare, distill, evaluate)": (
-        "python3", "-c", "import kfp.dsl.executor_main, spare_core.workflow, spare_core.stages; "
+        "python3", "-c", "import kfp.dsl.executor_main, spare_core.workflow.tasks, spare_core.runs.stages; "
         "from diffusers import StableDiffusionPipeline"
     ),
 }  # fmt: skip

@@ -19,17 +19,17 @@ from torch import Tensor
 
 from benchmarks.ablation import CONCEPTS, VARIANTS
 from benchmarks.workbench import Workbench
-from spare_core.adapter import Adapter
-from spare_core.conditioning import Conditioning
-from spare_core.denoiser import UNetDenoiser, load_denoiser
-from spare_core.erasures import Erasures
+from spare_core.adapters.low_rank import Adapter
+from spare_core.concepts.erasures import Erasures
 from spare_core.evaluation.judgement import Judge
 from spare_core.evaluation.judges import load_judge
 from spare_core.evaluation.suite import Suite, load_suite
-from spare_core.generate import draw
-from spare_core.request import build_erasure
-from spare_core.settings import EraseSettings
-from spare_core.stages import make_repeatable
+from spare_core.method.settings import EraseSettings
+from spare_core.models.conditioning import Conditioning
+from spare_core.models.denoiser import UNetDenoiser, load_denoiser
+from spare_core.runs.generate import draw
+from spare_core.runs.request import build_erasure
+from spare_core.runs.stages import make_repeatable
 
 TOKEN = "<learned>"
 

@@ -17,10 +17,10 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
-from spare_core.atomic import read_tensors, write_tensors
 from spare_core.canvas.protocol import GUIDANCE, OBJECTS, STYLES, TEMPLATE
 from spare_core.canvas.training.loop import Schedule, train
-from spare_core.denoiser import UNetDenoiser, load_denoiser
+from spare_core.files.atomic import read_tensors, write_tensors
+from spare_core.models.denoiser import UNetDenoiser, load_denoiser
 
 BATCH = 48
 NULL_SHARE = 0.15

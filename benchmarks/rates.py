@@ -15,13 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.workbench import Workbench
-from spare_core.denoiser import load_denoiser
-from spare_core.erasures import Erasures
-from spare_core.request import build_erasure
-from spare_core.saliency import choose_masks
-from spare_core.settings import EraseSettings
-from spare_core.stages import make_repeatable
-from tests.tiny import build_sd1, build_sd2_v, build_sdxl
+from spare_core.concepts.erasures import Erasures
+from spare_core.method.saliency import choose_masks
+from spare_core.method.settings import EraseSettings
+from spare_core.models.denoiser import load_denoiser
+from spare_core.runs.request import build_erasure
+from spare_core.runs.stages import make_repeatable
+from tests.support.tiny import build_sd1, build_sd2_v, build_sdxl
 
 RATES = (2.5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 CONCEPTS = (("style", "Neon Lines", "Pencil Drawing"), ("object", "Cat", "Dog"))

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.whole_process import erase_cat
-from spare_core.atomic import write_bytes
 from spare_core.canvas.protocol import OBJECTS
-from spare_core.denoiser import load_denoiser
-from spare_core.generate import draw, png
+from spare_core.files.atomic import write_bytes
+from spare_core.models.denoiser import load_denoiser
+from spare_core.runs.generate import draw, png
 
 AXES: dict[str, tuple[Any, ...]] = {
     "kept concepts": (1, 5, 10, 18),

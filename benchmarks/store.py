@@ -27,9 +27,9 @@ import boto3
 from boto3.s3.transfer import TransferConfig
 from s3transfer.manager import TransferManager
 
-from examples.services import s3_server
+from serving.services import s3_server
 from spare_core.store import open_store
-from tests.faulty_proxy import Fault, faulty_proxy
+from tests.support.faulty_proxy import Fault, faulty_proxy
 
 MIB = 2**20
 LARGE = 3

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
-from examples.services import s3_server
+from serving.services import s3_server
 from spare_core.errors import ObjectExists, ObjectMissing
 from spare_core.store import open_store
 from spare_core.takedown.leases import lease
@@ -33,8 +33,8 @@ from spare_core.takedown.ledger import Event, Ledger
 from spare_core.takedown.reading import read_list
 from spare_core.takedown.request import TakedownRequest
 from spare_core.takedown.work import plan_open, take_in
-from tests.takedown_stub import DAYS, FACTS
-from tests.test_takedown_work import check_all_done
+from tests.support.takedown_stub import DAYS, FACTS
+from tests.takedown.test_work import check_all_done
 
 BUCKET = "benchmark"
 STEPS = ("erasing", "erasing", "evaluated", "registered", "in_bundle", "done")
@@ -162,7 +162,7 @@ def _needed(made: Filled) -> Iterator[tuple[str, bytes]]:
 def kills(folder: Path, count: int, seed: int) -> None:
     folder.mkdir()
     started = time.perf_counter()
-    command = [sys.executable, "-m", "tests.takedown_stub", "killed", str(folder), str(count), str(seed)]
+    command = [sys.executable, "-m", "tests.support.takedown_stub", "killed", str(folder), str(count), str(seed)]
     done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     seconds = time.perf_counter() - started
     store = open_store(str(folder))

@@ -16,10 +16,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.whole_process import erase_cat
-from spare_core.adapter import Adapter
-from spare_core.denoiser import UNetDenoiser, load_denoiser
-from spare_core.masks import whole_layers
-from spare_core.stages import make_repeatable
+from spare_core.adapters.low_rank import Adapter
+from spare_core.method.masks import whole_layers
+from spare_core.models.denoiser import UNetDenoiser, load_denoiser
+from spare_core.runs.stages import make_repeatable
 
 KINDS = {
     "convolutions": ("convolution",),

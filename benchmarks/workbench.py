@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from spare_core.adapter import Adapter
-from spare_core.bank import Bank, fill_bank
-from spare_core.batches import Batches
-from spare_core.denoiser import Denoiser
-from spare_core.distill import TrainingState, distill
-from spare_core.erasures import Erasures
-from spare_core.masks import LayerMask
-from spare_core.measures import Measurement, Meter, draw_held_out
-from spare_core.opening import open_training
-from spare_core.saliency import choose_masks
-from spare_core.settings import EraseSettings
-from spare_core.timesteps import TimestepProfile, profile_timesteps
+from spare_core.adapters.low_rank import Adapter
+from spare_core.concepts.erasures import Erasures
+from spare_core.method.bank import Bank, fill_bank
+from spare_core.method.batches import Batches
+from spare_core.method.distill import TrainingState, distill
+from spare_core.method.gap import TimestepProfile, profile_timesteps
+from spare_core.method.masks import LayerMask
+from spare_core.method.rate import open_training
+from spare_core.method.residual import Measurement, Meter, draw_held_out
+from spare_core.method.saliency import choose_masks
+from spare_core.method.settings import EraseSettings
+from spare_core.models.denoiser import Denoiser
 
 
 class Erased(NamedTuple):

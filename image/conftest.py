@@ -8,12 +8,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from examples.services import mlflow_server, s3_server
 from image.build import ROOT, VERSION, build
 from image.docker_runner import options
 from image.engine import docker, engine
 from pipelines.definition import SPARE
-from spare_core.events import read_event
+from serving.services import mlflow_server, s3_server
+from spare_core.workflow.events import read_event
 
 TAG = f"spare:{VERSION}"
 NETWORK = f"spare-inner-{os.getpid()}"  # one of a run that was killed is in nobody's way

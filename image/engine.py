@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from examples.services import process, wait_until
+from serving.services import process, wait_until
 
 BASE: Final = "debian:bookworm-slim"
 _DEBIANS: Final = "/usr/bin/docker"

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from k8s.argo import cron_workflow
 from k8s.conftest import HERE, containers, executors, images, named, pods
 from pipelines import platform
-from spare_core.gate import DEFAULT_POLICY
+from spare_core.evaluation.gate import DEFAULT_POLICY
 from spare_core.registry.naming import check_name
 
 BY_HAND = {"Job spare-promote"}

@@ -9,7 +9,7 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
-from examples.services import free_port, process, s3_server, wait_for
+from serving.services import free_port, process, s3_server, wait_for
 from spare_core.errors import SpareError
 from spare_core.store import open_store
 from spare_core.takedown.ledger import Event, Ledger

@@ -27,11 +27,11 @@ from typing import Any, Final
 from google.protobuf import json_format
 
 from pipelines.definition import read_definition
-from spare_core.atomic import write_bytes, write_json
-from spare_core.environment import CHECKPOINTS, RUN_ID, STORE
 from spare_core.errors import OutputError, SpareError
-from spare_core.events import read_event
+from spare_core.files.atomic import write_bytes, write_json
 from spare_core.registry.client import embedded_uri
+from spare_core.workflow.environment import CHECKPOINTS, RUN_ID, STORE
+from spare_core.workflow.events import read_event
 
 _REUSED: Final = re.compile(r"Task (\S+) cache hit")
 """KFP's runner tells it in its log only."""
@@ -40,8 +40,8 @@ _GRACE_SECONDS: Final = 5.0
 _PYTHON: Final = (sys.executable, "-P")
 """Nothing is imported from the folder where the user stands, which may well hold pipelines of their own."""
 
-_FINISH: Final = "spare_core.workflow import finish as end"
-_CLOSE: Final = "spare_core.takedown.workflow import close as end"
+_FINISH: Final = "spare_core.workflow.tasks import finish as end"
+_CLOSE: Final = "spare_core.takedown.tasks import close as end"
 """What the exit handlers call."""
 
 OnStage = Callable[[str, str], None]

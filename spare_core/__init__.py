@@ -9,13 +9,13 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "EraseSettings": "spare_core.settings",
-    "Erasure": "spare_core.concept",
+    "EraseSettings": "spare_core.method.settings",
+    "Erasure": "spare_core.concepts.concept",
     "SpareError": "spare_core.errors",
-    "build_erasure": "spare_core.request",
-    "erase": "spare_core.erase",
-    "load_adapter": "spare_core.artifact",
-    "load_denoiser": "spare_core.denoiser",
+    "build_erasure": "spare_core.runs.request",
+    "erase": "spare_core.runs.erase",
+    "load_adapter": "spare_core.adapters.directory",
+    "load_denoiser": "spare_core.models.denoiser",
 }
 
 __all__ = sorted(_HOMES)

@@ -17,30 +17,30 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from spare_core.denoiser import UNetDenoiser
-    from spare_core.evaluation.canvas_judge import CanvasJudge
-    from tests.faulty_proxy import FaultyProxy
+    from spare_core.canvas.judge import CanvasJudge
+    from spare_core.models.denoiser import UNetDenoiser
+    from tests.support.faulty_proxy import FaultyProxy
 
 
 LONGEST = (
-    "test_pipelines_local", "test_pipelines_services", "test_pipelines_takedown", "test_pipelines_bundle",
-    "test_registry_concurrency",
-    "test_canvas_compat", "test_erase", "test_pipelines_warm", "test_wheel",
-    "test_examples_serve", "test_registry_models", "test_registry_promotions",
+    "pipelines/test_local.py", "pipelines/test_services.py", "pipelines/test_takedown.py", "pipelines/test_bundle.py",
+    "registry/test_concurrency.py", "canvas/test_compat.py", "runs/test_erase.py", "pipelines/test_warm.py",
+    "test_wheel.py", "serving/test_server.py", "registry/test_models.py", "registry/test_promotions.py",
 )  # fmt: skip
 """Modules of minutes, in the order in which they start: one that started last would run while other processes idle."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest modules first; pytest-xdist hands modules out in this order (``--no-loadscope-reorder``)."""
-    order = {f"{name}.py": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
+    here = Path(__file__).parent
+    order = {here / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
 def sd1_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SD 1.x pipeline directory; read-only."""
-    from tests.tiny import build_sd1
+    from tests.support.tiny import build_sd1
 
     return build_sd1(tmp_path_factory.mktemp("models") / "sd1")
 
@@ -48,7 +48,7 @@ def sd1_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sd2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SD 2.x pipeline directory with v-prediction; read-only."""
-    from tests.tiny import build_sd2_v
+    from tests.support.tiny import build_sd2_v
 
     return build_sd2_v(tmp_path_factory.mktemp("models") / "sd2")
 
@@ -56,7 +56,7 @@ def sd2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sdxl_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SDXL pipeline directory; read-only."""
-    from tests.tiny import build_sdxl
+    from tests.support.tiny import build_sdxl
 
     return build_sdxl(tmp_path_factory.mktemp("models") / "sdxl")
 
@@ -64,7 +64,7 @@ def sdxl_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def denoiser(sd1_dir: Path) -> UNetDenoiser:
     """The tiny SD 1.x model, loaded; for tests that leave it as it was."""
-    from tests.adapters import load_tiny
+    from tests.support.adapters import load_tiny
 
     return load_tiny(sd1_dir)
 
@@ -72,7 +72,7 @@ def denoiser(sd1_dir: Path) -> UNetDenoiser:
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> CanvasJudge:
     """A judge of the small suite: random, but always the same."""
-    from tests.grids import canvas_judge, small_suite
+    from tests.support.grids import canvas_judge, small_suite
 
     return canvas_judge(tmp_path_factory.mktemp("judge"), small_suite())
 
@@ -80,7 +80,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> CanvasJudge:
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real S3 server."""
-    from examples.services import s3_server
+    from serving.services import s3_server
 
     with s3_server(tmp_path_factory.mktemp("s3"), "unused") as environment:
         yield environment["AWS_ENDPOINT_URL"]
@@ -111,7 +111,7 @@ def bucket(s3: Any, s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.fixture
 def proxy(bucket: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     """A proxy between the clients of this process and the server of ``bucket``; without faults yet."""
-    from tests.faulty_proxy import faulty_proxy
+    from tests.support.faulty_proxy import faulty_proxy
 
     with faulty_proxy(s3_endpoint) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.uri)

@@ -31,13 +31,13 @@ def spare(installed: Path, folder: Path, *arguments: str) -> subprocess.Complete
     unset = ("MLFLOW_TRACKING_URI", "SPARE_STORE", "SPARE_CHECKPOINTS")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     environment["PYTHONPATH"] = str(installed)
-    command = [sys.executable, "-c", "from spare_core.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from spare_core.cli.main import main; main()", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_a_wheel_carries_the_compiled_pipeline_and_not_its_source_components(installed: Path) -> None:
     assert (installed / "pipelines" / "spare.yaml").read_bytes() == (ROOT / "pipelines" / "spare.yaml").read_bytes()
-    assert (installed / "spare_core" / "policies" / "default.yaml").is_file()
+    assert (installed / "spare_core" / "evaluation" / "policies" / "default.yaml").is_file()
     assert not (installed / "tests").exists()
 
 

@@ -15,6 +15,6 @@ def close(status: dsl.PipelineTaskFinalStatus):
     Args:
         status: how the tasks before it ended, from KFP
     """
-    from spare_core.takedown import workflow
+    from spare_core.takedown import tasks
 
-    workflow.close(status.state, status.error_message or "")
+    tasks.close(status.state, status.error_message or "")

@@ -45,9 +45,9 @@ def collect(
         order: what the later tasks work on, as JSON
         policy: what the gate asks for, as JSON
     """
-    from spare_core import workflow
+    from spare_core.workflow import tasks
 
-    return tuple(workflow.collect(dict(
+    return tuple(tasks.collect(dict(
         model=model, requests=requests, without=without, grow=grow, settings=settings, suite=suite, seeds=seeds,
         policy=policy, name=name, promote=promote, request_id=request_id,
     )))  # fmt: skip

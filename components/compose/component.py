@@ -18,12 +18,12 @@ def compose(order: str, adapter: dsl.Output[dsl.Model], metrics: dsl.Output[dsl.
     """
     from pathlib import Path
 
-    from spare_core import workflow
+    from spare_core.workflow import tasks
 
-    manifest = workflow.compose(order, Path(adapter.path))
-    adapter.metadata.update(workflow.metadata(manifest))
+    manifest = tasks.compose(order, Path(adapter.path))
+    adapter.metadata.update(tasks.metadata(manifest))
     for figure in ("residual", "mean_drift"):
         metrics.log_metric(figure, manifest[figure])
     metrics.log_metric("steps", manifest["training"]["steps"])
     metrics.log_metric("seconds", sum(manifest["seconds"].values()))
-    workflow.write_metrics(metrics.path, metrics.metadata)
+    tasks.write_metrics(metrics.path, metrics.metadata)

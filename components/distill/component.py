@@ -29,13 +29,13 @@ def distill(
     """
     from pathlib import Path
 
-    from spare_core import workflow
+    from spare_core.workflow import tasks
 
     folders = (Path(folder.path) for folder in (examples, profile, masks, adapter))
-    manifest = workflow.distill(order, *folders)
-    adapter.metadata.update(workflow.metadata(manifest))
+    manifest = tasks.distill(order, *folders)
+    adapter.metadata.update(tasks.metadata(manifest))
     for figure in ("residual", "mean_drift"):
         metrics.log_metric(figure, manifest[figure])
     metrics.log_metric("steps", manifest["training"]["steps"])
     metrics.log_metric("seconds", manifest["seconds"]["distill"])
-    workflow.write_metrics(metrics.path, metrics.metadata)
+    tasks.write_metrics(metrics.path, metrics.metadata)

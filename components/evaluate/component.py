@@ -28,12 +28,12 @@ def evaluate(
     """
     from pathlib import Path
 
-    from spare_core import workflow
+    from spare_core.workflow import tasks
 
-    found = workflow.evaluate(order, Path(adapter.path), Path(evaluation.path), Path(report.path))
-    for name, value in workflow.figures(found).items():
+    found = tasks.evaluate(order, Path(adapter.path), Path(evaluation.path), Path(report.path))
+    for name, value in tasks.figures(found).items():
         metrics.log_metric(name.replace("/", " "), value)
     for matrix, side in ((confusion_before, "base"), (confusion_after, "adapted")):
         matrix.log_confusion_matrix(found["confusion"]["labels"], found["confusion"][side])
-        workflow.write_metrics(matrix.path, matrix.metadata)
-    workflow.write_metrics(metrics.path, metrics.metadata)
+        tasks.write_metrics(matrix.path, matrix.metadata)
+    tasks.write_metrics(metrics.path, metrics.metadata)

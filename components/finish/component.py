@@ -14,6 +14,6 @@ def finish(status: dsl.PipelineTaskFinalStatus):
     Args:
         status: how the tasks before it ended, from KFP
     """
-    from spare_core import workflow
+    from spare_core.workflow import tasks
 
-    workflow.finish(status.state, status.error_message or "")
+    tasks.finish(status.state, status.error_message or "")

@@ -18,9 +18,9 @@ def gate(order: str, policy: str, name: str, version: int, verdict: dsl.Output[d
         version: its number
         verdict: each rule with what was measured
     """
-    from spare_core import workflow
+    from spare_core.workflow import tasks
 
-    found = workflow.gate(order, policy, name, version)
+    found = tasks.gate(order, policy, name, version)
     for reason in found["reasons"]:
         verdict.log_metric(reason["text"].partition(":")[0], reason["measured"])
-    workflow.write_metrics(verdict.path, verdict.metadata)
+    tasks.write_metrics(verdict.path, verdict.metadata)

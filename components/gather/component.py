@@ -22,6 +22,6 @@ def gather(batch: str) -> NamedTuple("Gathered", [("order", str), ("policy", str
         policy: what the gate asks for, as JSON
         needed: whether there is a bundle to make
     """
-    from spare_core.takedown import workflow
+    from spare_core.takedown import tasks
 
-    return tuple(workflow.gather(batch))
+    return tuple(tasks.gather(batch))

@@ -51,9 +51,9 @@ def plan(
         batch: what the later tasks work on, as JSON
         requests: ids of the requests to erase, the first due first
     """
-    from spare_core.takedown import workflow
+    from spare_core.takedown import tasks
 
-    return tuple(workflow.plan(dict(
+    return tuple(tasks.plan(dict(
         model=model, requested=requested, skip_invalid=skip_invalid, retry_failed=retry_failed, most=most,
         deadlines=deadlines, candidates=candidates, settings=settings, bundle_settings=bundle_settings, suite=suite,
         seeds=seeds, policy=policy, name=name, promote=promote, lease_minutes=lease_minutes,

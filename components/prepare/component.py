@@ -18,6 +18,6 @@ def prepare(order: str, examples: dsl.Output[dsl.Dataset]):
     """
     from pathlib import Path
 
-    from spare_core import workflow
+    from spare_core.workflow import tasks
 
-    examples.metadata.update(workflow.metadata(workflow.prepare(order, Path(examples.path))))
+    examples.metadata.update(tasks.metadata(tasks.prepare(order, Path(examples.path))))

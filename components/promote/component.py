@@ -21,6 +21,6 @@ def promote(order: str, policy: str, name: str, version: int) -> dict:
     Returns:
         Versions that champion and previous point to.
     """
-    from spare_core import workflow
+    from spare_core.workflow import tasks
 
-    return workflow.promote(order, policy, name, version)
+    return tasks.promote(order, policy, name, version)

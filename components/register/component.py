@@ -30,6 +30,6 @@ def register(order: str, name: str, adapter: dsl.Input[dsl.Model], evaluation: d
     """
     from pathlib import Path
 
-    from spare_core import workflow
+    from spare_core.workflow import tasks
 
-    return tuple(workflow.register(order, name, Path(adapter.path), Path(evaluation.path)))
+    return tuple(tasks.register(order, name, Path(adapter.path), Path(evaluation.path)))

@@ -24,10 +24,10 @@ def saliency(
     """
     from pathlib import Path
 
-    from spare_core import workflow
+    from spare_core.workflow import tasks
 
-    facts = workflow.saliency(order, Path(examples.path), Path(profile.path), Path(masks.path))
-    masks.metadata.update(workflow.metadata(facts))
+    facts = tasks.saliency(order, Path(examples.path), Path(profile.path), Path(masks.path))
+    masks.metadata.update(tasks.metadata(facts))
     for figure in ("layers", "layers_touched", "weights", "moving", "density"):
         metrics.log_metric(figure, facts["mask"][figure])
-    workflow.write_metrics(metrics.path, metrics.metadata)
+    tasks.write_metrics(metrics.path, metrics.metadata)

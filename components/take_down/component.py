@@ -20,6 +20,6 @@ def take_down(batch: str, request_id: str) -> str:
     Returns:
         The state of the request: registered, failed, or whatever another worker made of it.
     """
-    from spare_core.takedown import workflow
+    from spare_core.takedown import tasks
 
-    return workflow.take_down(batch, request_id)
+    return tasks.take_down(batch, request_id)

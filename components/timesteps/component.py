@@ -21,7 +21,7 @@ def timesteps(
     """
     from pathlib import Path
 
-    from spare_core import workflow
+    from spare_core.workflow import tasks
 
-    facts = workflow.timesteps(order, Path(examples.path), Path(profile.path), Path(plot.path))
-    profile.metadata.update(workflow.metadata(facts))
+    facts = tasks.timesteps(order, Path(examples.path), Path(profile.path), Path(plot.path))
+    profile.metadata.update(tasks.metadata(facts))

@@ -51,9 +51,9 @@ def validate(
         order: what the later tasks work on, as JSON
         policy: what the gate asks for, as JSON
     """
-    from spare_core import workflow
+    from spare_core.workflow import tasks
 
-    return tuple(workflow.validate(dict(
+    return tuple(tasks.validate(dict(
         model=model, erase=erase, surrogate=surrogate, kind=kind, keep=keep, images=images, template=template,
         contexts=contexts, settings=settings, suite=suite, seeds=seeds, policy=policy, name=name, promote=promote,
         request_id=request_id,

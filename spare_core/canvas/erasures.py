@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 
 from spare_core.canvas.protocol import OBJECTS, STYLES, TEMPLATE
-from spare_core.concept import Erasure, Kind, same_concept
+from spare_core.concepts.concept import Erasure, Kind, same_concept
 from spare_core.errors import ConceptError
 
 

@@ -1,55 +1,73 @@
-"""Canvas's judge: one small convolutional network that names a picture's object and its style."""
+"""Canvas's own judge: ground truth, with its features of held-out renderings as reference."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
+from pathlib import Path
+from typing import Final
 
-from torch import Tensor, nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from spare_core.canvas.protocol import OBJECTS, STYLES
+from spare_core.canvas import WEIGHTS
+from spare_core.canvas.protocol import OBJECTS, RESOLUTION, STYLES
+from spare_core.errors import ModelError
+from spare_core.evaluation.judgement import OTHER, Judgement, Reference, concepts_of, matching, sha256, verdict
+from spare_core.evaluation.suite import Suite
+from spare_core.files.atomic import read_tensors
+
+JUDGE: Final = WEIGHTS / "judge"
 
 
-class Verdict(NamedTuple):
-    """Logits of the objects ``(B, 20)`` and styles ``(B, 12)``; the pooled features ``(B, 112)`` that FID uses."""
+class CanvasJudge:
+    """Canvas's two-headed network, with its features of held-out renderings as reference."""
 
-    objects: Tensor
-    styles: Tensor
-    features: Tensor
+    name = "canvas"
 
+    def __init__(self, suite: Suite, device: torch.device, folder: Path = JUDGE) -> None:
+        from spare_core.canvas.classifier import Judge as Network
 
-class _Block(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.GroupNorm(8, channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.GroupNorm(8, channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
+        self._objects = matching(tuple(OBJECTS), suite.objects, "Canvas's judge")
+        self._styles = matching(STYLES, suite.styles, "Canvas's judge")
+        self._device = device
+        tensors, metadata = _read(folder / "judge.safetensors")
+        reference, _ = _read(folder / "reference.safetensors")
+        network = Network()
+        try:
+            network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+            self.accuracy = json.loads(metadata["accuracy"]) if "accuracy" in metadata else None
+            features = reference["features"].float().reshape(-1, network.style_head.in_features)
+            shown = Reference(features, reference["objects"].long(), reference["styles"].long())
+            self.reference = self._of_suite(shown)
+        except (RuntimeError, KeyError, ValueError, IndexError) as error:
+            raise ModelError(
+                f"{folder} holds no judge of Canvas ({error}); train it again with 'make canvas'"
+            ) from None
+        self._network = network.eval().requires_grad_(False).to(device)
+        self.digest = sha256([folder / "judge.safetensors"])
+
+    def _of_suite(self, reference: Reference) -> Reference | None:
+        """In the suite's order, without what is not in it; None if nothing is."""
+        objects = concepts_of(self._objects, len(OBJECTS))[reference.objects]
+        styles = concepts_of(self._styles, len(STYLES))[reference.styles]
+        inside = (objects != OTHER) & (styles != OTHER)
+        return Reference(reference.features[inside], objects[inside], styles[inside]) if inside.any() else None
+
+    @torch.no_grad()
+    def judge(self, pixels: Tensor) -> Judgement:
+        """See :class:`Judge`."""
+        pixels = pixels.to(self._device).float()
+        if pixels.shape[-2:] != (RESOLUTION, RESOLUTION):
+            pixels = F.interpolate(pixels, (RESOLUTION, RESOLUTION), mode="bilinear", antialias=True)
+        seen = self._network(pixels * 2.0 - 1.0)
+        return Judgement(
+            verdict(seen.objects, self._objects), verdict(seen.styles, self._styles), seen.features.float().cpu()
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
 
-
-class Judge(nn.Module):
-    """A residual network over 64 x 64 RGB in [-1, 1] with two linear heads on shared pooled features."""
-
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 112)) -> None:
-        super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1)]
-        for width, following in zip(widths, (*widths[1:], None), strict=True):
-            layers.append(_Block(width))
-            if width > widths[0]:
-                layers.append(_Block(width))
-            if following is not None:
-                layers.append(nn.Conv2d(width, following, 4, stride=2, padding=1))
-        self.trunk = nn.Sequential(*layers, nn.GroupNorm(8, widths[-1]), nn.SiLU())
-        self.object_head = nn.Linear(widths[-1], len(OBJECTS))
-        self.style_head = nn.Linear(widths[-1], len(STYLES))
-
-    def forward(self, pictures: Tensor) -> Verdict:
-        """Judge ``pictures``, ``(B, 3, 64, 64)`` in [-1, 1]."""
-        features = self.trunk(pictures).mean(dim=(2, 3))
-        return Verdict(self.object_head(features), self.style_head(features), features)
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        return read_tensors(path)
+    except OSError as error:
+        raise ModelError(f"Canvas's judge {path} cannot be read ({error}); 'make canvas' trains it") from None

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from spare_core.artifact import StoredAdapter, versions
-from spare_core.denoiser import UNetDenoiser
-from spare_core.erasures import Erasures, title_of
+from spare_core.adapters.directory import StoredAdapter, versions
+from spare_core.concepts.erasures import Erasures, title_of
 from spare_core.errors import SettingsError
 from spare_core.evaluation.findings import Question, by_harm, findings
 from spare_core.evaluation.grid import GridResult, base_grid, draw_grid
@@ -22,8 +21,9 @@ from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.report import contact_sheet, profile_plot, sheet_rows
 from spare_core.evaluation.report_files import MATRIX, PROFILE, SCHEMA, SHEET, check_output, write_report
 from spare_core.evaluation.suite import DOMAINS, Suite, domain_of
-from spare_core.measures import Measurement, Meter, draw_held_out
-from spare_core.settings import EraseSettings
+from spare_core.method.residual import Measurement, Meter, draw_held_out
+from spare_core.method.settings import EraseSettings
+from spare_core.models.denoiser import UNetDenoiser
 
 _HELD_OUT: Final = 24
 """Trajectories a side that an evaluation measures on, if the training measured on fewer."""
@@ -58,7 +58,7 @@ def evaluate(
     ``output`` receives ``evaluation.json``, ``contact_sheet.png`` and, if an adapter has a profile, ``timesteps.png``;
     with ``before``, the report on a bundle before it changed, also ``matrix.png``. An earlier evaluation there is
     replaced. Whether an adapter belongs to this base is for the caller to refuse
-    (:func:`spare_core.artifact.check_base`); the report says it.
+    (:func:`spare_core.adapters.directory.check_base`); the report says it.
 
     Raises:
         InputError: before any work: a concept that the suite lacks, a wrong kind, an adapter that does not fit the

@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from spare_core.adapter import Adapter
-from spare_core.artifact import versions
-from spare_core.atomic import write_tensors
-from spare_core.denoiser import Denoiser
+from spare_core.adapters.directory import versions
+from spare_core.adapters.low_rank import Adapter
 from spare_core.errors import StorageError, TrainingError
 from spare_core.evaluation.damage import Pictures, Texture, measure_texture
 from spare_core.evaluation.judgement import Judge, Judgement
 from spare_core.evaluation.metrics import Column, Verdicts
 from spare_core.evaluation.suite import Cells, Suite
+from spare_core.files.atomic import write_tensors
+from spare_core.models.denoiser import Denoiser
 
 THUMBNAIL: Final = 128
 """Longest side of a stored picture in pixels."""

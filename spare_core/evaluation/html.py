@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spare_core.erasures import title_of
+from spare_core.concepts.erasures import title_of
 from spare_core.evaluation.report import profile_plot, summary_table
 from spare_core.evaluation.report_files import MATRIX, SHEET, read_report
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from spare_core.canvas.judge import JUDGE, CanvasJudge
 from spare_core.errors import SettingsError
-from spare_core.evaluation.canvas_judge import JUDGE, CanvasJudge
 from spare_core.evaluation.judgement import Judge
 from spare_core.evaluation.suite import Suite
 from spare_core.evaluation.transformers_judges import ClassifierJudge, ClipJudge

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from spare_core.atomic import write_bytes, write_json
 from spare_core.errors import InputError, OutputError
+from spare_core.files.atomic import write_bytes, write_json
 
 SCHEMA: Final = "spare.evaluation/1"
 EVALUATION: Final = "evaluation.json"

@@ -33,10 +33,10 @@ import torch
 from torch import Tensor
 
 from spare_core.canvas import protocol
-from spare_core.concept import Erasure, normalise
+from spare_core.concepts.concept import Erasure, normalise
 from spare_core.errors import ConceptError, SettingsError
-from spare_core.locations import is_s3, local_path
-from spare_core.settings import read_yaml_mapping
+from spare_core.method.settings import read_yaml_mapping
+from spare_core.store.fetching import is_s3, local_path
 
 Domain = Literal["style", "object"]
 DOMAINS: Final[tuple[Domain, ...]] = ("style", "object")

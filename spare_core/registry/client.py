@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from spare_core.atomic import replacing
 from spare_core.errors import RegistryError, RegistryInputError, RegistryUnavailable
+from spare_core.files.atomic import replacing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

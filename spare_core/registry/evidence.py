@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from spare_core.artifact import MANIFEST, StoredAdapter
-from spare_core.erasures import Erasures
+from spare_core.adapters.directory import MANIFEST, StoredAdapter
+from spare_core.concepts.erasures import Erasures
 from spare_core.errors import ObjectMissing, RegistryError
 from spare_core.evaluation.report_files import EVALUATION, PICTURES
 

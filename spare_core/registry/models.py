@@ -17,12 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from spare_core.artifact import StoredAdapter, load_adapter
-from spare_core.concept import normalise
-from spare_core.erasures import Erasures
+from spare_core.adapters.directory import StoredAdapter, load_adapter
+from spare_core.concepts.concept import normalise
+from spare_core.concepts.erasures import Erasures
 from spare_core.errors import AdapterError, RegistryError, RegistryInputError
+from spare_core.evaluation.gate import Policy, Reason, Verdict, judge_figures
 from spare_core.evaluation.report_files import EVALUATION, read_report
-from spare_core.gate import Policy, Reason, Verdict, judge_figures
 from spare_core.registry.client import asking, connect, overwrite
 from spare_core.registry.evidence import FILES, keep_document, keep_evidence, read_evaluation
 from spare_core.registry.naming import bundle_name, check_name, model_name

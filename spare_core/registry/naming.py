@@ -13,7 +13,7 @@ import re
 import unicodedata
 from typing import Final
 
-from spare_core.concept import normalise
+from spare_core.concepts.concept import normalise
 from spare_core.errors import RegistryInputError
 
 PREFIX: Final = "spare."
@@ -36,7 +36,8 @@ def bundle_name(source: str, base_digest: str) -> str:
 
 
 def concept_slug(concept: str) -> str:
-    """At most 51 of ``a-z 0-9 -``: equal for the same concept (:func:`spare_core.concept.same_concept`), else not."""
+    """At most 51 of ``a-z 0-9 -``: equal for the same concept (:func:`spare_core.concepts.concept.same_concept`), else
+    not."""
     text = normalise(concept)
     slug = _slug(text)
     if _EXACT.fullmatch(text) and len(text) <= _SLUG_LENGTH and not _HASHED.fullmatch(slug):

@@ -20,14 +20,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from spare_core import spare_base_digest
-from spare_core.artifact import LORA, MANIFEST, StoredAdapter
+from spare_core.adapters.directory import LORA, MANIFEST, StoredAdapter
 from spare_core.errors import ModelError, RegistryInputError
-from spare_core.locations import is_s3
-from spare_core.model_files import HUB_ID, ModelFiles, find_model
+from spare_core.models import spare_base_digest
+from spare_core.models.files import HUB_ID, ModelFiles, find_model
+from spare_core.models.spare_base_digest import weight_files
 from spare_core.registry.client import asking
 from spare_core.registry.spare_adapter_loader import BUNDLED
-from spare_core.spare_base_digest import weight_files
+from spare_core.store.fetching import is_s3
 
 WEIGHTS: Final = "adapter_weights"
 _LOADER: Final = Path(__file__).with_name("spare_adapter_loader.py")

@@ -35,7 +35,7 @@ from spare_core.registry.tracking import REQUEST
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from spare_core.gate import Policy
+    from spare_core.evaluation.gate import Policy
     from spare_core.store import Store
 
 CHAMPION: Final = "champion"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from spare_core.errors import InputError, ObjectExists, StoreError
-from spare_core.store.addresses import check_key
+from spare_core.files.addresses import check_key
 
 WORKERS: Final = 10
 """Requests at once."""
@@ -37,7 +37,7 @@ class Entry(NamedTuple):
 class Store(ABC):
     """Immutable objects by key under one address.
 
-    Keys are POSIX relative paths, see :func:`spare_core.store.addresses.check_key`; each method raises SettingsError
+    Keys are POSIX relative paths, see :func:`spare_core.files.addresses.check_key`; each method raises SettingsError
     for one that is not. A prefix is a folder: "a/b" and "a/b/" both mean what lies under "a/b/", and "" everything.
 
     Every method may raise :class:`StoreUnavailable` (after a bounded number of retries) and :class:`ObjectDenied`.

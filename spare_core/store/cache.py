@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spare_core.errors import ObjectMissing, StorageError
-from spare_core.store.addresses import S3Address, parse_s3
+from spare_core.files.addresses import S3Address, parse_s3
 from spare_core.store.base import Entry, OnProgress, no_progress
 from spare_core.store.connect import s3_store
 from spare_core.store.disk import disk_errors, exclusive

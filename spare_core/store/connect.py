@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spare_core.errors import StoreError
-from spare_core.store.addresses import S3Address, parse
+from spare_core.files.addresses import S3Address, parse
 from spare_core.store.base import Store
 from spare_core.store.folder import FolderStore
 

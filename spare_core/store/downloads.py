@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from spare_core.errors import ObjectChanged, ObjectMissing, SettingsError, StorageError, StoreError, StoreUnavailable
-from spare_core.store.addresses import SCRATCH, check_key
+from spare_core.files.addresses import SCRATCH, check_key
 from spare_core.store.base import WORKERS, Entry, OnProgress
 from spare_core.store.checksums import verdict
 from spare_core.store.disk import disk_errors, exclusive

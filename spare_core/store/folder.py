@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spare_core.errors import ObjectDenied, ObjectExists, ObjectMissing, StoreError
-from spare_core.store.addresses import SCRATCH, check_key, check_prefix
+from spare_core.files.addresses import SCRATCH, check_key, check_prefix
 from spare_core.store.base import Entry, OnProgress, Store, files_of, no_progress, sha256
 from spare_core.store.disk import disk_errors
 

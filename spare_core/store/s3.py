@@ -14,8 +14,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
 
 from spare_core.errors import ObjectChanged, ObjectExists, ObjectMissing, SettingsError, StoreUnavailable
+from spare_core.files.addresses import S3Address, check_key, check_prefix
 from spare_core.store import downloads, uploads
-from spare_core.store.addresses import S3Address, check_key, check_prefix
 from spare_core.store.base import WORKERS, Entry, OnProgress, Store, no_progress, sha256
 from spare_core.store.checksums import verdict
 from spare_core.store.failures import (

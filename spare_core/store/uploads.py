@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from s3transfer.subscribers import BaseSubscriber
 
 from spare_core.errors import InputError, ObjectExists, StoreUnavailable
-from spare_core.store.addresses import check_prefix
+from spare_core.files.addresses import check_prefix
 from spare_core.store.base import PART, WORKERS, OnProgress, files_of, sha256
 from spare_core.store.checksums import SHA256, verdict
 from spare_core.store.failures import CONFLICT, PRECONDITION_FAILED, pauses, status_of, translated

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from spare_core.concept import normalise, same_concept
-from spare_core.erasures import Erasures
+from spare_core.concepts.concept import normalise, same_concept
+from spare_core.concepts.erasures import Erasures
 from spare_core.errors import LedgerConflict
 from spare_core.takedown.leases import lease
 from spare_core.takedown.ledger import Event, Ledger, Standing
@@ -15,7 +15,8 @@ from spare_core.takedown.standings import MADE, active, firsts, names_of, reques
 
 
 class Wanted(NamedTuple):
-    """How the next bundle differs from the champion: ``rows`` join it (:data:`spare_core.request.ROW`), the concepts in
+    """How the next bundle differs from the champion: ``rows`` join it (:data:`spare_core.runs.request.ROW`), the
+    concepts in
     ``without`` leave it. ``requests`` are those that are done once it is champion; those in ``no_room`` have to wait
     for a bundle of a higher rank."""
 

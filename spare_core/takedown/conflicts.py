@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from spare_core.concept import normalise
+from spare_core.concepts.concept import normalise
 from spare_core.takedown.request import AUTO, TakedownRequest
 
 

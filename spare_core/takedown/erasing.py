@@ -9,25 +9,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from spare_core.concept import Erasure, bare_name, same_concept
-from spare_core.environment import pipeline_run_id
+from spare_core.concepts.concept import Erasure, bare_name, same_concept
 from spare_core.errors import ConceptError, GateRefused, ImagesError
-from spare_core.locations import is_s3
-from spare_core.neighbours import Neighbour, rank_neighbours
+from spare_core.method.neighbours import Neighbour, rank_neighbours
 from spare_core.registry import models
 from spare_core.registry.tracking import stage_run
-from spare_core.stages import load_base, work_on
+from spare_core.runs.stages import load_base, work_on
 from spare_core.store import open_store
 from spare_core.store.base import sha256
+from spare_core.store.fetching import is_s3
 from spare_core.takedown.ledger import Standing
 from spare_core.takedown.parameters import Batch
 from spare_core.takedown.request import AUTO, TakedownRequest
 from spare_core.takedown.standings import request_of
 from spare_core.takedown.work import Told
-from spare_core.workflow import make_adapter, measure_adapter, open_run_store
+from spare_core.workflow.environment import pipeline_run_id
+from spare_core.workflow.tasks import make_adapter, measure_adapter, open_run_store
 
 if TYPE_CHECKING:
-    from spare_core.denoiser import UNetDenoiser
+    from spare_core.models.denoiser import UNetDenoiser
 
 WATCHED: Final = 3
 """Neighbours that are held fixed besides what a request protects itself."""

@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from spare_core.canvas.protocol import OBJECTS, STYLES
-from spare_core.concept import DEFAULTS, KINDS, Erasure, Kind, bare_name, normalise, same_concept
-from spare_core.erasures import Erasures
+from spare_core.concepts.concept import DEFAULTS, KINDS, Erasure, Kind, bare_name, normalise, same_concept
+from spare_core.concepts.erasures import Erasures
 from spare_core.errors import InputError, SettingsError, SpareError
+from spare_core.evaluation.gate import Policy
 from spare_core.evaluation.suite import Suite, domain_of
-from spare_core.gate import Policy
-from spare_core.locations import is_s3
-from spare_core.model_files import find_model
-from spare_core.order import (
+from spare_core.method.settings import EraseSettings
+from spare_core.models.files import find_model
+from spare_core.registry.naming import bundle_name, check_name
+from spare_core.runs.request import Request, build_erasure
+from spare_core.store.fetching import is_s3
+from spare_core.takedown.request import AUTO, TakedownRequest
+from spare_core.workflow.order import (
     Collected,
     Order,
     checked_suite,
@@ -28,10 +32,6 @@ from spare_core.order import (
     unchanged_suite,
     whole_numbers,
 )
-from spare_core.registry.naming import bundle_name, check_name
-from spare_core.request import Request, build_erasure
-from spare_core.settings import EraseSettings
-from spare_core.takedown.request import AUTO, TakedownRequest
 
 SCHEMA: Final = "spare.batch/1"
 _LEASE_MINUTES: Final = (0.01, 24 * 60.0)

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from spare_core.concept import normalise, same_concept
+from spare_core.concepts.concept import normalise, same_concept
 from spare_core.errors import SettingsError
-from spare_core.settings import read_yaml_mapping
+from spare_core.method.settings import read_yaml_mapping
 from spare_core.takedown.conflicts import Conflict, circles, compare
 from spare_core.takedown.ledger import Event, Ledger, Standing
 from spare_core.takedown.request import AUTO, REGIMES, TakedownRequest

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from yaml.events import AliasEvent
 
 from spare_core.errors import InputError
-from spare_core.locations import local_path
+from spare_core.store.fetching import local_path
 from spare_core.takedown.request import SCHEMA, TakedownRequest
 
 SEPARATOR: Final = "|"

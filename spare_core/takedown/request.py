@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from spare_core.concept import Erasure, same_concept, text_problems
+from spare_core.concepts.concept import Erasure, same_concept, text_problems
 from spare_core.errors import ConceptError
 
 SCHEMA: Final = "spare.takedown/1"

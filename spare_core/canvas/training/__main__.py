@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
 from spare_core.canvas import WEIGHTS
-from spare_core.canvas.judge import Judge
+from spare_core.canvas.classifier import Judge
+from spare_core.canvas.training.classifier import judge_accuracy, reconstruct, train_judge
 from spare_core.canvas.training.dataset import Pictures, load_pictures
 from spare_core.canvas.training.denoiser import save_pipeline, train_denoiser
-from spare_core.canvas.training.judge import judge_accuracy, reconstruct, train_judge
 from spare_core.canvas.training.tokenizer import write_tokenizer
 from spare_core.canvas.training.vae import encode, train_vae
 

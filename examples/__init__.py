@@ -1,1 +1,0 @@
-"""SPARE among other systems: servers to try it with, and a deployment that follows the registry."""

@@ -1,0 +1,1 @@
+"""The image server, and what starts the services that demos and tests talk to."""

@@ -1,0 +1,1 @@
+"""Low-rank updates: in memory, their algebra, on disk, merged, exported, verified."""

@@ -1,0 +1,210 @@
+"""The adapter on disk: schema ``spare.adapter/1`` (DESIGN 4).
+
+A directory with ``spare.json`` and either ``pytorch_lora_weights.safetensors`` (module and channel masks: a plain LoRA
+that stock diffusers loads) or ``sparse_delta.safetensors`` (weight masks: the exact values). ``spare.json`` is written
+last, so a directory that has one is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from spare_core.adapters.low_rank import Adapter, DeltaUpdate, LowRankUpdate
+from spare_core.errors import AdapterError, ModelError
+from spare_core.files.atomic import read_tensors, write_json, write_tensors
+from spare_core.method.masks import LayerMask
+
+SCHEMA: Final = "spare.adapter/1"
+MANIFEST: Final = "spare.json"
+LORA: Final = "pytorch_lora_weights.safetensors"
+SPARSE: Final = "sparse_delta.safetensors"
+_VERSIONED: Final = ("spare-unlearning", "torch", "diffusers", "transformers", "peft", "safetensors")
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter read from ``folder``, with what its ``spare.json`` says."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    adapter: Adapter
+
+    @property
+    def base_digest(self) -> str:
+        """Digest of the base model it was trained for."""
+        return str(self.manifest["base"]["digest"])
+
+    @property
+    def sha256(self) -> str:
+        """sha256 of the weights file."""
+        return str(next(iter(self.manifest["files"].values()))["sha256"])
+
+
+def save_adapter(folder: Path, adapter: Adapter, prefix: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the weights, then ``spare.json``; returns what was written to the latter."""
+    updates = adapter.updates
+    sparse = any(isinstance(u, DeltaUpdate) or u.entries is not None for u in updates.values())
+    name = SPARSE if sparse else LORA
+    tensors = sparse_tensors(updates) if sparse else lora_tensors(updates, prefix)
+    write_tensors(folder / name, tensors, {"format": "pt"})
+    content = (folder / name).read_bytes()
+    files = {name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}}
+    written = {"schema": SCHEMA, **manifest, "versions": versions(), "files": files}
+    write_json(folder / MANIFEST, written)
+    return written
+
+
+def lora_tensors(updates: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
+    """PEFT-named LoRA tensors, float32. The scale is folded into B, so alpha equals the rank and needs no storing."""
+    tensors = {}
+    for name, update in updates.items():
+        tensors[f"{prefix}.{name}.lora_A.weight"] = update.down.detach().float()
+        tensors[f"{prefix}.{name}.lora_B.weight"] = update.up.detach().float() * update.scale
+    return tensors
+
+
+def sparse_tensors(updates: Mapping[str, Any]) -> dict[str, Tensor]:
+    """For each layer ``indices`` into the flattened weight, ascending, ``values`` float32, and its ``shape``."""
+    tensors = {}
+    for name, update in updates.items():
+        delta = update.delta().detach().float().cpu().reshape(-1)
+        indices = delta.nonzero().reshape(-1)
+        tensors[f"{name}.indices"] = indices if len(delta) >= 2**31 else indices.int()
+        tensors[f"{name}.values"] = delta[indices]
+        tensors[f"{name}.shape"] = torch.tensor(update.shape)
+    return tensors
+
+
+def load_adapter(folder: Path) -> StoredAdapter:
+    """Read an adapter directory, checking every digest.
+
+    Raises:
+        AdapterError: if it is no adapter, was changed since it was written, or holds no update.
+    """
+    manifest = read_manifest(folder)
+    for name, facts in manifest["files"].items():
+        check_file(folder / name, facts["sha256"])
+    if LORA in manifest["files"]:
+        adapter = _from_lora(_tensors(folder / LORA), folder)
+    else:
+        adapter = _from_sparse(_tensors(folder / SPARSE), folder)
+    if not adapter.updates:
+        raise AdapterError(f"{folder} holds no update of any layer; it would silently do nothing")
+    return StoredAdapter(folder, manifest, adapter)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The checked ``spare.json`` of an adapter directory.
+
+    Raises:
+        AdapterError: if there is none, it is not of this schema, or it names files that do not belong.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise AdapterError(f"there is no adapter directory {folder}")
+    if not path.is_file():
+        pickles = [file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+        hint = f"; it holds {pickles[0]}, a pickle, which is never read" if pickles else ""
+        raise AdapterError(f"{folder} is not an adapter of ours: it has no {MANIFEST}{hint}")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise AdapterError(f"{path} cannot be read: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+        raise AdapterError(f"{path} has schema {found!r}; this release reads {SCHEMA!r}")
+    files, base = manifest.get("files"), manifest.get("base")
+    if not isinstance(files, dict) or len(files) != 1 or not set(files) <= {LORA, SPARSE}:
+        raise AdapterError(f"{path} must list exactly one of {LORA} and {SPARSE}; it is damaged or was edited")
+    if not all(isinstance(facts, dict) and isinstance(facts.get("sha256"), str) for facts in files.values()):
+        raise AdapterError(f"{path} does not say the sha256 of its file; it is damaged or was edited")
+    if not isinstance(base, dict) or not isinstance(base.get("digest"), str):
+        raise AdapterError(f"{path} does not say which base model it is for; it is damaged or was edited")
+    return manifest
+
+
+def check_file(path: Path, sha256: str) -> None:
+    """Compare a file with its recorded digest.
+
+    Raises:
+        AdapterError: if it is missing or differs.
+    """
+    if not path.is_file():
+        raise AdapterError(f"{path} is missing; fetch the adapter again")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha256:
+        raise AdapterError(f"{path} has sha256 {found}, {MANIFEST} says {sha256}; it was changed or damaged")
+
+
+def check_base(stored: StoredAdapter, digest: str, source: str) -> None:
+    """Refuse an adapter that was trained for another base model.
+
+    Raises:
+        ModelError: naming both digests.
+    """
+    if stored.base_digest != digest:
+        raise ModelError(
+            f"{stored.folder} was trained for the base model {stored.base_digest[:12]}…, but {source!r} is "
+            f"{digest[:12]}…; give that base, or --any-base to try all the same"
+        )
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return read_tensors(path)[0]
+    except OSError as error:
+        raise AdapterError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def _from_lora(tensors: dict[str, Tensor], folder: Path) -> Adapter:
+    updates = {}
+    for key, down in tensors.items():
+        if not key.endswith(".lora_A.weight"):
+            continue
+        stem = key.removesuffix(".lora_A.weight")
+        up = tensors.get(f"{stem}.lora_B.weight")
+        if up is None or up.shape[1] != down.shape[0]:
+            raise AdapterError(f"{folder / LORA}: {key} has no matching lora_B")
+        mask = LayerMask(up.ne(0).any(dim=1), down.ne(0).any(dim=0))
+        updates[stem.partition(".")[2]] = LowRankUpdate(down, up, 1.0, mask)
+    if 2 * len(updates) != len(tensors):
+        raise AdapterError(f"{folder / LORA} holds {len(tensors) - 2 * len(updates)} tensors that are no LoRA pairs")
+    return Adapter(updates)
+
+
+def _from_sparse(tensors: dict[str, Tensor], folder: Path) -> Adapter:
+    names = [key.removesuffix(".shape") for key in tensors if key.endswith(".shape")]
+    if tensors.keys() != {f"{name}.{part}" for name in names for part in ("indices", "values", "shape")}:
+        raise AdapterError(f"{folder / SPARSE} holds tensors that are no sparse delta")
+    updates = {}
+    for name in names:
+        indices, values, shape = (tensors[f"{name}.{part}"] for part in ("indices", "values", "shape"))
+        if shape.shape != (2,) or shape.min() < 1 or indices.ndim != 1 or indices.shape != values.shape:
+            raise AdapterError(f"{folder / SPARSE}: layer {name} has a shape, places and values that do not fit")
+        rows, columns = shape.tolist()
+        if len(indices) and not (indices.min() >= 0 and indices.max() < rows * columns):
+            raise AdapterError(f"{folder / SPARSE}: layer {name} has places outside its weight {(rows, columns)}")
+        flat = torch.zeros(rows * columns)
+        flat[indices.long()] = values
+        updates[name] = DeltaUpdate(flat.reshape(rows, columns))
+    return Adapter(updates)
+
+
+def versions(names: Iterable[str] = _VERSIONED) -> dict[str, str]:
+    """Installed releases of what made an artifact."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

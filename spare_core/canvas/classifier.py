@@ -1,0 +1,55 @@
+"""Canvas's judge: one small convolutional network that names a picture's object and its style."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from spare_core.canvas.protocol import OBJECTS, STYLES
+
+
+class Verdict(NamedTuple):
+    """Logits of the objects ``(B, 20)`` and styles ``(B, 12)``; the pooled features ``(B, 112)`` that FID uses."""
+
+    objects: Tensor
+    styles: Tensor
+    features: Tensor
+
+
+class _Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.GroupNorm(8, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GroupNorm(8, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Judge(nn.Module):
+    """A residual network over 64 x 64 RGB in [-1, 1] with two linear heads on shared pooled features."""
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 112)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1)]
+        for width, following in zip(widths, (*widths[1:], None), strict=True):
+            layers.append(_Block(width))
+            if width > widths[0]:
+                layers.append(_Block(width))
+            if following is not None:
+                layers.append(nn.Conv2d(width, following, 4, stride=2, padding=1))
+        self.trunk = nn.Sequential(*layers, nn.GroupNorm(8, widths[-1]), nn.SiLU())
+        self.object_head = nn.Linear(widths[-1], len(OBJECTS))
+        self.style_head = nn.Linear(widths[-1], len(STYLES))
+
+    def forward(self, pictures: Tensor) -> Verdict:
+        """Judge ``pictures``, ``(B, 3, 64, 64)`` in [-1, 1]."""
+        features = self.trunk(pictures).mean(dim=(2, 3))
+        return Verdict(self.object_head(features), self.style_head(features), features)

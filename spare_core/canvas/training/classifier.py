@@ -1,0 +1,70 @@
+"""Train Canvas's judge on renderings, half of them seen through the autoencoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from spare_core.canvas.classifier import Judge
+from spare_core.canvas.training.dataset import Pictures
+from spare_core.canvas.training.loop import Schedule, train
+from spare_core.canvas.training.vae import encode
+
+BATCH: Final = 64
+
+
+def train_judge(pictures: Pictures, vae: AutoencoderKL, work: Path, steps: int, seed: int) -> Judge:
+    """Train both heads on renderings and, half of each batch, on renderings that went through the autoencoder: its
+    softness alone should never decide a verdict."""
+    third = torch.arange(0, len(pictures.pixels), 3)
+    soft = reconstruct(vae, Pictures(*(part[third] for part in pictures)))
+    torch.manual_seed(seed)
+    judge = Judge()
+
+    def loss_fn(generator: torch.Generator) -> Tensor:
+        sharp_index = torch.randint(len(pictures.pixels), (BATCH // 2,), generator=generator)
+        soft_index = torch.randint(len(soft.pixels), (BATCH // 2,), generator=generator)
+        batch = _augment(torch.cat([pictures.floats(sharp_index), soft.floats(soft_index)]), generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            verdict = judge(batch)
+        objects = torch.cat([pictures.objects[sharp_index], soft.objects[soft_index]])
+        styles = torch.cat([pictures.styles[sharp_index], soft.styles[soft_index]])
+        by_object = F.cross_entropy(verdict.objects.float(), objects, label_smoothing=0.05)
+        return by_object + F.cross_entropy(verdict.styles.float(), styles, label_smoothing=0.05)
+
+    train("judge", judge, loss_fn, Schedule(steps=steps, lr=2e-3, seed=seed, ema=0.998), work)
+    return judge.eval()
+
+
+def _augment(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift by up to 3 pixels (edges repeated) and add a little noise."""
+    dy, dx = torch.randint(0, 7, (2,), generator=generator).tolist()
+    shifted = F.pad(batch, (3, 3, 3, 3), mode="replicate")[..., dy : dy + 64, dx : dx + 64]
+    return shifted + 0.05 * torch.randn(batch.shape, generator=generator)
+
+
+@torch.no_grad()
+def reconstruct(vae: AutoencoderKL, pictures: Pictures) -> Pictures:
+    """``pictures`` after a pass through the autoencoder."""
+    parts = []
+    for index in torch.arange(len(pictures.pixels)).split(128):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = vae.decode(encode(vae, pictures, index)).sample.float()
+        parts.append(((output.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1))
+    return pictures._replace(pixels=torch.cat(parts))
+
+
+@torch.no_grad()
+def judge_accuracy(judge: Judge, pictures: Pictures) -> tuple[float, float]:
+    """Share of ``pictures`` whose object, and whose style, the judge names."""
+    hits = torch.zeros(2)
+    for index in torch.arange(len(pictures.pixels)).split(256):
+        verdict = judge(pictures.floats(index))
+        hits[0] += (verdict.objects.argmax(-1) == pictures.objects[index]).sum()
+        hits[1] += (verdict.styles.argmax(-1) == pictures.styles[index]).sum()
+    return tuple((hits / len(pictures.pixels)).tolist())

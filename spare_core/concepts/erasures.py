@@ -1,0 +1,147 @@
+"""Several concepts that are erased together, and what that makes of their surrogates, contexts and kept concepts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from spare_core.concepts.concept import Erasure, normalise
+from spare_core.errors import AdapterError, ConceptError
+
+_TITLE: Final = 8
+"""Most concepts that a title names."""
+
+
+class Frame(NamedTuple):
+    """What prompts are written with: a template and what fills its context."""
+
+    template: str
+    contexts: tuple[str, ...]
+
+
+class Erasures:
+    """One concept or more. A surrogate that another of them erases is followed to the last one; what one of them keeps
+    and another erases is not kept. ``bundle`` says whether it is a list to its users, which may have a single entry.
+
+    Raises:
+        ConceptError: at construction, for a concept that is erased twice and for surrogates that go round in a circle.
+    """
+
+    def __init__(self, *parts: Erasure, bundle: bool | None = None) -> None:
+        self.parts = parts
+        self.bundle = len(parts) > 1 if bundle is None else bundle
+        if not self.parts:
+            raise ConceptError("there is nothing to erase; name at least one concept")
+        self._by_name: dict[str, Erasure] = {}
+        twice = []
+        for part in self.parts:
+            for name in part.names:
+                if normalise(name) in self._by_name:
+                    twice.append(name)
+                self._by_name[normalise(name)] = part
+        if twice:
+            raise ConceptError(f"{', '.join(map(repr, twice))} would be erased twice; name each concept once")
+        for part in self.parts:
+            self.surrogate(part.concept)
+
+    @classmethod
+    def of(cls, *manifests: Mapping[str, Any]) -> Erasures:
+        """What adapters erase, by what their ``spare.json`` says: one concept, or the ``requests`` of a bundle.
+
+        Raises:
+            AdapterError: if one does not say it.
+        """
+        try:
+            parts = [Erasure.from_dict(one) for each in manifests for one in each.get("requests", [each])]
+            return cls(*parts, bundle="requests" in manifests[0] or None)
+        except (KeyError, TypeError) as error:
+            raise AdapterError(
+                f"an adapter does not say what it erases ({error!r}); erase that concept again"
+            ) from None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Erasures) and (self.parts, self.bundle) == (other.parts, other.bundle)
+
+    def __hash__(self) -> int:
+        return hash(self.parts)
+
+    def __iter__(self) -> Iterator[Erasure]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @property
+    def title(self) -> str:
+        """The concepts, for people."""
+        return title_of([part.concept for part in self.parts])
+
+    def as_dict(self) -> dict[str, Any]:
+        """As ``spare.json`` says it: one erasure's facts, or ``requests``; :meth:`of` reads both."""
+        facts = [part.as_dict() for part in self.parts]
+        return {"requests": facts} if self.bundle else facts[0]
+
+    @property
+    def frames(self) -> tuple[Frame, ...]:
+        """The distinct ones, in the order of the erasures."""
+        return tuple(dict.fromkeys(self.frame(part) for part in self.parts))
+
+    @staticmethod
+    def frame(part: Erasure) -> Frame:
+        """That of one erasure."""
+        return Frame(part.template, part.contexts or ("",))
+
+    def surrogate(self, name: str) -> str:
+        """What ``name`` becomes: the last surrogate of an erased concept, itself for any other.
+
+        Raises:
+            ConceptError: if the surrogates go round in a circle.
+        """
+        passed = [name]
+        while (part := self._erasing(passed[-1])) is not None:
+            passed.append(part.surrogate)
+            if normalise(passed[-1]) in map(normalise, passed[:-1]):
+                raise ConceptError(
+                    f"the surrogates go round in a circle: {' -> '.join(passed)}; name one that is not erased"
+                )
+        return passed[-1]
+
+    def surrogates(self) -> dict[str, str]:
+        """What each name that is erased was asked to become."""
+        return {name: part.surrogate for part in self.parts for name in part.names}
+
+    def named(self, names: Sequence[str]) -> list[Erasure]:
+        """Those that erase one of the ``names``.
+
+        Raises:
+            ConceptError: if one of the names is not erased.
+        """
+        strangers = [name for name in names if not self.erased(name)]
+        if strangers:
+            raise ConceptError(f"{', '.join(map(repr, strangers))} is not erased there, but {self.title}")
+        wanted = [self._erasing(name) for name in names]
+        return [part for part in self.parts if part in wanted]
+
+    def erased(self, name: str) -> bool:
+        """Whether ``name`` is one of the concepts or of their aliases."""
+        return self._erasing(name) is not None
+
+    def retained(self, frame: Frame) -> tuple[str, ...]:
+        """What the erasures of ``frame`` keep, their last surrogates first, without repeats and without what is
+        erased."""
+        parts = [part for part in self.parts if self.frame(part) == frame]
+        names = [self.surrogate(part.concept) for part in parts]
+        names += [name for part in parts for name in part.retained if not self.erased(name)]
+        found: dict[str, str] = {}
+        for name in names:
+            found.setdefault(normalise(name), name)
+        return tuple(found.values())
+
+    def _erasing(self, name: str) -> Erasure | None:
+        return self._by_name.get(normalise(name))
+
+
+def title_of(concepts: Sequence[str]) -> str:
+    """For people; of a long list the first ones."""
+    more = len(concepts) - _TITLE
+    return ", ".join(concepts) if more <= 0 else f"{', '.join(concepts[:_TITLE])} and {more} more"

@@ -1,0 +1,328 @@
+"""The gate: whether an adapter's figures meet a policy. Figures in, verdict out; no model, no registry.
+
+A figure that is missing fails its rule: what was not measured cannot pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from spare_core.concepts.concept import normalise
+from spare_core.errors import SettingsError
+from spare_core.method.settings import field_problems, read_yaml_mapping
+
+DEFAULT: Final = "default"
+"""The name of the policy that comes with SPARE."""
+DEFAULT_POLICY: Final = Path(__file__).parent / "policies" / "default.yaml"
+SCHEMA: Final = "spare.verdict/1"
+_ROUNDING: Final = 1e-9
+
+
+def _limit(meaning: str, low: float | None = None, high: float | None = None) -> Any:
+    """A field without a default, with its meaning and the range it is checked against."""
+    return field(metadata={"meaning": meaning, "low": low, "high": high, "open_low": False})
+
+
+def _unranged(meaning: str) -> Any:
+    """A field that a function of its own checks."""
+    return field(metadata={"meaning": meaning})
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Thresholds, fractions not percent; ``policies/default.yaml`` gives reasons for each.
+
+    Raises:
+        SettingsError: at construction, with every value that is out of range.
+    """
+
+    intervals: bool = _limit("the end of the 95 % interval that speaks against the adapter decides, not the figure")
+    min_samples: int = _limit("fewest pictures of each erased concept", 1, 10_000_000)
+    min_ua: float = _limit("least UA", 0.0, 1.0)
+    max_ira_loss: float = _limit("largest fall of IRA", 0.0, 1.0)
+    max_cra_loss: float = _limit("largest fall of CRA", 0.0, 1.0)
+    fid: bool = _limit("FID is judged")
+    max_fid_rise: float = _limit("largest relative rise of FID", 0.0, 1e6)
+    max_mean_drift: float = _limit("largest mean drift of the kept concepts", 0.0, 1e6)
+    max_drift: float = _limit("largest drift of any one kept concept", 0.0, 1e6)
+    max_drift_of: Mapping[str, float] = _unranged("largest drift of concepts by name; each must be measured")
+    max_damaged: float = _limit("largest share of the kept pictures that look damaged", 0.0, 1.0)
+    max_rebound: float = _limit("largest residual of a concept erased earlier, as a multiple of its first", 1.0, 1e6)
+    rebound_from: float = _limit("residual up to which nothing counts as a rebound", 0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        problems = [*field_problems(self), *_mapping_problems(self.max_drift_of)]
+        if problems:
+            raise SettingsError(problems)
+
+    @classmethod
+    def find(cls, source: str) -> Policy:
+        """The policy that comes with SPARE (``default``), or that of a YAML file here or in S3.
+
+        Raises:
+            SettingsError: see :meth:`from_file`.
+            StoreError: if it cannot be fetched.
+        """
+        return cls.from_file(DEFAULT_POLICY if source in ("", DEFAULT) else source)
+
+    @classmethod
+    def from_file(cls, source: str | Path = DEFAULT_POLICY) -> Policy:
+        """A policy from a YAML mapping, here or in S3, that names every threshold.
+
+        Raises:
+            SettingsError: with all that is wrong: unreadable, unknown, missing, of the wrong type, out of range.
+        """
+        values = read_yaml_mapping(source)
+        known = {f.name: f.metadata["meaning"] for f in fields(cls)}
+        problems = [f"unknown threshold {name!r}; known: {', '.join(known)}" for name in values if name not in known]
+        problems += [f"{name} is missing ({meaning})" for name, meaning in known.items() if name not in values]
+        # Those that are missing are filled in only to have the others checked as well.
+        complete = {**_CHECKED_WITH, **{name: value for name, value in values.items() if name in known}}
+        try:
+            policy = cls(**complete)
+        except SettingsError as error:
+            problems += error.problems
+        if problems:
+            raise SettingsError([f"{source}: {problem}" for problem in problems])
+        return policy
+
+    @property
+    def sha256(self) -> str:
+        """Of the values; comments and order make no difference."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+_CHECKED_WITH: Final[dict[str, Any]] = {
+    "intervals": True, "min_samples": 1, "min_ua": 0.0, "max_ira_loss": 0.0, "max_cra_loss": 0.0, "fid": True,
+    "max_fid_rise": 0.0, "max_mean_drift": 0.0, "max_drift": 0.0, "max_drift_of": {}, "max_damaged": 0.0,
+    "max_rebound": 1.0, "rebound_from": 0.0,
+}  # fmt: skip
+
+
+def _mapping_problems(bounds: Any) -> list[str]:
+    """What is wrong with bounds by concept."""
+    if not isinstance(bounds, Mapping):
+        return [f"max_drift_of is {bounds!r}; it must map concepts to bounds, as in {{Photo: 0.02}}, or be {{}}"]
+    problems, seen = [], set[str]()
+    for name, bound in bounds.items():
+        if not isinstance(name, str) or not name.strip():
+            problems.append(f"max_drift_of names the concept {name!r}; it must be text")
+            continue
+        if normalise(name) in seen:
+            problems.append(f"max_drift_of names {name!r} twice")
+        seen.add(normalise(name))
+        if type(bound) not in (int, float) or not 0.0 <= bound <= 1e6:
+            problems.append(f"max_drift_of: {name!r} is {bound!r}; allowed: [0, 1e+06]")
+    return problems
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One rule: what was measured (None: nothing), what is allowed, and whether that is met; ``text`` is for people."""
+
+    rule: str
+    measured: float | None
+    allowed: float
+    passed: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Passed only if every rule is."""
+
+    policy: Policy
+    reasons: tuple[Reason, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every rule is met."""
+        return all(reason.passed for reason in self.reasons)
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        """The text of each rule that is not met."""
+        return tuple(reason.text for reason in self.reasons if not reason.passed)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, schema ``spare.verdict/1``."""
+        return {
+            "schema": SCHEMA,
+            "passed": self.passed,
+            "policy": dataclasses.asdict(self.policy),
+            "policy_sha256": self.policy.sha256,
+            "reasons": [dataclasses.asdict(reason) for reason in self.reasons],
+        }
+
+
+def judge_figures(evaluation: Mapping[str, Any], policy: Policy) -> Verdict:
+    """Each rule of ``policy`` on an evaluation (schema ``spare.evaluation/1``; empty: nothing was measured)."""
+    figures = _Figures(evaluation, policy.intervals)
+    reasons = [
+        _at_least("min_samples", figures.samples(), policy.min_samples, "pictures of each erased concept"),
+        _at_least("min_ua", figures.ua(), policy.min_ua, f"UA{figures.bound('lower')}"),
+        *_each_ua(figures, policy.min_ua),
+        _at_most("max_ira_loss", figures.loss("ira"), policy.max_ira_loss, f"fall of IRA{figures.bound('upper')}"),
+        _at_most("max_cra_loss", figures.loss("cra"), policy.max_cra_loss, f"fall of CRA{figures.bound('upper')}"),
+    ]
+    if policy.fid:
+        reasons.append(_at_most("max_fid_rise", figures.fid_rise(), policy.max_fid_rise, "relative rise of FID"))
+    mean = figures.number("mean_drift")
+    reasons.append(_at_most("max_mean_drift", mean, policy.max_mean_drift, "mean drift of the kept concepts"))
+    reasons.extend(_drifts(figures, policy.max_drift))
+    for name, bound in policy.max_drift_of.items():
+        reasons.append(
+            _at_most("max_drift_of", figures.drift_of(name), bound, f"drift of {name!r}, named by the policy")
+        )
+    reasons.append(_at_most("max_damaged", figures.damaged(), policy.max_damaged, "share of damaged kept pictures"))
+    reasons.extend(_rebounds(figures, policy))
+    return Verdict(policy, tuple(reasons))
+
+
+def _each_ua(figures: _Figures, allowed: float) -> Iterator[Reason]:
+    """Of several erased concepts each for itself: a mean hides one that is left."""
+    names = figures.erased()
+    for name in names if len(names) > 1 else []:
+        yield _at_least("min_ua", figures.ua_of(name), allowed, f"UA of {name!r}{figures.bound('lower')}")
+
+
+def _rebounds(figures: _Figures, policy: Policy) -> Iterator[Reason]:
+    """Of every concept that a bundle erased before its last change."""
+    for i, (name, change) in enumerate(figures.rebounds()):
+        then, now = figures.number("rebounds", i, "then"), figures.number("rebounds", i, "now")
+        allowed = max(policy.rebound_from, policy.max_rebound * (then or 0.0))
+        told = f"residual of {name!r} after {change}, {_told(then)} when it was added"
+        yield _at_most("max_rebound", None if then is None else now, allowed, told)
+
+
+def _drifts(figures: _Figures, allowed: float) -> Iterator[Reason]:
+    names = figures.neighbours()
+    for name in names:
+        yield _at_most("max_drift", figures.number("drift", name), allowed, f"drift of {name!r}")
+    if not names:
+        yield _at_most("max_drift", None, allowed, "drift of each kept concept")
+
+
+def _at_least(rule: str, measured: float | None, allowed: float, what: str) -> Reason:
+    passed = measured is not None and measured >= allowed
+    return Reason(rule, measured, allowed, passed, f"{what}: {_told(measured)}; at least {allowed:g} is needed")
+
+
+def _at_most(rule: str, measured: float | None, allowed: float, what: str) -> Reason:
+    passed = measured is not None and measured <= allowed
+    return Reason(rule, measured, allowed, passed, f"{what}: {_told(measured)}; at most {allowed:g} is allowed")
+
+
+def _told(measured: float | None) -> str:
+    return "not measured" if measured is None else f"{measured:.4g}"
+
+
+class _Figures:
+    """The figures that rules are about, None where an evaluation lacks them or holds something else."""
+
+    def __init__(self, evaluation: Mapping[str, Any], intervals: bool) -> None:
+        self.evaluation, self.intervals = evaluation, intervals
+
+    def bound(self, end: str) -> str:
+        """How a figure is named in a reason."""
+        return f", {end} 95 % bound" if self.intervals else ""
+
+    def number(self, *keys: str | int) -> float | None:
+        """A finite number somewhere in the evaluation."""
+        value: Any = self.evaluation
+        for key in keys:
+            try:
+                value = value[key]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+
+    def samples(self) -> float | None:
+        """Pictures of the erased concept that has the fewest; every erased one must be told."""
+        erased, rows = self.erased(), self.evaluation.get("per_concept")
+        if not erased or not isinstance(rows, list):
+            return None
+        counts = {
+            row.get("concept"): row.get("pictures") for row in rows if isinstance(row, dict) and row.get("erased")
+        }
+        found = [count for count in map(counts.get, erased) if type(count) is int]
+        return float(min(found)) if len(found) == len(erased) else None
+
+    def erased(self) -> list[str]:
+        """The erased concepts."""
+        names = self.evaluation.get("erased")
+        return names if isinstance(names, list) else []
+
+    def rebounds(self) -> list[tuple[Any, Any]]:
+        """Concepts that were erased before the last change, and that change."""
+        rows = self.evaluation.get("rebounds")
+        if not isinstance(rows, list):
+            return []
+        return [(row.get("concept"), row.get("after")) if isinstance(row, dict) else (None, None) for row in rows]
+
+    def ua_of(self, concept: str) -> float | None:
+        """UA of one concept, or the lower end of its interval."""
+        rows = self.evaluation.get("per_concept")
+        places = [
+            i
+            for i, row in enumerate(rows if isinstance(rows, list) else [])
+            if isinstance(row, dict) and row.get("concept") == concept and row.get("erased")
+        ]
+        if len(places) != 1:
+            return None
+        keys = ("interval", 1) if self.intervals else ("accuracy",)
+        accuracy = self.number("per_concept", places[0], "after", *keys)
+        return None if accuracy is None or not 0 <= accuracy <= 1 + _ROUNDING else 1 - accuracy
+
+    def ua(self) -> float | None:
+        """UA on the adapter's pictures, or the lower end of its interval."""
+        figure = self.share("adapted", "ua")
+        return None if figure is None else figure[1 if self.intervals else 0]
+
+    def share(self, side: str, name: str) -> tuple[float, float, float] | None:
+        """An accuracy and its interval (the figure alone, if points decide); None unless low <= figure <= high."""
+        value = self.number(side, name)
+        low, high = (self.number(side, "intervals", name, end) if self.intervals else value for end in (0, 1))
+        if value is None or low is None or high is None:
+            return None
+        ordered = all(a <= b + _ROUNDING for a, b in itertools.pairwise((0.0, low, value, high, 1.0)))
+        return (value, low, high) if ordered else None
+
+    def loss(self, name: str) -> float | None:
+        """Fall of an accuracy from before to after, or the upper end of the difference's interval.
+
+        d + sqrt((high_before - before)^2 + (after - low_after)^2): Newcombe's interval of a difference from the
+        intervals of its terms (Newcombe 1998, method 10). Both grids share prompts and noise: it is on the safe side.
+        """
+        first, second = self.share("base", name), self.share("adapted", name)
+        if first is None or second is None:
+            return None
+        (before, _, high), (after, low, _) = first, second
+        return before - after + math.hypot(high - before, after - low)
+
+    def fid_rise(self) -> float | None:
+        """(after - before) / before."""
+        before, after = self.number("base", "fid"), self.number("adapted", "fid")
+        return None if before is None or after is None or before <= 0 else (after - before) / before
+
+    def neighbours(self) -> list[str]:
+        """Every kept concept whose drift is told."""
+        drift = self.evaluation.get("drift")
+        return list(drift) if isinstance(drift, dict) else []
+
+    def drift_of(self, concept: str) -> float | None:
+        """Drift of a concept, however it is written."""
+        same = [name for name in self.neighbours() if normalise(name) == normalise(concept)]
+        return self.number("drift", same[0]) if len(same) == 1 else None
+
+    def damaged(self) -> float | None:
+        """Share of the adapter's kept pictures with a texture that the base model does not draw, or like another's."""
+        return self.number("damage", "kept", "adapted", "damaged")

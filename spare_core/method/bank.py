@@ -1,0 +1,153 @@
+"""The trajectory bank: what self-distillation trains on, with every answer of its teacher.
+
+Sampling a picture with guidance asks the frozen model, at each step, for its predictions under the prompt and under the
+empty prompt. The bank keeps them with the noisy latents they were made on. On the retain side they *are* the teacher's
+answers; on the forget side, whose trajectories are driven half by the concept and half by the surrogate, each step asks
+under both. So no training step runs a teacher, no VAE and no text encoder runs after the bank is made, and the timestep
+profile and the saliency are read off it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.prompts import EMPTY, PromptPlan
+from spare_core.errors import StageError
+from spare_core.files.atomic import read_tensors, write_tensors
+from spare_core.files.pictures import load_images
+from spare_core.method.prompt_table import SURROGATE, pose
+from spare_core.method.settings import EraseSettings
+from spare_core.method.trajectories import Trajectory, noise_latents, sample_trajectories
+from spare_core.models.conditioning import Conditioning
+from spare_core.models.denoiser import Denoiser
+
+
+class Side(NamedTuple):
+    """N noisy latents ``(N, C, H, W)`` at ``timesteps`` ``(N,)``, and what the frozen model predicts on them.
+
+    ``student`` and ``teacher`` are rows of the prompt table: the prompt the adapter is trained under, and the one whose
+    prediction it is pulled to; the same on the retain side. ``under_student``, ``under_teacher`` and ``under_empty``
+    ``(N, C, H, W)`` are the frozen predictions under both and under the empty prompt. ``latents`` ``(P, C, H, W)`` are
+    the pictures, ``picture`` ``(N,)`` says which one a row is on its way to.
+    """
+
+    noisy: Tensor
+    timesteps: Tensor
+    student: Tensor
+    teacher: Tensor
+    under_student: Tensor
+    under_teacher: Tensor
+    under_empty: Tensor
+    picture: Tensor
+    latents: Tensor
+
+    def take(self, index: Tensor) -> Side:
+        """The chosen rows, with all pictures."""
+        return Side._make([*(part[index] for part in self[:-1]), self.latents])
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Both sides. ``names[row]`` is the concept that prompt ``row`` of the table names."""
+
+    prompts: tuple[str, ...]
+    names: tuple[str, ...]
+    table: Conditioning
+    null_row: int
+    forget: Side
+    retain: Side
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file: the prompt table, both sides, and the texts as metadata."""
+        tensors = self.table.as_tensors()
+        for name in ("forget", "retain"):
+            side: Side = getattr(self, name)
+            # The retain side's teacher is its student: once is enough.
+            same = ("under_teacher",) if side.under_teacher is side.under_student else ()
+            tensors |= {f"{name}/{key}": value for key, value in side._asdict().items() if key not in same}
+        texts = {"prompts": self.prompts, "names": self.names, "null_row": self.null_row}
+        write_tensors(path, tensors, {"texts": json.dumps(texts)})
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> Bank:
+        """What :meth:`save` wrote, its prompt table on ``device``.
+
+        Raises:
+            StageError: if the file is missing or damaged.
+        """
+        try:
+            tensors, metadata = read_tensors(path)
+            texts = json.loads(metadata["texts"])
+            tensors.setdefault("retain/under_teacher", tensors["retain/under_student"])
+            sides = {side: Side(*(tensors[f"{side}/{key}"] for key in Side._fields)) for side in ("forget", "retain")}
+            table = Conditioning.from_tensors(tensors).to(device)
+            return cls(tuple(texts["prompts"]), tuple(texts["names"]), table, texts["null_row"], **sides)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StageError(f"{path} does not hold the bank of a prepare stage: {error!r}; run it again") from None
+
+
+def fill_bank(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, images: Path | None = None) -> Bank:
+    """Let the model sample both sides (fixed seeds), ``settings.examples`` trajectories that all concepts share.
+
+    With ``images``, the noised latents of those pictures take the place of the trajectories that the concept drives.
+    """
+    pictures = load_images(images, settings.resolution or denoiser.resolution) if images else None
+    plan = PromptPlan(erasures, settings.seed, heldout=False)
+    forget = plan.forget(settings.examples if pictures is None else max(settings.examples, 2 * len(pictures)))
+    retain = plan.retain(settings.retain_examples)
+    rows, table, overwritten, held = pose(denoiser, plan, forget, retain, settings.resolution)
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + 5)
+    given: list[Trajectory] = []
+    if pictures is not None:
+        own, overwritten = overwritten[::2], overwritten[1::2]
+        latents = denoiser.encode_images(pictures).cpu()
+        latents = latents[torch.arange(len(own)) % len(latents)]
+        given = noise_latents(denoiser, table, own, latents, settings.example_steps, generator)
+    sampled = sample_trajectories(
+        denoiser,
+        table,
+        overwritten + held,
+        settings.example_steps,
+        settings.guidance,
+        generator,
+        settings.resolution,
+    )
+    return Bank(
+        prompts=tuple(plan.text(prompt) for prompt in rows),
+        names=tuple(prompt.name for prompt in rows),
+        table=table,
+        null_row=rows[EMPTY],
+        forget=_side(given + sampled[: len(overwritten)], teacher=SURROGATE),
+        retain=_side(sampled[len(overwritten) :], teacher=0),
+    )
+
+
+def _side(trajectories: Sequence[Trajectory], teacher: int) -> Side:
+    """All states of ``trajectories``; the first prompt asked is the student's, number ``teacher`` the teacher's."""
+
+    def rows(place: int) -> Tensor:
+        return torch.cat([torch.full_like(one.timesteps, one.asked.rows[place]) for one in trajectories])
+
+    def under(place: int) -> Tensor:
+        return torch.cat([one.predictions[:, place] for one in trajectories])
+
+    student = under(0)
+    return Side(
+        noisy=torch.cat([one.noisy for one in trajectories]),
+        timesteps=torch.cat([one.timesteps for one in trajectories]),
+        student=rows(0),
+        teacher=rows(teacher),
+        under_student=student,
+        under_teacher=under(teacher) if teacher else student,
+        under_empty=under(trajectories[0].asked.empty),
+        picture=torch.cat([torch.full_like(one.timesteps, i) for i, one in enumerate(trajectories)]),
+        latents=torch.stack([one.latents for one in trajectories]),
+    )

@@ -1,0 +1,89 @@
+"""What one training step sees: states drawn from the bank, as many of each side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spare_core.method.bank import Bank, Side
+from spare_core.method.gap import StateSampler, TimestepProfile, TimestepSampler
+from spare_core.method.settings import EraseSettings
+from spare_core.models.conditioning import Conditioning
+
+_NULL_SHARE: Final = 0.125
+"""Share of the retain side that holds the empty prompt, on states of both sides: guidance asks it wherever sampling
+passes, and needs it as it was."""
+
+
+class Batch(NamedTuple):
+    """B noisy latents ``(B, C, H, W)`` at ``timesteps`` ``(B,)``, their conditioning, and the ``target`` prediction."""
+
+    noisy: Tensor
+    timesteps: Tensor
+    conditioning: Conditioning
+    target: Tensor
+
+    @staticmethod
+    def cat(parts: Sequence[Batch]) -> Batch:
+        """Rows of all ``parts``, one after the other."""
+        noisy, timesteps, conditioning, target = zip(*parts, strict=True)
+        return Batch(torch.cat(noisy), torch.cat(timesteps), Conditioning.cat(conditioning), torch.cat(target))
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on ``device``."""
+        return Batch(
+            self.noisy.to(device), self.timesteps.to(device), self.conditioning.to(device), self.target.to(device)
+        )
+
+
+class Batches:
+    """Draws the batches of a run. All chance of a step comes from a generator seeded by (seed, step).
+
+    ``forget_conditioning`` says what the student is conditioned on for rows of the forget side; the rows of the prompt
+    table that name the concept, if none is given.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        profile: TimestepProfile,
+        settings: EraseSettings,
+        forget_conditioning: Callable[[Side], Conditioning] | None = None,
+    ) -> None:
+        self.bank, self.settings = bank, settings
+        self._conditioning = forget_conditioning or (lambda side: bank.table[side.student])
+        sampler = TimestepSampler.from_profile(profile, settings)
+        self._forget = StateSampler(sampler, bank.forget.timesteps)
+        self._retain = StateSampler(sampler, bank.retain.timesteps)
+        self._empty = StateSampler(sampler, torch.cat([bank.retain.timesteps, bank.forget.timesteps]))
+
+    def draw(self, step: int) -> tuple[Batch, Batch]:
+        """Forget and retain side of ``step``, ``batch_size`` rows each."""
+        size = self.settings.batch_size
+        generator = torch.Generator().manual_seed((self.settings.seed + 1) * 1_000_003 + step)
+        forget = self.bank.forget.take(self._forget.sample(size, generator))
+        # Fractions of a row add up over the steps.
+        empty = int((step + 1) * _NULL_SHARE * size) - int(step * _NULL_SHARE * size)
+        parts = []
+        if size > empty:
+            retain = self.bank.retain.take(self._retain.sample(size - empty, generator))
+            table = self.bank.table[retain.student]
+            parts.append(Batch(retain.noisy, retain.timesteps, table, retain.under_student))
+        if empty:
+            parts.append(self._under_empty(self._empty.sample(empty, generator)))
+        own = Batch(forget.noisy, forget.timesteps, self._conditioning(forget), forget.under_teacher)
+        return own, Batch.cat(parts)
+
+    def _under_empty(self, index: Tensor) -> Batch:
+        """States of both sides under the empty prompt; those of the forget side come after the retain side's."""
+        count = len(self.bank.retain.timesteps)
+        sides = [(self.bank.retain, i) if i < count else (self.bank.forget, i - count) for i in index.tolist()]
+        return Batch(
+            torch.stack([side.noisy[i] for side, i in sides]),
+            torch.stack([side.timesteps[i] for side, i in sides]),
+            self.bank.table[[self.bank.null_row] * len(index)],
+            torch.stack([side.under_empty[i] for side, i in sides]),
+        )

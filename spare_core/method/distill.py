@@ -1,0 +1,228 @@
+"""Self-distillation: the one training loop.
+
+With the adapter on, the prediction under the concept is pulled to what the frozen model predicts under the surrogate;
+everything retained is held to the frozen model:
+
+    w_f ||eps_D(x_t, c) - eps(x_t, s)||^2 + w_r ||eps_D(y_u, k) - eps(y_u, k)||^2
+
+The frozen predictions are in the bank already (:mod:`spare_core.method.bank`).
+The loop takes its starting adapter, its rate and its forget side as given (:mod:`spare_core.method.rate` finds
+the first two). All chance of a step comes from a generator seeded by (seed, step), so a
+resumed run repeats an uninterrupted one exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spare_core.adapters.low_rank import Adapter
+from spare_core.errors import StageError, TrainingError
+from spare_core.files.atomic import read_tensors, write_tensors
+from spare_core.method.batches import Batch, Batches
+from spare_core.method.residual import Measurement, Meter
+from spare_core.method.settings import EraseSettings
+from spare_core.models.denoiser import FP16_LOSS_SCALE, Denoiser
+
+_WARMUP = 0.05
+_BETAS = (0.8, 0.95)
+"""Shorter memories than AdamW's usual ones: a run has some tens of steps, not thousands."""
+_FACTS = ("step", "lr", "closed_form", "trials", "history", "losses", "stopped_early", "taken_back", "seconds")
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands: enough to go on as if it had never stopped."""
+
+    step: int
+    adapter: Adapter
+    optimizer: torch.optim.AdamW
+    lr: float
+    """The peak; 0 where no step was needed or none helped."""
+    closed_form: dict[str, float | None] | None = None
+    """What the adapter was solved with before the first step, and measured then."""
+    trials: list[dict[str, float]] = field(default_factory=list)
+    """What each rate that was tried came to."""
+    beginning: Adapter | None = None
+    """The adapter as it was before the first step, where it changed something already."""
+    taken_back: bool = False
+    """Whether the steps made residual and drift worse, and the beginning is the result."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    losses: list[list[float]] = field(default_factory=list)
+    stopped_early: bool = False
+    seconds: float = 0.0
+    """Spent on the steps so far, by all processes that worked on this run."""
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file: the adapter's parameters, the optimiser's moments, and the rest as metadata."""
+        tensors: dict[str, Tensor] = {}
+        for i, parameter in enumerate(self.adapter.parameters()):
+            moments = self.optimizer.state[parameter]
+            tensors[f"{i}/value"] = parameter
+            tensors[f"{i}/first"], tensors[f"{i}/second"] = moments["exp_avg"], moments["exp_avg_sq"]
+        for i, parameter in enumerate(self.beginning.parameters() if self.beginning else ()):
+            tensors[f"{i}/beginning"] = parameter
+        facts = {name: getattr(self, name) for name in _FACTS}
+        write_tensors(path, tensors, {"facts": json.dumps(facts)})
+
+    @torch.no_grad()
+    def restore(self, path: Path) -> None:
+        """Bring this state, fresh from :func:`start`, to where the saved one stood.
+
+        Raises:
+            StageError: if the file is damaged or is not of this adapter.
+        """
+        try:
+            tensors, metadata = read_tensors(path)
+            facts = json.loads(metadata["facts"])
+            for i, parameter in enumerate(self.adapter.parameters()):
+                parameter.copy_(tensors[f"{i}/value"])
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(facts["step"]), device=parameter.device),
+                    "exp_avg": tensors[f"{i}/first"].to(parameter.device),
+                    "exp_avg_sq": tensors[f"{i}/second"].to(parameter.device),
+                }
+            if "0/beginning" in tensors:
+                self.beginning = copy.deepcopy(self.adapter)
+                for i, parameter in enumerate(self.beginning.parameters()):
+                    parameter.copy_(tensors[f"{i}/beginning"])
+            for name in _FACTS:
+                setattr(self, name, facts[name])
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise StageError(f"{path} holds no state of this run: {error!r}; delete it to start anew") from None
+
+
+def start(adapter: Adapter, lr: float) -> TrainingState:
+    """Step 0, from ``adapter`` as it is."""
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=lr, betas=_BETAS, weight_decay=0.0, fused=True)
+    return TrainingState(0, adapter, optimizer, lr)
+
+
+def learning_rate(step: int, peak: float, steps: int) -> float:
+    """Linear warm-up over the first 5 % of the steps, then half a cosine."""
+    warmup = max(1, round(_WARMUP * steps))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def distill(
+    denoiser: Denoiser,
+    batches: Batches,
+    meter: Meter,
+    state: TrainingState,
+    settings: EraseSettings,
+    on_measure: Callable[[TrainingState], None] = lambda state: None,
+    on_step: Callable[[TrainingState], None] = lambda state: None,
+) -> Measurement:
+    """Train ``state.adapter`` in place until ``settings.steps``, or a measurement that is good enough, or a plateau of
+    the measured residual; where it began better in both residual and drift, to what it began with.
+
+    ``on_measure`` is called after every measurement, when ``state`` may be saved; ``on_step`` after every step.
+
+    Raises:
+        TrainingError: at the first loss that is not finite, with the step and the settings that led to it.
+    """
+    spent, started = state.seconds, time.perf_counter()
+    while state.step < settings.steps and not state.stopped_early:
+        advance(denoiser, batches, state, settings)
+        state.seconds = round(spent + time.perf_counter() - started, 3)
+        on_step(state)
+        if state.step % settings.measure_every == 0 and state.step < settings.steps:
+            measured = meter.measure(state.adapter)
+            state.history.append({"step": state.step, "residual": measured.residual, "mean_drift": measured.mean_drift})
+            residuals = [row["residual"] for row in state.history]
+            state.stopped_early = enough(measured, settings) or plateaued(residuals, settings)
+            on_measure(state)
+    measured = meter.measure(state.adapter)
+    if state.beginning is None or not state.step:
+        return measured
+    before = meter.measure(state.beginning)
+    state.taken_back = before.residual <= measured.residual and before.mean_drift <= measured.mean_drift
+    if state.taken_back:
+        state.adapter = state.beginning
+        return before
+    return measured
+
+
+def advance(denoiser: Denoiser, batches: Batches, state: TrainingState, settings: EraseSettings) -> None:
+    """One step of the schedule, in place."""
+    rate = learning_rate(state.step, state.lr, settings.steps)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    losses = training_step(denoiser, batches, state.adapter, state.step, settings, rate)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.adapter.project()
+    state.losses.append(list(losses))
+    state.step += 1
+
+
+def enough(measured: Measurement, settings: EraseSettings) -> bool:
+    """Whether what is measured needs no further step."""
+    return measured.residual <= settings.enough_residual and measured.mean_drift <= settings.enough_drift
+
+
+def plateaued(residuals: list[float], settings: EraseSettings) -> bool:
+    """Whether the last ``patience`` measurements brought no fall of ``min_improvement`` below the best before them."""
+    if len(residuals) <= settings.patience:
+        return False
+    best_before = min(residuals[: -settings.patience])
+    return min(residuals[-settings.patience :]) > best_before * (1.0 - settings.min_improvement)
+
+
+def training_step(
+    denoiser: Denoiser, batches: Batches, adapter: Adapter, step: int, settings: EraseSettings, rate: float
+) -> tuple[float, float]:
+    """Gradients of one step on the adapter's parameters; returns the forget and the retain loss. ``rate`` is only said
+    in an error.
+
+    One batch of both sides, or with ``low_memory`` one backward pass a side: equal to rounding, half the activations,
+    slower (benchmarks/backward.py).
+    """
+    both = batches.draw(step)
+    weights = torch.tensor([settings.forget_weight, settings.retain_weight], device=denoiser.device)
+    scale = FP16_LOSS_SCALE if denoiser.dtype is torch.float16 else 1.0
+    groups = [[0], [1]] if settings.low_memory else [[0, 1]]
+    losses = torch.zeros(2, device=denoiser.device)
+    with adapter.attached(denoiser):
+        for group in groups:
+            joined = Batch.cat([both[i] for i in group]).to(denoiser.device)
+            found = denoiser.predict(joined.noisy, joined.timesteps, joined.conditioning)
+            parts = zip(found.chunk(len(group)), joined.target.chunk(len(group)), strict=True)
+            loss = torch.stack([F.mse_loss(prediction, target) for prediction, target in parts])
+            (scale * (weights[group] * loss).sum()).backward()
+            losses[group] = loss.detach()
+    gradients = [parameter.grad for parameter in adapter.parameters() if parameter.grad is not None]
+    if scale != 1.0:
+        torch._foreach_div_(gradients, scale)
+    values = losses.tolist()
+    if not all(map(math.isfinite, values)) or not torch.stack([g.isfinite().all() for g in gradients]).all():
+        timesteps = torch.cat([batch.timesteps for batch in both])
+        raise TrainingError(_not_finite(values, step, timesteps, denoiser, settings, rate))
+    return values[0], values[1]
+
+
+def _not_finite(
+    values: list[float], step: int, timesteps: Tensor, denoiser: Denoiser, settings: EraseSettings, rate: float
+) -> str:
+    facts: dict[str, Any] = {
+        "forget loss": values[0],
+        "retain loss": values[1],
+        "lr": f"{rate:.2e}",
+        "dtype": str(denoiser.dtype).removeprefix("torch."),
+        "rank": settings.rank,
+        "timesteps": timesteps.tolist(),
+    }
+    listed = ", ".join(f"{name} {value}" for name, value in facts.items())
+    return f"training stopped at step {step}: {listed}; lower --lr or use --dtype float32"

@@ -1,0 +1,133 @@
+"""Where training starts from and how fast it goes: both found by measuring, on held-out rows.
+
+The start is the closed-form solution that measures best (:mod:`spare_core.method.solve`). The learning rate is the best
+of a few short trials from it. A trial is the first steps of a run at its rate, on that run's own schedule. So the best
+trial is not thrown away: the run goes on from it, and is the run that ``lr`` set to that number gives.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from typing import Final
+
+from spare_core.adapters.low_rank import Adapter
+from spare_core.concepts.erasures import Erasures
+from spare_core.errors import TrainingError
+from spare_core.method.batches import Batches
+from spare_core.method.distill import TrainingState, advance, enough, start
+from spare_core.method.residual import UNTOUCHED, Meter
+from spare_core.method.settings import EraseSettings
+from spare_core.method.solve import Start, best_start
+from spare_core.models.denoiser import Denoiser
+
+_FIRST: Final = 4e-3
+_FACTOR: Final = 4.0
+"""Between neighbouring rates. The best one is broad: half or twice as much costs little (benchmarks/rates.py)."""
+_RANGE: Final = (1e-6, 0.3)
+_STEPS: Final = 3
+_WORTH: Final = 0.99
+"""The climb ends at a rate that costs more than this share of the best so far: ever lower rates come ever closer to
+what the start costs."""
+_DRIFT_WEIGHT: Final = 5.0
+"""Less than the two are worth to each other in the end, which is about 8 on Canvas: a part of the drift after a few
+steps is noise, which the falling rate takes back."""
+
+
+def open_training(
+    denoiser: Denoiser, batches: Batches, meter: Meter, fresh: Adapter, erasures: Erasures, settings: EraseSettings
+) -> TrainingState:
+    """The state that a run of ``settings`` begins with; stopped early where the start is good enough as it is.
+
+    Raises:
+        TrainingError: if no rate trains.
+    """
+    started = time.perf_counter()
+    thinned = Meter(denoiser, meter.held_out.thinned())
+    if settings.closed_form:
+        found = best_start(fresh, denoiser, erasures, thinned, settings)
+        facts = {"ridge": found.ridge, "residual": found.measured.residual, "mean_drift": found.measured.mean_drift}
+    else:
+        found, facts = Start(fresh, None, UNTOUCHED), None
+    state = open_from(denoiser, batches, meter, found, settings)
+    state.closed_form = facts
+    state.seconds = round(time.perf_counter() - started, 3)
+    return state
+
+
+def open_from(
+    denoiser: Denoiser, batches: Batches, meter: Meter, found: Start, settings: EraseSettings
+) -> TrainingState:
+    """The same from a start that is known already, measured on a part of the probes.
+
+    Raises:
+        TrainingError: if no rate trains.
+    """
+    if enough(found.measured, settings) and enough(meter.measure(found.adapter), settings):
+        state = start(found.adapter, 0.0)
+        state.stopped_early = True
+    elif settings.lr == "auto":
+        # An adapter that changes nothing yet must learn, whatever its first steps cost.
+        at_start = math.inf if found.measured == UNTOUCHED else found.measured.cost(_DRIFT_WEIGHT)
+        thinned = Meter(denoiser, meter.held_out.thinned())
+        state = find_rate(denoiser, batches, thinned, found.adapter, settings, at_start)
+    else:
+        state = start(copy.deepcopy(found.adapter), settings.lr)
+    if found.measured != UNTOUCHED:
+        state.beginning = found.adapter
+    return state
+
+
+def find_rate(
+    denoiser: Denoiser,
+    batches: Batches,
+    meter: Meter,
+    adapter: Adapter,
+    settings: EraseSettings,
+    at_start: float = math.inf,
+) -> TrainingState:
+    """The state of the best trial from ``adapter``, which stays as it is; where none comes below ``at_start``, which is
+    its own cost, a state that is stopped before the first step.
+
+    Climbs from a rate that suits a small model: to lower ones while they are better, else to higher ones. A rate at
+    which training or measuring stops being finite has lost.
+
+    Raises:
+        TrainingError: if no rate trains.
+    """
+    tried: list[tuple[float, float]] = []
+    best: TrainingState | None = None
+    failure: TrainingError | None = None
+
+    def attempt(lr: float) -> bool:
+        """Whether this rate is clearly the best so far."""
+        nonlocal best, failure
+        state = start(copy.deepcopy(adapter), lr)
+        cost = math.inf
+        try:
+            for _ in range(min(_STEPS, settings.steps)):
+                advance(denoiser, batches, state, settings)
+            cost = meter.measure(state.adapter).cost(_DRIFT_WEIGHT)
+        except TrainingError as error:
+            failure = error
+        least = min((other for _, other in tried), default=math.inf)
+        tried.append((lr, cost))
+        best = state if cost < least else best
+        return cost < _WORTH * least
+
+    attempt(_FIRST)
+    for step in (1 / _FACTOR, _FACTOR):
+        lr = _FIRST * step
+        while _RANGE[0] <= lr <= _RANGE[1] and attempt(lr):
+            lr *= step
+        if best is not None and best.lr < _FIRST:
+            break
+    if best is None:
+        assert failure is not None
+        raise failure
+    if min(cost for _, cost in tried) >= at_start:
+        best = start(adapter, 0.0)
+        best.stopped_early = True
+    best.trials = [{"lr": lr, "cost": cost} for lr, cost in sorted(tried) if math.isfinite(cost)]
+    return best

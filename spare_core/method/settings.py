@@ -1,0 +1,244 @@
+"""Everything that steers an erasure, checked in one place before any work starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import yaml
+
+from spare_core.errors import SettingsError
+from spare_core.store.fetching import local_path
+
+MaskKind = Literal["text", "module", "channel", "weight", "none"]
+SaliencyLoss = Literal["denoise", "gap"]
+TimestepSampling = Literal["gap", "uniform", "window"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+LearningRate = float | Literal["auto"]
+
+
+class Only(NamedTuple):
+    """A setting has a meaning only where another, ``setting``, is one of ``values``."""
+
+    setting: str
+    values: tuple[str, ...]
+
+
+_SCORED: Final = Only("mask", ("module", "channel", "weight"))
+_BY_GAP: Final = Only("timesteps", ("gap",))
+
+
+def _setting(
+    default: Any,
+    meaning: str,
+    low: float | None = None,
+    high: float | None = None,
+    open_low: bool = False,
+    only: Only | None = None,
+) -> Any:
+    """A field with its meaning, the range it is checked against, and where it has a meaning at all."""
+    return field(
+        default=default, metadata={"meaning": meaning, "low": low, "high": high, "open_low": open_low, "only": only}
+    )
+
+
+@dataclass(frozen=True)
+class EraseSettings:
+    """Settings of one erasure. Building one checks every field and reports all problems at once.
+
+    Raises:
+        SettingsError: with every value that is out of range.
+    """
+
+    # What may move
+    mask: MaskKind = _setting(
+        "text",
+        "what may move: 'text' the layers that read the prompt; 'module', 'channel' or 'weight' what is most "
+        "salient, at that granularity; 'none' every target weight",
+    )
+    density: float = _setting(
+        0.25,
+        "share of the target layers' weights that a saliency mask lets move",
+        0.0,
+        1.0,
+        open_low=True,
+        only=_SCORED,
+    )
+    saliency: SaliencyLoss = _setting("gap", "loss whose gradient scores the weights (DESIGN 3)", only=_SCORED)
+    contrast: bool = _setting(True, "divide the score by the same score on the retain set", only=_SCORED)
+    saliency_batches: int = _setting(6, "batches the saliency is summed over", 1, 10_000, only=_SCORED)
+    # The adapter
+    rank: int = _setting(8, "rank of the LoRA", 1, 1024)
+    alpha: float = _setting(8.0, "LoRA alpha; the update is scaled by alpha / rank", 0.0, 4096.0, open_low=True)
+    # When
+    timesteps: TimestepSampling = _setting("gap", "how training timesteps are drawn")
+    bins: int = _setting(20, "bins of the timestep profile", 2, 1000)
+    gamma: float = _setting(1.0, "exponent of the gap in p(t) for 'gap'", 0.0, 16.0, only=_BY_GAP)
+    floor: float = _setting(0.3, "share of p(t) that stays uniform for 'gap'", 0.0, 1.0, only=_BY_GAP)
+    window_mass: float = _setting(
+        0.8, "share of the gap that the window of 'window' holds", 0.0, 1.0, True, Only("timesteps", ("window",))
+    )
+    # Training
+    closed_form: bool = _setting(
+        True, "start from the cross-attention that solves for the surrogate, if it measures well"
+    )
+    steps: int = _setting(20, "most optimiser steps", 1, 1_000_000)
+    batch_size: int = _setting(4, "examples a step on each side, forget and retain", 1, 4096)
+    lr: LearningRate = _setting(
+        "auto", "peak learning rate of AdamW, which falls by a cosine; auto: found by trials", 0.0, 1.0, open_low=True
+    )
+    forget_weight: float = _setting(0.3, "weight of the forget loss", 0.0, 1e6, open_low=True)
+    retain_weight: float = _setting(1.0, "weight of the retain loss", 0.0, 1e6)
+    measure_every: int = _setting(32, "steps between measurements of the residual", 1, 1_000_000)
+    patience: int = _setting(3, "measurements without improvement of the residual before stopping early", 1, 1_000_000)
+    min_improvement: float = _setting(0.02, "relative fall of the residual that counts as improvement", 0.0, 1.0)
+    enough_residual: float = _setting(0.05, "residual at which training ends, if drift is low enough too", 0.0, 1.0)
+    enough_drift: float = _setting(0.01, "mean drift that is low enough for that", 0.0, 1.0)
+    # Examples
+    examples: int = _setting(16, "trajectories sampled on the forget side, at least two a concept", 2, 100_000)
+    retain_examples: int = _setting(
+        24, "trajectories sampled on the retain side, at least one a kept concept", 2, 100_000
+    )
+    heldout: int = _setting(8, "further trajectories that only measure, each side, at least one a concept", 1, 100_000)
+    example_steps: int = _setting(8, "sampler steps, and so states, of a trajectory", 1, 999)
+    guidance: float = _setting(4.0, "guidance scale of the trajectories", 0.0, 100.0)
+    resolution: int = _setting(0, "side of the sampled pictures in pixels; 0: the model's own", 0, 8192)
+    # The machine
+    seed: int = _setting(0, "seed of all chance", 0, 2**31 - 1)
+    dtype: Precision = _setting("auto", "precision of the forward passes; auto: bfloat16 where the device has it")
+    device: Device = _setting("auto", "auto: cuda, then mps, then cpu")
+    low_memory: bool = _setting(False, "gradient checkpointing, one side at a time; slower, for large models")
+
+    def __post_init__(self) -> None:
+        problems = [*field_problems(self), *_resolution_problems(self.resolution)]
+        problems += _meaningless(self, {problem.split()[0] for problem in problems})
+        if problems:
+            raise SettingsError(problems)
+
+    @classmethod
+    def from_mapping(cls, values: dict[str, Any]) -> EraseSettings:
+        """Settings from plain values, e.g. a YAML file's; unknown names and wrong types are problems too."""
+        known = {f.name for f in fields(cls)}
+        unknown = [
+            f"unknown setting {name!r}; known: {', '.join(sorted(known))}" for name in values if name not in known
+        ]
+        good = {name: value for name, value in values.items() if name in known}
+        try:
+            settings = cls(**good)
+        except SettingsError as error:
+            raise SettingsError([*unknown, *error.problems]) from None
+        if unknown:
+            raise SettingsError(unknown)
+        return settings
+
+    @classmethod
+    def from_file(cls, source: str | Path, **overrides: Any) -> EraseSettings:
+        """Settings from a YAML mapping, here or in S3, with ``overrides`` on top."""
+        return cls.from_mapping({**read_yaml_mapping(source), **overrides})
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings as plain values."""
+        return dataclasses.asdict(self)
+
+
+def read_yaml(source: str | Path) -> Any:
+    """What a YAML file holds, here or in S3.
+
+    Raises:
+        SettingsError: if the file cannot be read.
+        StoreError: if it cannot be fetched.
+    """
+    path = local_path(source)
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError([f"cannot read {source}: {error}"]) from None
+
+
+def read_yaml_mapping(source: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, here or in S3.
+
+    Raises:
+        SettingsError: if the file cannot be read or holds something else.
+        StoreError: if it cannot be fetched.
+    """
+    values = read_yaml(source)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError([f"{source} must hold a mapping of names to values, got {type(values).__name__}"])
+    if not all(isinstance(key, str) for key in values):
+        raise SettingsError(
+            [f"{source} must name every value with text, got {[k for k in values if type(k) is not str]}"]
+        )
+    return values
+
+
+def _resolution_problems(resolution: Any) -> list[str]:
+    if type(resolution) is int and resolution % 8:
+        return [f"resolution is {resolution}; it must be 0 or a multiple of 8"]
+    return []
+
+
+def _meaningless(settings: EraseSettings, wrong: set[str]) -> list[str]:
+    """Settings other than the ``wrong`` ones that were given and would be ignored."""
+    problems = []
+    for f in fields(settings):
+        only = f.metadata["only"]
+        if only is None or {f.name, only.setting} & wrong or getattr(settings, f.name) == f.default:
+            continue
+        other = getattr(settings, only.setting)
+        if other not in only.values:
+            problems.append(
+                f"{f.name} is {getattr(settings, f.name)}, but means nothing where {only.setting} is {other!r}; leave "
+                f"it out, or set {only.setting} to {' or '.join(only.values)}"
+            )
+    return problems
+
+
+def field_problems(settings: Any) -> list[str]:
+    """Every field of a settings object whose type or range is wrong; fields without a range in their metadata aside."""
+    hints = typing.get_type_hints(type(settings))
+    problems = []
+    for f in fields(settings):
+        if "low" not in f.metadata:
+            continue
+        value, hint = getattr(settings, f.name), hints[f.name]
+        if typing.get_origin(hint) is Literal:
+            allowed = typing.get_args(hint)
+            if value not in allowed:
+                problems.append(f"{f.name} is {value!r}; allowed: {', '.join(allowed)}")
+            continue
+        words = [word for part in typing.get_args(hint) for word in typing.get_args(part)]
+        if words:  # a number or a word
+            if value in words:
+                continue
+            hint = float
+        if hint is float and type(value) in (int, str):
+            # YAML reads 1e-3 as text: it wants 1.0e-3.
+            value = _as_float(value)
+            object.__setattr__(settings, f.name, value)
+        if type(value) is not hint:
+            kinds = " or ".join([f"of type {hint.__name__}", *words])
+            problems.append(f"{f.name} is {value!r}; it must be {kinds} ({f.metadata['meaning']})")
+            continue
+        low, high, open_low = f.metadata["low"], f.metadata["high"], f.metadata["open_low"]
+        if low is None:
+            continue
+        inside = (low < value if open_low else low <= value) and value <= high  # NaN is inside nothing
+        if not inside:
+            bracket = "(" if open_low else "["
+            problems.append(f"{f.name} is {value}; allowed: {bracket}{low:g}, {high:g}] ({f.metadata['meaning']})")
+    return problems
+
+
+def _as_float(value: int | str) -> float | int | str:
+    """``value`` as a float, or as it is where it is none."""
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return value

@@ -1,0 +1,154 @@
+"""Sampling that keeps what it passes: the noisy latents of each step and every prediction made on them.
+
+A sampler with guidance asks the frozen model at each step what it predicts under the prompt and under the empty one.
+Those answers are what self-distillation needs from its teacher, at latents that sampling really passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spare_core.errors import TrainingError
+from spare_core.models.conditioning import Conditioning
+from spare_core.models.denoiser import Denoiser
+
+
+class Asked(NamedTuple):
+    """What the model is asked on one trajectory, as rows of a prompt table: ``rows[driver]``, guided away from
+    ``rows[empty]``, drives it; the others are asked for their predictions alone."""
+
+    rows: tuple[int, ...]
+    driver: int
+    empty: int
+
+
+class Trajectory(NamedTuple):
+    """S states of one picture. ``noisy`` ``(S, C, H, W)``; ``timesteps`` ``(S,)``, falling; ``predictions``
+    ``(S, Q, C, H, W)``, one for each row asked; ``latents`` ``(C, H, W)``, where it ended. On the CPU."""
+
+    asked: Asked
+    noisy: Tensor
+    timesteps: Tensor
+    predictions: Tensor
+    latents: Tensor
+
+
+@torch.no_grad()
+def sample_trajectories(
+    denoiser: Denoiser,
+    table: Conditioning,
+    asked: Sequence[Asked],
+    steps: int,
+    guidance: float,
+    generator: torch.Generator,
+    resolution: int = 0,
+) -> list[Trajectory]:
+    """Drive one trajectory for each of ``asked``, by deterministic DDIM.
+
+    Each takes one timestep from each of ``steps`` equal parts of the noise schedule, displaced differently from the
+    others', so that together they cover it.
+
+    Raises:
+        TrainingError: if a prediction is not finite.
+    """
+    shape = denoiser.latent_shape(resolution)
+    start = torch.randn((len(asked), *shape), generator=generator)
+    timesteps = jittered_timesteps(len(asked), steps, denoiser.num_timesteps, generator)
+    found: list[Trajectory] = []
+    for chunk in _chunks(asked, denoiser.batch_rows(shape[-1])):
+        found += _drive(denoiser, table, asked[chunk], start[chunk], timesteps[chunk], guidance)
+    return found
+
+
+def jittered_timesteps(count: int, steps: int, num_timesteps: int, generator: torch.Generator) -> Tensor:
+    """``(count, steps)`` timesteps, falling: one in each of ``steps`` equal parts of ``[0, num_timesteps)``. Within the
+    parts the trajectories' places are stratified too."""
+    place = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    parts = torch.arange(steps - 1, -1, -1)
+    return ((parts + place[:, None]) * (num_timesteps / steps)).long().clamp(max=num_timesteps - 1)
+
+
+def _chunks(asked: Sequence[Asked], rows: int) -> list[slice]:
+    """Runs of trajectories that ask no more than ``rows`` questions a step, at least one trajectory each."""
+    chunks, start, total = [], 0, 0
+    for i, one in enumerate(asked):
+        if total and total + len(one.rows) > rows:
+            chunks.append(slice(start, i))
+            start, total = i, 0
+        total += len(one.rows)
+    return [*chunks, slice(start, len(asked))]
+
+
+def _drive(
+    denoiser: Denoiser,
+    table: Conditioning,
+    asked: Sequence[Asked],
+    start: Tensor,
+    timesteps: Tensor,
+    guidance: float,
+) -> list[Trajectory]:
+    """N trajectories at once, from ``start`` ``(N, C, H, W)`` through ``timesteps`` ``(N, S)``."""
+    counts = torch.tensor([len(one.rows) for one in asked])
+    owner = torch.arange(len(asked)).repeat_interleave(counts)
+    first = counts.cumsum(0) - counts
+    driver = first + torch.tensor([one.driver for one in asked])
+    empty = first + torch.tensor([one.empty for one in asked])
+    rows = torch.tensor([row for one in asked for row in one.rows])
+    after = torch.cat([timesteps[:, 1:], torch.full((len(asked), 1), -1)], dim=1)
+    noisy, passed, predictions = start, [], []
+    for now, following in zip(timesteps.unbind(1), after.unbind(1), strict=True):
+        found = predict_rows(denoiser, table, noisy[owner], now[owner], rows)
+        passed.append(noisy)
+        predictions.append(found)
+        guided = found[empty] + guidance * (found[driver] - found[empty])
+        noisy = denoiser.denoise(noisy, guided, now, following)
+    states, answers = torch.stack(passed, dim=1), torch.stack(predictions, dim=1)
+    return [
+        Trajectory(one, states[i], timesteps[i], answers[mine].transpose(0, 1), noisy[i])
+        for i, (one, mine) in enumerate(zip(asked, torch.arange(len(owner)).split(counts.tolist()), strict=True))
+    ]
+
+
+@torch.no_grad()
+def noise_latents(
+    denoiser: Denoiser,
+    table: Conditioning,
+    asked: Sequence[Asked],
+    latents: Tensor,
+    steps: int,
+    generator: torch.Generator,
+) -> list[Trajectory]:
+    """The same of given pictures: ``latents`` ``(N, C, H, W)``, one for each of ``asked``, noised anew at each of
+    ``steps`` timesteps."""
+    timesteps = jittered_timesteps(len(asked), steps, denoiser.num_timesteps, generator)
+    found = []
+    for one, clean, now in zip(asked, latents, timesteps, strict=True):
+        noise = torch.randn((steps, *clean.shape), generator=generator)
+        noisy = denoiser.add_noise(clean.expand(steps, *clean.shape), noise, now)
+        owner = torch.arange(steps).repeat_interleave(len(one.rows))
+        rows = torch.tensor(one.rows).repeat(steps)
+        answers = predict_rows(denoiser, table, noisy[owner], now[owner], rows)
+        found.append(Trajectory(one, noisy, now, answers.unflatten(0, (steps, len(one.rows))), clean))
+    return found
+
+
+def predict_rows(denoiser: Denoiser, table: Conditioning, noisy: Tensor, timesteps: Tensor, rows: Tensor) -> Tensor:
+    """Predictions on ``noisy`` ``(N, C, H, W)``, each under its row of ``table``, as many at once as fit; on the CPU.
+
+    Raises:
+        TrainingError: if one is not finite.
+    """
+    parts = []
+    for index in torch.arange(len(noisy)).split(denoiser.batch_rows(noisy.shape[-1])):
+        batch = noisy[index].to(denoiser.device), timesteps[index].to(denoiser.device)
+        parts.append(denoiser.predict(*batch, table[rows[index]]).cpu())
+    found = torch.cat(parts)
+    if not torch.isfinite(found).all():
+        raise TrainingError(
+            f"predictions are not finite ({denoiser.dtype}); use --dtype float32, or a lower --lr if an adapter is on"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""From a request to an adapter directory in one process, stage by stage."""

@@ -1,0 +1,274 @@
+"""The stages of an erasure. Each reads its inputs from folders and writes its result to a folder of its own.
+
+::
+
+    prepare ──> timesteps ──> saliency ──> distill
+    examples    profile       masks        adapter directory
+
+``spare erase`` runs them in one process (:mod:`spare_core.runs.erase`), a pipeline each in its own.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from spare_core.adapters.directory import save_adapter
+from spare_core.adapters.low_rank import Adapter, check_rank
+from spare_core.concepts.prompts import all_prompts
+from spare_core.errors import ModelError
+from spare_core.method.bank import Bank, fill_bank
+from spare_core.method.batches import Batches
+from spare_core.method.distill import TrainingState, start
+from spare_core.method.distill import distill as train
+from spare_core.method.gap import TimestepProfile, TimestepSampler, profile_timesteps
+from spare_core.method.masks import Masks, describe_masks, load_masks, save_masks
+from spare_core.method.rate import open_training
+from spare_core.method.residual import HeldOut, Meter, draw_held_out
+from spare_core.method.saliency import choose_masks
+from spare_core.method.settings import EraseSettings
+from spare_core.models.denoiser import UNetDenoiser, load_denoiser
+from spare_core.runs.request import Progress, Request
+from spare_core.runs.stage_files import BANK, HELD_OUT, MASKS, PROFILE, STATE, read_stage, write_stage
+
+ERASING = ("prepare", "timesteps", "saliency", "distill")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every stage needs: the request, its base model in memory, and whom to tell of progress."""
+
+    request: Request
+    denoiser: UNetDenoiser
+    progress: Progress = lambda stage, done, total: None
+
+    @contextmanager
+    def stage(self, name: str, output: Path, facts: dict[str, Any]) -> Iterator[None]:
+        """Time the body, and mark ``output`` as finished with ``facts`` after it."""
+        self.progress(name, 0, 1)
+        started = time.perf_counter()
+        yield
+        spent = {
+            "seconds": round(time.perf_counter() - started, 3),
+            "peak_memory_bytes": peak_memory(self.denoiser.device),
+        }
+        write_stage(output, name, self.request, {**spent, **facts})
+        self.progress(name, 1, 1)
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Most memory this process has used so far, in bytes: of the host, and of a CUDA device."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        peak["cuda"] = torch.cuda.max_memory_allocated(device)
+    return peak
+
+
+def open_work(request: Request, progress: Progress = lambda stage, done, total: None) -> Work:
+    """Load the base model of a request, and check against it what only a model can say.
+
+    Raises:
+        ModelError: if it cannot be loaded, or is no longer the one that was asked for.
+        ConceptError: if a prompt is too long for it.
+        SettingsError: if the rank is more than its smallest layer has.
+    """
+    progress("load", 0, 1)
+    work = work_on(request, load_base(request.model, request.base, request.settings), progress)
+    progress("load", 1, 1)
+    return work
+
+
+def load_base(model: str, base: str, settings: EraseSettings) -> UNetDenoiser:
+    """Load the base model of that digest.
+
+    Raises:
+        ModelError: if it cannot be loaded, or is no longer that one.
+    """
+    make_repeatable()
+    denoiser = load_denoiser(model, settings.device, settings.dtype, settings.low_memory)
+    digest = denoiser.files.digest()
+    if digest != base:
+        raise ModelError(
+            f"{model!r} is the base model {digest[:12]}… now, but {base[:12]}… was asked for; "
+            "it was changed or replaced meanwhile"
+        )
+    return denoiser
+
+
+def work_on(
+    request: Request, denoiser: UNetDenoiser, progress: Progress = lambda stage, done, total: None
+) -> Work:  # fmt: skip
+    """Check a request against its base model, which is loaded.
+
+    Raises:
+        ConceptError: if a prompt is too long for it.
+        SettingsError: if the rank is more than its smallest layer has.
+    """
+    denoiser.check_prompts(all_prompts(request.erasures))
+    check_rank(denoiser.target_layers(), request.settings.rank)
+    return Work(request, denoiser, progress)
+
+
+def prepare(work: Work, output: Path) -> None:
+    """Sample the trajectories of both sides, to train on and held out.
+
+    Raises:
+        InputError: if concept and surrogate are the same to the model.
+    """
+    facts: dict[str, Any] = {}
+    with work.stage("prepare", output, facts):
+        request = work.request
+        held_out = draw_held_out(work.denoiser, request.erasures, request.settings)
+        held_out.save(output / HELD_OUT)
+        bank = fill_bank(work.denoiser, request.erasures, request.settings, request.local_images())
+        bank.save(output / BANK)
+        facts["prompts"] = len(bank.prompts)
+        for side in ("forget", "retain"):
+            facts[side] = len(getattr(bank, side).timesteps)
+            facts[f"{side}_heldout"] = len(getattr(held_out, side).timesteps)
+
+
+def timesteps(work: Work, examples: Path, output: Path) -> None:
+    """Profile when in the denoising concept and surrogate differ."""
+    facts: dict[str, Any] = {}
+    with work.stage("timesteps", output, facts):
+        bank = _bank(work, examples)
+        profile = profile_timesteps(bank, work.denoiser.num_timesteps, work.request.settings.bins)
+        profile.save(output / PROFILE)
+        facts["probabilities"] = TimestepSampler.from_profile(profile, work.request.settings).probabilities.tolist()
+
+
+def saliency(work: Work, examples: Path, profile: Path, output: Path) -> None:
+    """Score the weights and choose those that may move."""
+    facts: dict[str, Any] = {}
+    with work.stage("saliency", output, facts):
+        masks = choose_masks(work.denoiser, _bank(work, examples), _profile(work, profile), work.request.settings)
+        save_masks(masks, output / MASKS)
+        facts["mask"] = {"kind": work.request.settings.mask, **describe_masks(masks)}
+
+
+class Inputs(NamedTuple):
+    """What a training works with."""
+
+    batches: Batches
+    meter: Meter
+    profile: TimestepProfile
+    masks: Masks
+
+
+def read_inputs(work: Work, examples: Path, profile: Path, masks: Path) -> Inputs:
+    """From the folders of the stages before.
+
+    Raises:
+        StageError: if one of them is not finished, or another request's.
+    """
+    read_stage(masks, "saliency", work.request)
+    profiled = _profile(work, profile)
+    batches = Batches(_bank(work, examples), profiled, work.request.settings)
+    meter = Meter(work.denoiser, HeldOut.load(examples / HELD_OUT, work.denoiser.device))
+    return Inputs(batches, meter, profiled, load_masks(masks / MASKS))
+
+
+def distill(
+    work: Work,
+    examples: Path,
+    profile: Path,
+    masks: Path,
+    output: Path,
+    state_folder: Path | None = None,
+    on_step: Callable[[TrainingState], None] = lambda state: None,
+) -> dict[str, Any]:
+    """Train the adapter and write its directory; returns its ``spare.json``.
+
+    With ``state_folder``, the state of the training is kept there after its trials and at each measurement, and gone on
+    from if it is there.
+    """
+    request, settings, denoiser = work.request, work.request.settings, work.denoiser
+    inputs = {"prepare": examples, "timesteps": profile, "saliency": masks}
+    before = {name: read_stage(folder, name, request) for name, folder in inputs.items()}
+    started = time.perf_counter()
+    work.progress("distill", 0, settings.steps)
+    batches, meter, profiled, chosen = read_inputs(work, examples, profile, masks)
+    fresh = Adapter.initialise(denoiser, chosen, settings.rank, settings.alpha, settings.seed)
+    kept = None if state_folder is None else state_folder / STATE
+    if kept is not None and kept.exists():
+        state = start(fresh, 0.0)
+        state.restore(kept)
+        earlier = state.seconds
+    else:
+        state = open_training(denoiser, batches, meter, fresh, request.erasures, settings)
+        earlier = 0.0
+        if kept is not None and state.step:
+            state.save(kept)
+
+    def stepped(state: TrainingState) -> None:
+        work.progress("distill", state.step, settings.steps)
+        on_step(state)
+
+    def measured_at(state: TrainingState) -> None:
+        if kept is not None:
+            state.save(kept)
+
+    measured = train(denoiser, batches, meter, state, settings, on_measure=measured_at, on_step=stepped)
+    seconds = {name: facts["seconds"] for name, facts in before.items()}
+    seconds["distill"] = round(earlier + time.perf_counter() - started, 3)
+    memory = _most(*(facts["peak_memory_bytes"] for facts in before.values()), peak_memory(denoiser.device))
+    last = state.losses[-1] if state.losses else (None, None)
+    manifest = {
+        **request.erasures.as_dict(),
+        "settings": settings.as_dict(),
+        "seeds": {"run": settings.seed},
+        "mask": before["saliency"]["mask"],
+        "timestep_profile": {**profiled.as_dict(), "probabilities": before["timesteps"]["probabilities"]},
+        "training": {
+            "steps": state.step,
+            "stopped_early": state.stopped_early,
+            "taken_back": state.taken_back,
+            "closed_form": state.closed_form,
+            "lr": state.lr,
+            "trials": state.trials,
+            "history": state.history,
+            "last_losses": dict(zip(("forget", "retain"), last, strict=True)),
+        },
+        **measured.as_dict(),
+        "seconds": seconds,
+        "peak_memory_bytes": memory,
+        "base": {"digest": request.base, **denoiser.settings()},
+        "request": request.identity(),
+    }
+    return save_adapter(output, state.adapter, denoiser.lora_prefix, manifest)
+
+
+def _bank(work: Work, folder: Path) -> Bank:
+    read_stage(folder, "prepare", work.request)
+    return Bank.load(folder / BANK, work.denoiser.device)
+
+
+def _profile(work: Work, folder: Path) -> TimestepProfile:
+    read_stage(folder, "timesteps", work.request)
+    return TimestepProfile.load(folder / PROFILE)
+
+
+def _most(*peaks: dict[str, int]) -> dict[str, int]:
+    return {name: max(peak.get(name, 0) for peak in peaks) for name in dict.fromkeys(n for peak in peaks for n in peak)}
+
+
+def make_repeatable() -> None:
+    """Same seed, same machine: same bytes, on a CPU. CUDA's fused attention has no deterministic backward pass and only
+    warns; the rest there is made repeatable."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    # As use_deterministic_algorithms(True, warn_only=True), which imports a compiler on the way.
+    torch.set_deterministic_debug_mode("warn")
+    # That also fills every new tensor, a guard for code that reads before it writes; nothing here does.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -1,0 +1,180 @@
+"""What each task of the batch pipeline does; see :mod:`spare_core.workflow.tasks`, whose tasks make and promote the
+bundle.
+
+::
+
+    plan ─> take_down (one a request) ─> gather ─> compose ─> evaluate ─> register ─> gate ─> promote
+    └──────────────────── close: the exit handler, which enters what has come true ─────────────────┘
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from spare_core.concepts.erasures import Erasures
+from spare_core.errors import InputError
+from spare_core.registry.client import check_server
+from spare_core.registry.ledger_head import remember_head
+from spare_core.registry.tracking import stage_run
+from spare_core.store import Store
+from spare_core.takedown import work
+from spare_core.takedown.bundling import Deployed, claim, settle, wanted
+from spare_core.takedown.ledger import Ledger
+from spare_core.takedown.parameters import Batch, check_batch
+from spare_core.takedown.planning import DEADLINES, read_deadlines
+from spare_core.takedown.reading import read_lists
+from spare_core.takedown.standings import unwanted
+from spare_core.workflow.environment import STORE, pipeline_run_id
+from spare_core.workflow.events import told
+from spare_core.workflow.order import BUNDLE_RANK, Champion, check_order
+from spare_core.workflow.tasks import champion_of, end_runs, open_run_store
+
+
+class Planned(NamedTuple):
+    """What the later tasks work on: the batch as JSON, and the ids of the requests to erase, the first due first."""
+
+    batch: str
+    requests: list[str]
+
+
+class Gathered(NamedTuple):
+    """The order of a bundle and the policy for it, as JSON texts; ``needed`` says whether there is one to make."""
+
+    order: str
+    policy: str
+    needed: bool
+
+
+def plan(parameters: Mapping[str, Any]) -> Planned:
+    """Check everything, take the lists into the ledger, and say what has to be erased; no GPU is needed.
+
+    Raises:
+        SettingsError: with everything that is wrong with the parameters.
+        InputError: for bad rows and contradictions, unless they are to be skipped.
+        RegistryError, StoreError: if MLflow or the store cannot be used.
+    """
+    with told("plan") as results:
+        check_server()
+        store = open_run_store()
+        store.check()
+        store.check_create()
+        batch = check_batch(parameters)
+        deadlines = read_deadlines(parameters["deadlines"] or DEADLINES)
+        ledger = _ledger(store)
+        _check_same_model(ledger, batch)
+        skip = parameters["skip_invalid"]
+        requests, left_out = [], []
+        for found in read_lists(parameters["requested"]) if parameters["requested"] else ():
+            requests += [row.request for row in found.rows]
+            left_out += [str(problem) for problem in found.problems]
+        if left_out and not skip:
+            raise InputError("; ".join(left_out))
+        with stage_run(f"takedowns of {batch.name}", "plan", pipeline_run_id()) as run:
+            run.params({name: value for name, value in parameters.items() if value not in ("", [], {})})
+            taken = work.take_in(ledger, requests, parameters["requested"], deadlines, skip)
+            again, most = parameters["retry_failed"], int(parameters["most"])
+            chosen = work.plan_open(ledger, pipeline_run_id(), batch.wrong_with, batch.about(), again, most)
+        results |= {"requests": chosen, "new": taken.new, "left_out": [*left_out, *taken.left_out]}
+        for line in results["left_out"]:
+            print(f"left out: {line}", flush=True)
+        return Planned(batch.to_json(), chosen)
+
+
+def take_down(batch: str, request_id: str) -> str:
+    """Erase, measure and register one request; returns the state it is in then. Its failure is entered in the ledger
+    and stops nobody else.
+
+    Raises:
+        StoreError, LedgerDamaged: if the ledger cannot be used.
+    """
+    with told(f"take down {request_id}") as results:
+        from spare_core.takedown.erasing import erase_request
+
+        asked, ledger = Batch.from_json(batch), _ledger(open_run_store())
+        erase = partial(erase_request, asked, unwanted=unwanted(ledger))
+        outcome = work.take_down(ledger, request_id, pipeline_run_id(), asked.lease_minutes, erase)
+        results |= outcome._asdict()
+        return outcome.state
+
+
+def gather(batch: str) -> Gathered:
+    """The bundle that the ledger asks for, if it is another than the champion and nobody is making it.
+
+    Raises:
+        SettingsError: if it cannot be made so.
+        InputError: if nothing would be left in it.
+    """
+    with told("gather") as results:
+        asked, store = Batch.from_json(batch), open_run_store()
+        ledger, champion = _ledger(store), champion_of(asked.name, asked.base, store)
+        rank = champion.manifest["settings"]["rank"] if champion else asked.bundle_settings.get("rank", BUNDLE_RANK)
+        found = wanted(ledger, _deployed(asked.name, champion), rank)
+        for request_id in found.no_room:
+            print(f"{request_id} has no room in a bundle of rank {rank}; make one of a higher rank under another name")
+        results |= found._asdict()
+        if not (found.rows or found.without):
+            return Gathered("", "", False)
+        if champion and not found.rows and len(found.without) == len(Erasures.of(champion.manifest)):
+            raise InputError(
+                "the last request was withdrawn, and there is no bundle of nothing: delete the alias champion of "
+                f"{asked.name}, serve the base model, and run this again"
+            )
+        parameters = asked.bundle_parameters(found.rows, found.without)
+        order, _ = check_order(parameters, (), lambda base: champion)
+        busy = claim(ledger, found.requests, pipeline_run_id(), asked.lease_minutes, asked.about())
+        if busy:
+            results["busy"] = busy
+            print(f"a bundle is being made elsewhere: {busy}", flush=True)
+            return Gathered("", "", False)
+        order = dataclasses.replace(order, held=tuple(found.requests), lease_minutes=asked.lease_minutes)
+        store.put_content(order.to_json().encode(), "requests", ".json")
+        return Gathered(order.to_json(), json.dumps(dataclasses.asdict(asked.policy), sort_keys=True), True)
+
+
+def close(state: str, message: str) -> dict[str, Any]:
+    """Enter in the ledger what has come true, and let go of what this run was still at. ``state`` and ``message`` are
+    KFP's."""
+    with told("close") as results:
+        ended, store = end_runs(state, message), open_run_store()
+        ledger = _ledger(store)
+        # What went wrong in a request's own stages, its standing says.
+        wrong = [
+            f"{stage}: {error}" for request_id, stages in ended.items() if not ledger.standing(request_id).state
+            for stage, error in stages.items()
+        ]  # fmt: skip
+        why = "; ".join(wrong) or message or "the bundle was not promoted"
+        name, base = ledger.about
+        deployed = _deployed(name, champion_of(name, base, store) if name else None)
+        settle(ledger, deployed, pipeline_run_id(), why)
+        if name:
+            remember_head(name, ledger.number, ledger.sha256)
+        states = dict(Counter(one.state for one in ledger.standings.values()))
+        results |= {"state": state, "states": states, "head": f"{ledger.number}:{ledger.sha256}"}
+        return dict(results)
+
+
+def _ledger(store: Store) -> Ledger:
+    return Ledger(store, f"pipeline run {pipeline_run_id()}")
+
+
+def _deployed(name: str, champion: Champion | None) -> Deployed:
+    return Deployed(name, champion.version, Erasures.of(champion.manifest)) if champion else Deployed(name, None, None)
+
+
+def _check_same_model(ledger: Ledger, batch: Batch) -> None:
+    """A ledger says what is gone from one deployed model.
+
+    Raises:
+        InputError: if it is about another one.
+    """
+    name, base = ledger.about
+    if base not in ("", batch.base):
+        raise InputError(
+            f"this ledger is about {name}, of the base model {base[:12]}…, and {batch.model!r} is {batch.base[:12]}…; "
+            f"give another {STORE}"
+        )

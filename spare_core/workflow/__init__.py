@@ -1,0 +1,1 @@
+"""Bodies of the pipelines' tasks, and the order that one task hands to the next."""

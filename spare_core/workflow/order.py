@@ -1,0 +1,310 @@
+"""What a pipeline run is asked to do: erase one concept or a bundle's, and how the result is measured and judged.
+
+Checked as a whole by the run's first task, which needs no GPU; every later task gets it as one JSON text, so that what
+one task computed from it can be taken by another run that is asked the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeVar
+
+from spare_core.adapters.directory import versions
+from spare_core.concepts.concept import KINDS, Erasure
+from spare_core.concepts.erasures import Erasures
+from spare_core.errors import ConceptError, InputError, SettingsError, SpareError
+from spare_core.evaluation.gate import Policy
+from spare_core.evaluation.suite import Suite, domain_of, load_suite
+from spare_core.method.settings import EraseSettings
+from spare_core.models.files import find_model
+from spare_core.runs.request import Request, build_erasure, build_erasures, check_kept, check_room, images_digest
+from spare_core.store.fetching import local_path
+
+SCHEMA: Final = "spare.order/1"
+_TEXTS: Final = (
+    "model", "erase", "surrogate", "kind", "images", "template", "suite", "policy", "name", "request_id", "requested",
+    "deadlines",
+)  # fmt: skip
+_LISTS: Final = ("keep", "contexts", "without")
+_NAMED: Final = ("model", "erase", "surrogate")
+"""Texts that must not be empty."""
+BUNDLE_RANK: Final = 32
+"""Of a base's first bundle, if it is not given another: its rank is for good, and holds about as many names."""
+_SWITCHES: Final = ("promote", "grow", "skip_invalid", "retry_failed")
+_MAPPINGS: Final = {"settings": "{steps: 60}", "bundle_settings": "{rank: 64}", "candidates": "{style: [Photo, Rust]}"}
+_NUMBERS: Final = {"seeds": "all of the suite's", "most": "all that is open"}
+"""Whole numbers, and what 0 means."""
+_AFTERWARDS: Final = ("request_id", "promote", "policy", "name")
+"""Decide what becomes of a result, not what it is."""
+_ID_CHARACTERS: Final = 200
+_T = TypeVar("_T")
+
+
+class Champion(NamedTuple):
+    """The bundle that a new one is to take the place of: its version, the sha256 of its evidence, and its
+    ``spare.json``."""
+
+    version: int
+    evidence: str
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Order:
+    """``suite`` and ``seeds`` say what is drawn to measure. What only decides what becomes of the result is not part of
+    it: asked the same under another policy, a run takes what is there.
+
+    ``champion`` and ``evidence`` are of the bundle that this one grows from or takes the place of; 0 and empty where
+    there is none, or where it is no bundle. ``held`` are the requests of a takedown ledger that are held, under a lease
+    of so many minutes, as long as tasks work on the order."""
+
+    request_id: str
+    request: Request
+    suite: str
+    suite_sha256: str
+    seeds: int
+    champion: int = 0
+    evidence: str = ""
+    held: tuple[str, ...] = ()
+    lease_minutes: float = 0.0
+
+    def chosen_suite(self) -> Suite:
+        """The suite, as far as it is drawn.
+
+        Raises:
+            SettingsError: if it is no longer the one that was checked.
+        """
+        return unchanged_suite(self.suite, self.seeds, self.suite_sha256)
+
+    def to_json(self) -> str:
+        """One line; the same order gives the same text. It names the release, so another one takes no old results."""
+        values = {
+            "schema": SCHEMA,
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
+            "request": self.request.as_dict(),
+            "versions": versions(),
+        }
+        return json.dumps(values, sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Order:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            InputError: if it is something else.
+        """
+        try:
+            values = json.loads(text)
+            schema, _ = values.pop("schema"), values.pop("versions")
+            order = cls(**values | {"request": Request.from_dict(values["request"]), "held": tuple(values["held"])})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"this is no order of a pipeline's first task: {error!r}") from None
+        if schema != SCHEMA:
+            raise InputError(f"this is an order of schema {schema!r}; this release reads {SCHEMA!r}")
+        return order
+
+
+def request_id_of(parameters: Mapping[str, Any]) -> str:
+    """The id given, or one that the same parameters always get: a run that is repeated stays one request."""
+    given = parameters.get("request_id")
+    if isinstance(given, str) and given.strip():
+        return given.strip()
+    told = {name: value for name, value in parameters.items() if name not in _AFTERWARDS}
+    content = json.dumps(told, sort_keys=True, default=str, ensure_ascii=False)
+    return f"{str(parameters.get('erase', 'bundle'))[:80]} {hashlib.sha256(content.encode()).hexdigest()[:10]}".strip()
+
+
+def check_order(
+    parameters: Mapping[str, Any],
+    problems_before: Sequence[str] = (),
+    champion_of: Callable[[str], Champion | None] = lambda base: None,
+) -> tuple[Order, Policy]:
+    """From a pipeline's parameters, as KFP hands them over, to an order and the policy it will be judged by.
+
+    A bundle's have ``requests`` in place of one concept. ``champion_of`` finds the bundle that there is for a base
+    model of that digest.
+
+    Raises:
+        SettingsError: with everything that is wrong with any of them, after ``problems_before``.
+    """
+    shape = dict(shape_problems(parameters))
+    given = {name: value for name, value in parameters.items() if name not in shape}
+    found = Collected([*problems_before, *shape.values()], {*shape})
+    base = found.attempt(lambda: find_model(given["model"]).digest(), "model")
+    # What is wrong there is told already.
+    named = {"keep": [], "contexts": [], "template": "", "kind": "", "without": [], "grow": True, **given}
+    champion: Champion | None = None
+    usual: dict[str, Any] = {}
+    if "requests" in parameters:
+        champion = found.attempt(lambda: champion_of(base), "model", "name") if base else None
+        rank = champion.manifest["settings"]["rank"] if champion else BUNDLE_RANK
+        usual = {"rank": rank, "alpha": float(rank)}
+    settings = found.attempt(
+        lambda: EraseSettings.from_mapping({**usual, **whole_numbers(given["settings"])}), "settings"
+    )
+    if "requests" in parameters:
+        erasures = found.attempt(lambda: _bundle(named, settings, champion), "model", "requests")
+    else:
+        erasures = found.attempt(lambda: Erasures(_erasure(named)), "model", "erase", "surrogate")
+    images = found.attempt(lambda: _images(given.get("images", "")), "images")
+    suite = found.attempt(lambda: checked_suite({"seeds": 0, **given}, erasures), "suite", "model")
+    policy = found.attempt(lambda: Policy.find(given["policy"]), "policy")
+    if found.problems:
+        raise SettingsError(found.problems)
+    assert settings and erasures and base and suite and policy
+    request = Request(given["model"], base, erasures, settings, given.get("images") or None, images)
+    before = (champion.version, champion.evidence) if champion else (0, "")
+    measured = suite_source(given), suite_digest(suite), int(given["seeds"])
+    return Order(request_id_of(parameters), request, *measured, *before), policy
+
+
+def _bundle(given: Mapping[str, Any], settings: EraseSettings | None, champion: Champion | None) -> Erasures:
+    """What a bundle erases: of the champion's, if it grows, all but what is withdrawn; and what is asked for now. The
+    same asked again is one request."""
+    old = tuple(Erasures.of(champion.manifest)) if champion and given["grow"] else ()
+    if champion and settings and settings.rank != champion.manifest["settings"]["rank"]:
+        rank = champion.manifest["settings"]["rank"]
+        raise SettingsError([
+            f"rank is {settings.rank}, but the champion, version {champion.version}, has {rank}: an adapter that is "
+            "swapped for another must have its rank; give that one, or another name"
+        ])  # fmt: skip
+    if given["without"] and not old:
+        raise ConceptError(f"without names {given['without'][0]!r}, but there is no champion to take it out of")
+    going = Erasures(*old).named(given["without"]) if old else []
+    new = tuple(build_erasures(given["model"], given["requests"])) if given["requests"] else ()
+    stay = [one for one in old if one not in going and one not in new]
+    erasures = Erasures(*stay, *new, bundle=True)
+    check_kept(given["requests"], erasures)
+    if settings:
+        check_room(erasures, settings)
+    return erasures
+
+
+class Collected:
+    """Attempts that go on after a failure, and what went wrong in all of them; ``wrong`` names the parameters that are
+    wrong in themselves."""
+
+    def __init__(self, problems: list[str], wrong: set[str]) -> None:
+        self.problems, self.wrong = problems, wrong
+
+    def attempt(self, check: Callable[[], _T], *needs: str) -> _T | None:
+        """What ``check`` returns; None if it fails, or if a parameter that it needs is wrong in itself."""
+        if self.wrong & {*needs}:
+            return None
+        try:
+            return check()
+        except SettingsError as error:
+            self.problems += error.problems
+        except SpareError as error:
+            self.problems.append(str(error))
+        return None
+
+
+def shape_problems(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Parameters of a wrong type, by name. A compiler checks types; what a program sends, nobody does."""
+    problems = []
+
+    def given(names: Sequence[str]) -> list[str]:
+        return [name for name in names if name in parameters]
+
+    for name in given(_TEXTS):
+        if not isinstance(parameters[name], str):
+            problems.append((name, f"{name} is {parameters[name]!r}; it must be text"))
+    for name in given(_LISTS):
+        value = parameters[name]
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            problems.append((name, f'{name} is {value!r}; it must be a list of texts, as in ["Photo", "Rust"]'))
+    for name in given([*_MAPPINGS]):
+        if not isinstance(parameters[name], Mapping):
+            problems.append((name, f"{name} is {parameters[name]!r}; it must be a mapping, as in {_MAPPINGS[name]}"))
+    for name in given([*_NUMBERS]):
+        value = parameters[name]
+        if not (type(value) in (int, float) and value == int(value) and value >= 0):
+            meant = f"it must be a whole number from 0, where 0 means {_NUMBERS[name]}"
+            problems.append((name, f"{name} is {value!r}; {meant}"))
+    for name in given(_SWITCHES):
+        if not isinstance(parameters[name], bool):
+            problems.append((name, f"{name} is {parameters[name]!r}; it must be true or false"))
+    if not isinstance(parameters.get("requests", []), list):
+        problems.append(("requests", f"requests is {parameters['requests']!r}; it must be a list of mappings, as in "
+                                     "[{concept: Cat, surrogate: Dog}]"))  # fmt: skip
+    identity = parameters.get("request_id")
+    if isinstance(identity, str) and (len(identity) > _ID_CHARACTERS or not identity.isprintable()):
+        problems.append(("request_id", f"request_id must be one printable line of at most {_ID_CHARACTERS} characters"))
+    for name in given(_NAMED):
+        if isinstance(parameters[name], str) and not parameters[name].strip():
+            problems.append((name, f"{name} is empty; give {name}=TEXT"))
+    return problems
+
+
+def whole_numbers(value: Any) -> Any:
+    """KFP carries every number as a double: whole ones become integers again."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return {name: whole_numbers(item) for name, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _erasure(given: Mapping[str, Any]) -> Erasure:
+    concept, surrogate, keep = given["erase"], given["surrogate"], given["keep"]
+    try:
+        return build_erasure(
+            given["model"], concept, surrogate, given["kind"] or None, keep, given["template"] or None,
+            given["contexts"] or None,
+        )  # fmt: skip
+    except ConceptError as error:
+        if given["kind"] in KINDS:
+            raise
+        try:  # without a kind no more than the words can be checked
+            Erasure(concept, surrogate, "object", tuple(keep), "{concept}", ())
+        except ConceptError as words:
+            told = dict.fromkeys([*str(words).split("; "), str(error)])
+            raise ConceptError("; ".join(told if given["model"] != "canvas" else [str(error)])) from None
+        raise
+
+
+def _images(images: str) -> str | None:
+    return images_digest(local_path(images)) if images else None
+
+
+def unchanged_suite(source: str, seeds: int, sha256: str) -> Suite:
+    """The suite of that digest.
+
+    Raises:
+        SettingsError: if it is no longer the one that was checked.
+    """
+    suite = _suite(source, seeds)
+    if suite_digest(suite) != sha256:
+        raise SettingsError([f"suite {source!r} was changed since the run began; submit it again"])
+    return suite
+
+
+def _suite(source: str, seeds: int) -> Suite:
+    return load_suite(source).restricted(seeds, 0)
+
+
+def suite_source(given: Mapping[str, Any]) -> str:
+    """Canvas brings its own suite."""
+    return str(given["suite"] or ("canvas" if given["model"] == "canvas" else ""))
+
+
+def checked_suite(given: Mapping[str, Any], erasures: Erasures | None) -> Suite:
+    """The suite, if it has a judge and knows the concepts."""
+    source = suite_source(given)
+    if not source:
+        raise SettingsError(["suite is empty; only Canvas brings its own, give 'unlearncanvas' or a YAML file"])
+    suite = _suite(source, int(given["seeds"]))
+    if suite.judge is None:
+        raise SettingsError([f"suite {source!r} has no judge; write a YAML file with 'extends: {source}' and a judge"])
+    for erasure in erasures or ():
+        suite.find(erasure.concept, domain_of(erasure))
+    return suite
+
+
+def suite_digest(suite: Suite) -> str:
+    """sha256 of all that a suite says."""
+    values = json.dumps(dataclasses.asdict(suite), sort_keys=True, default=str)
+    return hashlib.sha256(values.encode()).hexdigest()

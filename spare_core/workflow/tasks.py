@@ -1,0 +1,417 @@
+"""What each task of the pipeline does: folders and texts in, folders and texts out, told to MLflow as it goes.
+
+A component calls one of these functions and nothing else. ``order`` is the JSON text that :func:`validate` returns.
+Which pipeline run it is comes from the environment: as a parameter it would be another input in every run, and nothing
+that an earlier run computed could be taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from spare_core.concepts.prompts import all_prompts
+from spare_core.errors import GateRefused, InputError, RegistryInputError
+from spare_core.evaluation.gate import Policy
+from spare_core.files.atomic import write_bytes, write_json
+from spare_core.registry import promotions
+from spare_core.registry.client import check_server, connect
+from spare_core.registry.evidence import evaluation_in, manifest_in, read_document
+from spare_core.registry.models import EVIDENCE
+from spare_core.registry.naming import bundle_name, check_name
+from spare_core.registry.tracking import StageRun, end_pipeline_run, stage_run
+from spare_core.store import Store, open_store
+from spare_core.workflow.environment import CHECKPOINTS, STORE, pipeline_run_id
+from spare_core.workflow.events import told
+from spare_core.workflow.order import Champion, Order, check_order, request_id_of
+
+if TYPE_CHECKING:
+    from spare_core.runs.stages import Work
+
+
+class Checked(NamedTuple):
+    """An order and the policy its result is judged by, as JSON texts."""
+
+    order: str
+    policy: str
+
+
+class Registered(NamedTuple):
+    """Name and number of a registered model's version."""
+
+    name: str
+    version: int
+
+
+def validate(parameters: Mapping[str, Any]) -> Checked:
+    """Check all parameters of a run for one concept, before a GPU is asked for.
+
+    Raises:
+        SettingsError: with everything that is wrong.
+        RegistryError: if MLflow cannot be reached.
+    """
+    return _checked("validate", parameters)
+
+
+def collect(parameters: Mapping[str, Any]) -> Checked:
+    """The same of a run for a bundle, which may go on from the one that is champion.
+
+    Raises:
+        SettingsError, RegistryError: see :func:`validate`; the latter also if the champion's evidence is not whole.
+    """
+    return _checked("collect", parameters)
+
+
+def _checked(stage: str, parameters: Mapping[str, Any]) -> Checked:
+    with told(stage) as results:
+        check_server()
+        problems = []
+        if isinstance(parameters["name"], str) and parameters["name"]:
+            try:
+                check_name(parameters["name"])
+            except RegistryInputError as error:
+                problems.append(str(error))
+        store = open_run_store() if os.environ.get(STORE) else None
+        if store:
+            store.check()
+            store.check_create()
+        else:
+            problems.append(f"{STORE} is not set; set it to where evidence and promotions are kept, s3://bucket/prefix")
+        with stage_run(request_id_of(parameters), stage, pipeline_run_id()) as run:
+            run.params({name: value for name, value in parameters.items() if value not in ("", [], {})})
+            order, policy = check_order(parameters, problems, lambda base: _champion(parameters, base, store))
+            run.tags({"spare.base.digest": order.request.base, "spare.concept": order.request.erasures.title})
+            assert store  # without one, that was among the problems
+            # Kept for good; and whether the store can be written to is known now, not after the training.
+            store.put_content(order.to_json().encode(), "requests", ".json")
+        results |= {"request_id": order.request_id, "prompt": all_prompts(order.request.erasures)[1]}
+        return Checked(order.to_json(), json.dumps(dataclasses.asdict(policy), sort_keys=True))
+
+
+def _champion(parameters: Mapping[str, Any], base: str, store: Store | None) -> Champion | None:
+    name = parameters["name"] or bundle_name(parameters["model"], base)
+    return champion_of(name, base, store) if store else None
+
+
+def champion_of(name: str, base: str, store: Store) -> Champion | None:
+    """The bundle for the base model of that digest that is champion, with what is known of it.
+
+    Raises:
+        RegistryInputError: if the champion is no such bundle.
+    """
+    found = promotions.champion_of(connect(), name)
+    if found is None:
+        return None
+    evidence = read_document(store, found.tags[EVIDENCE])
+    manifest = manifest_in(store, evidence)
+    if evidence["base_digest"] != base or "requests" not in manifest:
+        raise RegistryInputError(f"{found.uri}, the champion, is no bundle of this base model; give another name")
+    return Champion(found.version, found.tags[EVIDENCE], manifest)
+
+
+def prepare(order: str, examples: Path) -> dict[str, Any]:
+    """Draw the training examples; see :func:`spare_core.runs.stages.prepare`."""
+    with _task("prepare", order) as (asked, run, _):
+        from spare_core.runs import stages
+
+        stages.prepare(_open(asked), examples)
+        facts = _log_facts(run, examples, asked, "prepare")
+        request = asked.request
+        counts = {name: facts[name] for name in ("forget", "retain", "forget_heldout", "retain_heldout")}
+        if request.images and request.images_digest:
+            run.dataset("pictures of the concept", request.images_digest, request.images, "training", {})
+        run.dataset("examples", request.sha256, f"drawn by {request.model}", "training", counts)
+        return facts
+
+
+def timesteps(order: str, examples: Path, profile: Path, page: Path) -> dict[str, Any]:
+    """Profile when the concept is decided; ``page`` becomes an HTML page with the plot."""
+    with _task("timesteps", order) as (asked, run, _):
+        from spare_core.evaluation.html import profile_page
+        from spare_core.runs import stages
+        from spare_core.runs.stage_files import PROFILE
+
+        stages.timesteps(_open(asked), examples, profile)
+        facts = _log_facts(run, profile, asked, "timesteps")
+        plotted = {**json.loads((profile / PROFILE).read_text(encoding="utf-8")), **facts}
+        _write_page(run, page, profile_page(asked.request.erasures.title, plotted), "timesteps.html")
+        return facts
+
+
+def saliency(order: str, examples: Path, profile: Path, masks: Path) -> dict[str, Any]:
+    """Choose the weights that may move; see :func:`spare_core.runs.stages.saliency`."""
+    with _task("saliency", order) as (asked, run, _):
+        from spare_core.runs import stages
+
+        stages.saliency(_open(asked), examples, profile, masks)
+        return _log_facts(run, masks, asked, "saliency")
+
+
+def distill(order: str, examples: Path, profile: Path, masks: Path, adapter: Path) -> dict[str, Any]:
+    """Train the adapter; losses go to MLflow step by step. Returns its ``spare.json``."""
+    with _task("distill", order) as (asked, run, _):
+        from spare_core.adapters.directory import MANIFEST
+        from spare_core.runs import stages
+
+        run.params(asked.request.settings.as_dict())
+        measured: list[Any] = []
+        logged = 0
+
+        def on_step(state: Any) -> None:
+            nonlocal logged
+            if state.history and not logged:  # gone on with: the task before logged the rest
+                logged = state.step - 1
+            for step, (forget, retain) in enumerate(state.losses[logged:], logged + 1):
+                run.metrics({"loss/forget": forget, "loss/retain": retain}, step)
+            logged = state.step
+            for row in state.history[len(measured) :]:
+                run.metrics({"residual": row["residual"], "mean_drift": row["mean_drift"]}, int(row["step"]))
+                measured.append(row)
+
+        with _checkpoint(asked) as kept:
+            manifest = stages.distill(_open(asked), examples, profile, masks, adapter, kept, on_step)
+        last = manifest["training"]["steps"]
+        run.metrics({name: manifest[name] for name in ("residual", "mean_drift")}, last)
+        run.metrics({"lr": manifest["training"]["lr"]}, last)
+        _log_costs(run, manifest["seconds"]["distill"], manifest["peak_memory_bytes"])
+        run.artifact(adapter / MANIFEST)
+        return manifest
+
+
+def compose(order: str, adapter: Path) -> dict[str, Any]:
+    """All stages of a bundle in one task: its closed form needs few examples. Returns its ``spare.json``."""
+    with _task("compose", order) as (asked, run, _):
+        return make_adapter(asked, run, _open(asked), adapter)
+
+
+def make_adapter(asked: Order, run: StageRun, work: Work, adapter: Path) -> dict[str, Any]:
+    """All stages of an erasure in one process, told to ``run``. Returns the adapter's ``spare.json``."""
+    from spare_core.adapters.directory import MANIFEST
+    from spare_core.runs.erase import run_stages
+
+    run.params(asked.request.settings.as_dict())
+    with _checkpoint(asked) as kept, tempfile.TemporaryDirectory() as scratch:
+        manifest = run_stages(work, kept or Path(scratch), adapter)
+    run.metrics({name: manifest[name] for name in ("residual", "mean_drift")})
+    run.metrics({f"residual/{name}": residual for name, residual in manifest["residuals"].items()})
+    _log_costs(run, sum(manifest["seconds"].values()), manifest["peak_memory_bytes"])
+    run.artifact(adapter / MANIFEST)
+    return manifest
+
+
+def evaluate(order: str, adapter: Path, evaluation: Path, page: Path) -> dict[str, Any]:
+    """Measure what was forgotten, what was kept, and the damage; ``page`` becomes an HTML page with pictures."""
+    with _task("evaluate", order) as (asked, run, _):
+        report = measure_adapter(asked, run, _open(asked), adapter, evaluation)
+        from spare_core.evaluation.html import evaluation_page
+
+        _write_page(run, page, evaluation_page(evaluation), "evaluation.html")
+        return report
+
+
+def measure_adapter(asked: Order, run: StageRun, work: Work, adapter: Path, evaluation: Path) -> dict[str, Any]:
+    """Measure an adapter into the folder ``evaluation``, told to ``run``. Returns the report."""
+    from spare_core.adapters.directory import check_base, load_adapter
+    from spare_core.evaluation.evaluate import evaluate as measure
+    from spare_core.evaluation.judges import load_judge
+    from spare_core.evaluation.report import summary_table
+    from spare_core.runs.progress import Progress
+
+    request, suite = asked.request, asked.chosen_suite()
+    stored = load_adapter(adapter)
+    check_base(stored, request.base, request.model)
+    judge = load_judge(suite, work.denoiser.device)
+    before = None
+    if asked.evidence:
+        store = open_run_store()
+        before = evaluation_in(store, read_document(store, asked.evidence)) or None
+    report = measure(
+        work.denoiser, request.base, [stored], suite, [], None, evaluation, judge, Progress(),
+        before=before,
+    )  # fmt: skip
+    print(summary_table(report), flush=True)
+    counts = {"pictures": report["counts"]["pictures"], "seeds": len(report["seeds"])}
+    run.dataset(f"suite {suite.name}", asked.suite_sha256, asked.suite, "evaluation", counts)
+    run.metrics(figures(report))
+    for name in ("evaluation.json", *report["files"]):
+        run.artifact(evaluation / name)
+    return report
+
+
+def figures(report: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of an evaluation by name, those that were measured."""
+    named = {
+        f"{name}/{side}": report[side][name] for name in ("ua", "ira", "cra", "fid") for side in ("base", "adapted")
+    }
+    named |= {name: report[name] for name in ("residual", "mean_drift")}
+    return {name: float(value) for name, value in named.items() if value is not None}
+
+
+def register(order: str, name: str, adapter: Path, evaluation: Path) -> Registered:
+    """Register the adapter with its evidence as a version of the concept's model; again, it is the same version."""
+    with _task("register", order) as (_, run, results):
+        from spare_core.registry import models
+
+        version = models.register(run, open_run_store(), adapter, evaluation, name)
+        results |= {
+            "name": version.name, "version": version.version, "created": version.created,
+            "adapter": str(adapter), "evaluation": str(evaluation),
+        }  # fmt: skip
+        return Registered(version.name, version.version)
+
+
+def gate(order: str, policy: str, name: str, version: int) -> dict[str, Any]:
+    """Judge the version's evidence by the policy; the verdict is recorded on the version. Returns it.
+
+    Raises:
+        GateRefused: if a rule is not met.
+    """
+    with _task("gate", order) as (_, _, results):
+        from spare_core.registry import models
+
+        registered = models.get_version(connect(), name, version)
+        verdict, _ = models.judge(registered, open_run_store(), _policy(policy))
+        for reason in verdict.reasons:
+            print(f"{'met    ' if reason.passed else 'NOT MET'} {reason.rule}: {reason.text}", flush=True)
+        results["passed"] = verdict.passed
+        if not verdict.passed:
+            raise GateRefused(
+                f"the gate refuses version {version} of {name}: {'; '.join(verdict.refusals)}", verdict.refusals
+            )
+        return verdict.as_dict()
+
+
+def promote(order: str, policy: str, name: str, version: int) -> dict[str, Any]:
+    """Make the version champion, if the gate lets it pass; the one until now becomes ``previous``. Returns how the
+    aliases stand."""
+    with _task("promote", order) as (asked, _, results):
+        actor = f"pipeline run {pipeline_run_id()}"
+        instead_of = (asked.champion or None) if asked.request.erasures.bundle else promotions.ANY
+        move = promotions.promote(name, version, open_run_store(), actor, _policy(policy), instead_of=instead_of)
+        for note in move.notes:
+            print(note, flush=True)
+        aliases = {"champion": move.aliases.champion, "previous": move.aliases.previous}
+        results |= {"name": name, "aliases": aliases, "moved": move.moved, "concept": asked.request.erasures.title}
+        return aliases
+
+
+def finish(state: str, message: str) -> dict[str, Any]:
+    """Record how a pipeline run ended, whatever became of it. ``state`` and ``message`` are KFP's."""
+    with told("finish") as results:
+        ended = end_runs(state, message)
+        request_id, wrong = next(iter(ended.items()), (None, {}))
+        results |= {"state": state, "request_id": request_id, "wrong": wrong}
+        return dict(results)
+
+
+def end_runs(state: str, message: str) -> dict[str, dict[str, str]]:
+    """Close what this pipeline run opened in MLflow; of each request what went wrong, by stage."""
+    status = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED", "CANCELED": "KILLED"}.get(state, "FAILED")
+    tags = {"spare.outcome": state} | ({"spare.outcome.message": message} if message else {})
+    check_server()  # an MLflow that is down has ended the run already: not for minutes more
+    return end_pipeline_run(pipeline_run_id(), status, tags)  # type: ignore[arg-type]
+
+
+class _Task(NamedTuple):
+    """What a task works on: its order, its run in MLflow, and the results that are told at its end."""
+
+    asked: Order
+    run: StageRun
+    results: dict[str, Any]
+
+
+@contextmanager
+def _task(name: str, order: str) -> Iterator[_Task]:
+    with told(name) as results:
+        asked = Order.from_json(order)
+        with _holding(asked), stage_run(asked.request_id, name, pipeline_run_id()) as run:
+            yield _Task(asked, run, results)
+
+
+@contextmanager
+def _holding(asked: Order) -> Iterator[None]:
+    """Keep the requests of a takedown ledger that the order is made for."""
+    if not asked.held:
+        yield
+        return
+    from spare_core.takedown.leases import renewed
+    from spare_core.takedown.ledger import Ledger
+
+    run_id = pipeline_run_id()
+    ledger = Ledger(open_run_store(), f"pipeline run {run_id}")
+    with renewed(ledger, asked.held, run_id, asked.lease_minutes):
+        yield
+
+
+def open_run_store() -> Store:
+    """The store that the environment names.
+
+    Raises:
+        InputError: if it names none.
+    """
+    given = os.environ.get(STORE)
+    if not given:
+        raise InputError(f"{STORE} is not set; set it to what the run's first task had, s3://bucket/prefix")
+    return open_store(given)
+
+
+def _policy(policy: str) -> Policy:
+    return Policy(**json.loads(policy))
+
+
+def _open(asked: Order) -> Work:
+    from spare_core.runs.progress import Progress
+    from spare_core.runs.stages import open_work
+
+    return open_work(asked.request, Progress())
+
+
+@contextmanager
+def _checkpoint(asked: Order) -> Iterator[Path | None]:
+    """A folder for the training's state, locked and removed at the end; None where no folder outlives a task."""
+    root = os.environ.get(CHECKPOINTS)
+    if not root:
+        yield None
+        return
+    from spare_core.runs.resume import Checkpoint
+
+    folder = Path(root) / asked.request.sha256
+    with Checkpoint(folder, asked.request.identity()) as kept:
+        yield kept
+    with suppress(OSError):  # also one that an interrupted attempt made
+        folder.rmdir()
+
+
+def _log_facts(run: StageRun, folder: Path, asked: Order, stage: str) -> dict[str, Any]:
+    from spare_core.runs.stage_files import STAGE, read_stage
+
+    facts = read_stage(folder, stage, asked.request)
+    _log_costs(run, facts["seconds"], facts["peak_memory_bytes"])
+    run.artifact(folder / STAGE)
+    return facts
+
+
+def metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values among ``facts``, for an artifact's metadata."""
+    return {name: value for name, value in facts.items() if isinstance(value, str | int | float)}
+
+
+def write_metrics(path: str, values: Mapping[str, Any]) -> None:
+    """A file for an artifact that is all metadata: without one, KFP's local cache takes it for lost."""
+    write_json(Path(path), values)
+
+
+def _log_costs(run: StageRun, seconds: float, memory: Mapping[str, int]) -> None:
+    run.metrics({"seconds": seconds, **{f"peak_memory_bytes/{place}": size for place, size in memory.items()}})
+
+
+def _write_page(run: StageRun, path: Path, content: str, name: str) -> None:
+    """For the KFP UI at ``path``, for MLflow under a name of its own."""
+    write_bytes(path, content.encode())
+    run.text(content, name)

@@ -1,0 +1,156 @@
+"""The command line: exit codes, one clear line for bad input, JSON alone on stdout, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from spare_core.cli.main import app
+
+SMALL = ["--steps", "2", "--rank", "2", "--dtype", "float32", "--device", "cpu"]
+CONFIG = """{examples: 2, retain_examples: 2, heldout: 2, example_steps: 1, batch_size: 1, bins: 2,
+lr: 1e-3}"""
+
+
+def spare(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the real command."""
+    command = [sys.executable, "-m", "spare_core.cli", *map(str, arguments)]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment)
+
+
+@pytest.fixture(scope="module")
+def adapter(sd1_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter made by the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "settings.yaml").write_text(CONFIG)
+    done = spare(
+        "erase", sd1_dir, "--erase", "Neon", "--surrogate", "Photo", "--kind", "style", "--config",
+        folder / "settings.yaml", *SMALL, "--output", folder / "adapter", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads(done.stdout)
+    assert manifest["settings"]["lr"] == 0.001
+    assert manifest["settings"]["rank"] == 2
+    assert json.loads((folder / "adapter" / "spare.json").read_text()) == manifest
+    return folder / "adapter"
+
+
+def test_help_is_there_for_each_command() -> None:
+    for command in ("erase", "evaluate", "generate", "export", "verify"):
+        done = spare(command, "--help")
+        assert done.returncode == 0
+        assert "--json" in done.stdout
+
+
+def test_verify_says_that_the_adapter_comes_off(adapter: Path, sd1_dir: Path) -> None:
+    done = spare("verify", adapter, "--model", sd1_dir, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["reversible"] is True
+
+
+def test_generate_writes_a_picture_for_each_prompt(adapter: Path, sd1_dir: Path, tmp_path: Path) -> None:
+    done = spare(
+        "generate", sd1_dir, "--adapter", adapter, "--prompt", "a cat", "--prompt", "../a;b", "--steps", "1",
+        "--output", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    files = [Path(row["file"]) for row in json.loads(done.stdout)["pictures"]]
+    assert [file.name for file in files] == ["0000-seed0.png", "0001-seed0.png"]
+    assert all(Image.open(file).size == (32, 32) for file in files)
+
+
+def test_export_writes_a_kohya_file(adapter: Path, tmp_path: Path) -> None:
+    done = spare("export", adapter, "--format", "kohya", "--output", tmp_path / "lora.safetensors", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["relative_error"] is None
+    assert (tmp_path / "lora.safetensors").exists()
+
+
+def _erase(model: object, output: Path, **changes: object) -> list[object]:
+    options = {"erase": "Neon", "surrogate": "Photo", "kind": "style", **changes}
+    return ["erase", model, *(part for name, value in options.items() for part in (f"--{name}", value)),
+            "--output", output]  # fmt: skip
+
+
+def test_bad_input_is_one_clear_line_exit_2_and_nothing_left(
+    adapter: Path, sd1_dir: Path, sd2_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    pickles = tmp_path / "pickles"
+    (pickles / "unet").mkdir(parents=True)
+    (pickles / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (pickles / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
+    cases = [
+        (_erase(tmp_path / "no-such-model", out), "there is no model"),
+        (_erase(tmp_path, out), "not a diffusers pipeline"),
+        (_erase(pickles, out), "a pickle; only safetensors are read"),
+        (_erase(sd1_dir, out, surrogate="neon "), "is the concept itself"),
+        (_erase(sd1_dir, out, keep="NEON"), "both to be erased and to be kept"),
+        (_erase(sd1_dir, out, erase="  "), "the concept is empty"),
+        (_erase(sd1_dir, out, erase="a\x1b[31m"), "control or invisible character U+001B"),
+        (_erase(sd1_dir, out, erase="very " * 50), "tokens long"),
+        (_erase(sd1_dir, out, density=0), "density is 0.0; allowed: (0, 1]"),
+        (_erase(sd1_dir, out, rank=999), "rank is 999"),
+        (_erase(sd1_dir, out, kind="colour"), "kind"),
+        (_erase(sd1_dir, out, config=tmp_path / "none.yaml"), "cannot read"),
+        (_erase(sd1_dir, out, images=tmp_path), "holds no images"),
+        (["erase", sd1_dir, "--output", out], "nothing to erase; give --erase and --surrogate, or --requests"),
+        ([*_erase(sd1_dir, out), "--erase", "Rust"], "2 concepts and 1 surrogates are given"),
+        ([*_erase(sd1_dir, out, surrogate="Rust"), "--erase", "Rust", "--surrogate", "neon"], "circle: Neon -> Rust"),
+        ([*_erase(sd1_dir, out, keep="Rust"), "--erase", "Rust", "--surrogate", "Ink"], "request 2: 'Rust' is both"),
+        (_erase(sd1_dir, out, requests=tmp_path / "none.yaml"), "--requests says it all"),
+        (["erase", sd1_dir, "--requests", tmp_path / "none.yaml", "--output", out], "cannot read"),
+        (["verify", tmp_path], "not an adapter of ours"),
+        (["verify", adapter, "--model", sd2_dir], "was trained for the base model"),
+        (["generate", sd2_dir, "--adapter", adapter, "--prompt", "x", "--output", out], "was trained for the base"),
+        (["evaluate", "canvas", "--adapter", adapter, "--erased", "Rust", "--kind", "style", "--output", out],
+         "was trained for the base"),
+        (["export", adapter, "--format", "onnx", "--output", out], "onnx"),
+    ]  # fmt: skip
+    for arguments, message in cases:
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])  # in process: 20 starts cost a minute
+        assert done.exit_code == 2, (arguments, done.output)
+        assert message in done.stderr, (arguments, done.stderr)
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert done.stdout == ""
+        assert not out.exists()
+
+
+def test_a_list_becomes_one_adapter(sd1_dir: Path, tmp_path: Path) -> None:
+    """Of styles and objects, each row with what it needs."""
+    (tmp_path / "settings.yaml").write_text(CONFIG)
+    rows = [
+        {"concept": "Neon", "surrogate": "Rust", "kind": "style"},
+        {"concept": "cat", "surrogate": "dog", "kind": "object"},
+    ]
+    (tmp_path / "requests.yaml").write_text(json.dumps(rows))
+    arguments = ["--requests", tmp_path / "requests.yaml", "--config", tmp_path / "settings.yaml", *SMALL]
+    command = ["erase", sd1_dir, *arguments, "--output", tmp_path / "out"]
+    done = CliRunner().invoke(app, [str(argument) for argument in command])
+    assert done.exit_code == 0, done.stderr
+    first, second, *_ = done.stdout.splitlines()
+    assert first.startswith("Neon -> Rust: residual ") and second.startswith("cat -> dog: residual ")
+    manifest = json.loads((tmp_path / "out" / "spare.json").read_text())
+    assert [one["concept"] for one in manifest["requests"]] == ["Neon", "cat"]
+    assert set(manifest["residuals"]) == {"Neon", "cat"}
+
+
+def test_concepts_are_data_everywhere(sd1_dir: Path, tmp_path: Path) -> None:
+    """Shell, path and template characters in a concept reach the manifest as they are, and nothing else."""
+    (tmp_path / "settings.yaml").write_text(CONFIG)
+    concept = '"; touch pwned; ../../x {{inputs}} {context} $(id)'
+    done = spare(*_erase(sd1_dir, tmp_path / "out", erase=concept, config=tmp_path / "settings.yaml"), *SMALL,
+                 "--template", "a {concept}", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0 or "tokens long" in done.stderr, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) in (["out", "settings.yaml"], ["settings.yaml"])
+    if done.returncode == 0:
+        assert json.loads((tmp_path / "out" / "spare.json").read_text())["concept"] == concept

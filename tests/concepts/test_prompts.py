@@ -1,0 +1,134 @@
+"""Both sides' prompts come from one template and a split of contexts that no seed changes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from spare_core.concepts.concept import Erasure
+from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.prompts import EMPTY, NULL, PromptPlan, all_prompts
+
+CONTEXTS = tuple(f"a {name}" for name in ("cat", "dog", "hat", "box", "cup", "toy", "car", "map", "pen", "jar"))
+ERASURE = Erasure("Neon", "Photo", "style", ("Rust", "Winter"), "{context} in {concept}", CONTEXTS)
+ERASURES = Erasures(ERASURE)
+
+
+def test_each_context_comes_twice_so_that_concept_and_surrogate_may_drive_it() -> None:
+    drawn = PromptPlan(ERASURES, 0, heldout=False).forget(6)
+    assert [(pair.concept.name, pair.surrogate.name) for pair in drawn] == [("Neon", "Photo")] * 6
+    assert drawn[::2] == drawn[1::2] and len(set(drawn)) == 3
+    assert all(pair.concept.context == pair.surrogate.context for pair in drawn)
+
+
+def test_everything_kept_is_there_however_few_are_asked_for() -> None:
+    for count, expected in ((1, 3), (3, 3), (8, 8)):
+        drawn = PromptPlan(ERASURES, 0, heldout=False).retain(count)
+        assert len(drawn) == expected
+        assert {prompt.name for prompt in drawn} == {"Photo", "Rust", "Winter"}
+
+
+def test_contexts_held_out_are_never_trained_on_under_any_seed() -> None:
+    def contexts(heldout: bool) -> set[str]:
+        plans = [PromptPlan(ERASURES, seed, heldout) for seed in (0, 5)]
+        return {prompt.context for plan in plans for pair in plan.pairs(ERASURE) for prompt in pair}
+
+    trained, held_out = contexts(False), contexts(True)
+    assert len(held_out) == 2 and len(trained) == 8 and not trained & held_out
+
+
+def test_a_concept_is_seen_in_other_contexts_before_any_comes_again() -> None:
+    drawn = PromptPlan(ERASURES, 0, heldout=False).retain(24)
+    assert all(len({p.context for p in drawn if p.name == name}) == 8 for name in ("Photo", "Rust", "Winter"))
+
+
+def test_prompts_are_the_template_filled_in() -> None:
+    plan = PromptPlan(ERASURES, 0, heldout=False)
+    ((prompt, surrogate),) = plan.forget(1)
+    assert plan.text(prompt) == f"{prompt.context} in Neon"
+    assert plan.text(EMPTY) == NULL
+    assert plan.text(surrogate) == f"{prompt.context} in Photo"
+    assert plan.text(prompt) in all_prompts(ERASURES)
+    assert NULL in all_prompts(ERASURES) and len(all_prompts(ERASURES)) == 1 + 4 * len(CONTEXTS)
+
+
+STYLES, OBJECTS = ("Neon", "Rust", "Photo", "Ink"), ("Cat", "Dog", "Hat", "Cup")
+
+
+def of_grid(concept: str, surrogate: str) -> Erasure:
+    """Styles in objects and objects in styles, as Canvas has them; all the others of its kind are kept."""
+    is_style = concept in STYLES
+    own, others = (STYLES, OBJECTS) if is_style else (OBJECTS, STYLES)
+    template = "a {context} in {concept}" if is_style else "a {concept} in {context}"
+    kept = tuple(name for name in own if name not in (concept, surrogate))
+    return Erasure(concept, surrogate, "style" if is_style else "object", kept, template, others)
+
+
+GRID = Erasures(of_grid("Neon", "Rust"), of_grid("Cat", "Dog"), of_grid("Rust", "Ink"))
+
+
+@pytest.mark.parametrize("heldout", [False, True])
+def test_of_several_each_is_overwritten_by_prompts_that_name_none_of_them(heldout: bool) -> None:
+    """Those of two erased concepts in one prompt too; a surrogate that is erased is followed to its own."""
+    plan = PromptPlan(GRID, 0, heldout)
+    pairs = {plan.text(pair.concept): plan.text(pair.surrogate) for pair in plan.forget(24)}
+    assert pairs["a Cat in Neon"] == pairs["a Cat in Rust"] == "a Dog in Ink"
+    assert (pairs["a Hat in Neon"], pairs["a Cat in Photo"]) == ("a Hat in Ink", "a Dog in Photo")
+    assert len(pairs) == 3 * 4 - 2
+
+
+@pytest.mark.parametrize(("count", "each"), [(1, 1), (2, 2), (6, 2), (7, 3), (12, 4)])
+def test_several_share_what_is_drawn_and_each_gets_both_drivers(count: int, each: int) -> None:
+    """In contexts of its own where only one is drawn of each."""
+    forget = PromptPlan(GRID, 0, heldout=False).forget(count)
+    names = [pair.concept.name for pair in forget]
+    assert names == [name for name in ("Neon", "Cat", "Rust") for _ in range(each)]
+    if each == 2:
+        assert forget[0] == forget[1]
+        assert forget[0].concept.context != forget[4].concept.context
+
+
+def test_every_name_of_a_concept_is_overwritten() -> None:
+    erasures = Erasures(dataclasses.replace(of_grid("Neon", "Photo"), aliases=("glow", "tubes")))
+    plan = PromptPlan(erasures, 0, heldout=False)
+    (part,) = erasures
+    assert {pair.concept.name for pair in plan.pairs(part)} == {"Neon", "glow", "tubes"}
+    forget = plan.forget(7)
+    assert [pair.concept.name for pair in forget] == ["Neon"] * 3 + ["glow"] * 3 + ["tubes"] * 3
+    assert {pair.surrogate.name for pair in forget} == {"Photo"}
+    assert {plan.text(prompt) for pair in forget for prompt in pair} <= set(all_prompts(erasures))
+
+
+@pytest.mark.parametrize("heldout", [False, True])
+def test_of_several_nothing_that_is_erased_is_held(heldout: bool) -> None:
+    plan = PromptPlan(GRID, 0, heldout)
+    held = {plan.text(prompt) for prompt in plan.retain(100)}
+    styled = {f"a {name} in {style}" for name in ("Dog", "Hat", "Cup") for style in ("Ink", "Photo")}
+    assert held == styled
+    assert len(plan.kept()) == 2 + 3
+
+
+def test_every_prompt_of_several_is_known_beforehand() -> None:
+    plan = PromptPlan(GRID, 0, heldout=False)
+    used = [*(prompt for pair in plan.forget(24) for prompt in pair), *plan.retain(100)]
+    beside = plan.pairs_beside(plan.retain(5))
+    used += [prompt for pair in beside for prompt in pair]
+    assert {plan.text(prompt) for prompt in used} <= set(all_prompts(GRID))
+    assert {pair.concept.name for pair in beside} == {"Neon", "Cat", "Rust"}
+
+
+def test_an_erased_contexts_surrogate_is_known_beforehand_where_it_is_no_context_itself() -> None:
+    style = Erasure("Neon", "Ink", "style", (), "a {context} in {concept}", ("Cat", "Hat"))
+    erasures = Erasures(style, Erasure("Cat", "Wolf", "object", (), "a {concept}", ()))
+    plan = PromptPlan(erasures, 0, heldout=False)
+    used = {plan.text(pair.surrogate) for pair in plan.pairs(style)}
+    assert "a Wolf in Ink" in used and used <= set(all_prompts(erasures))
+
+
+def test_where_every_context_is_erased_the_contexts_surrogates_serve() -> None:
+    both = [of_grid("Cat", "Dog"), *(of_grid(name, "Ink") for name in ("Neon", "Rust", "Photo"))]
+    erasures = Erasures(*both, Erasure("Cup", "Hat", "object", (), "a {concept} in {context}", ("Neon", "Rust")))
+    plan = PromptPlan(erasures, 0, heldout=False)
+    assert "a Hat in Ink" in {plan.text(prompt) for prompts in plan.kept() for prompt in prompts}
+    assert all("Neon" not in plan.text(prompt) for prompts in plan.kept() for prompt in prompts)

@@ -1,0 +1,99 @@
+"""The bank holds the states of both sides' sampling, and what the frozen model really predicts on each."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from spare_core.concepts.concept import Erasure
+from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.prompts import NULL
+from spare_core.files.pictures import load_images
+from spare_core.method.bank import Bank, Side, fill_bank
+from spare_core.method.settings import EraseSettings
+from spare_core.models.denoiser import UNetDenoiser, load_denoiser
+
+ERASURE = Erasure("Neon", "Photo", "style", ("Rust", "Winter"), "{context} in {concept}", ("a cat", "a dog", "a hat"))
+ERASURES = Erasures(ERASURE)
+SETTINGS = EraseSettings(examples=6, retain_examples=6, example_steps=2, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def bank(denoiser: UNetDenoiser) -> Bank:
+    return fill_bank(denoiser, ERASURES, SETTINGS)
+
+
+def predicted(denoiser: UNetDenoiser, bank: Bank, side: Side, rows: Tensor) -> Tensor:
+    """Asked again, all at once."""
+    with torch.no_grad():
+        return denoiser.predict(side.noisy, side.timesteps, bank.table[rows])
+
+
+def test_the_forget_side_asks_for_the_concept_and_is_taught_the_surrogate(bank: Bank) -> None:
+    for student, teacher in zip(bank.forget.student.tolist(), bank.forget.teacher.tolist(), strict=True):
+        assert bank.prompts[student].endswith(" in Neon")
+        assert bank.prompts[teacher] == bank.prompts[student].replace("Neon", "Photo")
+
+
+def test_the_retain_side_is_taught_itself_and_holds_everything_kept(bank: Bank) -> None:
+    assert torch.equal(bank.retain.student, bank.retain.teacher)
+    assert bank.retain.under_teacher is bank.retain.under_student
+    assert {bank.names[row] for row in bank.retain.student.tolist()} == {"Photo", "Rust", "Winter"}
+
+
+@pytest.mark.parametrize("side", ["forget", "retain"])
+@pytest.mark.parametrize("kind", ["denoiser", "denoiser_v"])
+def test_every_answer_is_the_frozen_models(
+    side: str, kind: str, denoiser: UNetDenoiser, sd2_dir: Path, bank: Bank
+) -> None:
+    if kind == "denoiser_v":
+        denoiser = load_denoiser(str(sd2_dir), "cpu", "float32")
+        bank = fill_bank(denoiser, ERASURES, SETTINGS)
+    states: Side = getattr(bank, side)
+    null = torch.full_like(states.student, bank.null_row)
+    assert bank.prompts[bank.null_row] == NULL
+    for kept, rows in (
+        (states.under_student, states.student),
+        (states.under_teacher, states.teacher),
+        (states.under_empty, null),
+    ):
+        torch.testing.assert_close(kept, predicted(denoiser, bank, states, rows), rtol=1e-4, atol=1e-5)
+
+
+def test_states_lie_all_over_the_schedule(bank: Bank, denoiser: UNetDenoiser) -> None:
+    for side, trajectories in ((bank.forget, 6), (bank.retain, 6)):
+        first, second = side.timesteps.reshape(trajectories, 2).unbind(dim=1)
+        assert int(first.min()) >= denoiser.num_timesteps // 2 > int(second.max())
+    together = torch.cat([bank.forget.timesteps, bank.retain.timesteps])
+    # Twelve trajectories of two steps: one state in each of twenty-four equal parts.
+    assert sorted((together * 24 // denoiser.num_timesteps).tolist()) == list(range(24))
+
+
+def test_the_table_holds_what_the_text_encoder_says_of_each_prompt(denoiser: UNetDenoiser, bank: Bank) -> None:
+    torch.testing.assert_close(bank.table.prompt_embeds, denoiser.encode_prompts(bank.prompts).prompt_embeds)
+
+
+def test_states_depend_on_the_seed_alone(denoiser: UNetDenoiser, bank: Bank) -> None:
+    again = fill_bank(denoiser, ERASURES, SETTINGS)
+    assert all(torch.equal(one, two) for one, two in zip(again.forget, bank.forget, strict=True))
+    other = fill_bank(denoiser, ERASURES, dataclasses.replace(SETTINGS, seed=1))
+    assert not torch.equal(other.forget.noisy, bank.forget.noisy)
+
+
+def test_pictures_take_the_place_of_what_the_concept_drives(denoiser: UNetDenoiser, bank: Bank, tmp_path: Path) -> None:
+    """All of them, also where they are more; every row can be traced to its noise, and is answered by the model."""
+    for i in range(4):
+        Image.new("RGB", (40, 40), (60 * i, 255 - 60 * i, 90)).save(tmp_path / f"{i}.png")
+    made = fill_bank(denoiser, ERASURES, SETTINGS, tmp_path)
+    own = denoiser.encode_images(load_images(tmp_path, denoiser.resolution))
+    torch.testing.assert_close(made.forget.latents[:4], own)
+    assert len(made.forget.latents) == 8
+    noise = denoiser.noise_in(made.forget.noisy, made.forget.latents[made.forget.picture], made.forget.timesteps)
+    assert float(noise[:8].std()) == pytest.approx(1.0, abs=0.1)
+    answers = predicted(denoiser, made, made.forget, made.forget.teacher)
+    torch.testing.assert_close(made.forget.under_teacher, answers, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,165 @@
+"""Residual and drift are ratios that can be worked out by hand where the model is linear."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from spare_core.adapters.low_rank import Adapter, DeltaUpdate
+from spare_core.concepts.concept import Erasure
+from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.prompts import NULL
+from spare_core.errors import InputError, StageError
+from spare_core.method.residual import NULL_NAME, HeldOut, Measurement, Meter, draw_held_out
+from spare_core.method.settings import EraseSettings
+from spare_core.models.denoiser import UNetDenoiser
+from tests.support.toy import CONCEPT, EMBEDDINGS, KEPT, SURROGATE, ToyDenoiser, toy_held_out
+
+ERASURE = Erasure("Neon", "Photo", "style", ("Rust", "Winter"), "{context} in {concept}", ("a cat", "a dog"))
+ERASURES = Erasures(ERASURE)
+SETTINGS = EraseSettings(heldout=6, example_steps=2, dtype="float32", device="cpu")
+
+
+def overwriting(denoiser: ToyDenoiser, share: float = 1.0) -> Adapter:
+    """An update D of ``text`` with D c = share * (text(s) - text(c)) and D s = 0, as c and s are orthogonal."""
+    text, concept = denoiser.weights.text.weight, EMBEDDINGS[CONCEPT]
+    delta = torch.outer(text @ (EMBEDDINGS[SURROGATE] - concept), concept) * share
+    return Adapter({"text": DeltaUpdate(delta)})
+
+
+def test_where_nothing_changed_the_residual_is_one_and_the_drift_zero() -> None:
+    denoiser = ToyDenoiser(timed=True)
+    meter = Meter(denoiser, toy_held_out(denoiser))
+    for measured in (meter.measure(), meter.measure(Adapter({"text": DeltaUpdate(torch.zeros(3, 2))}))):
+        assert measured.residual == pytest.approx(1.0, rel=1e-6)
+        assert measured.drift == {"Photo": 0.0, "Rust": 0.0, NULL_NAME: 0.0}
+        assert measured.mean_drift == 0.0
+
+
+def test_where_the_concept_is_overwritten_the_residual_is_zero() -> None:
+    denoiser = ToyDenoiser(timed=True)
+    measured = Meter(denoiser, toy_held_out(denoiser)).measure(overwriting(denoiser))
+    assert measured.residual == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 2.0])
+def test_the_residual_is_the_square_of_what_is_left(share: float) -> None:
+    denoiser = ToyDenoiser()
+    measured = Meter(denoiser, toy_held_out(denoiser)).measure(overwriting(denoiser, share))
+    assert measured.residual == pytest.approx((1 - share) ** 2, rel=1e-5)
+
+
+def test_drift_is_the_squared_change_in_units_of_the_gap() -> None:
+    denoiser = ToyDenoiser()
+    measured = Meter(denoiser, toy_held_out(denoiser)).measure(overwriting(denoiser))
+    # The update turns a prompt by its share of the concept, and the gap is the unit: drift = (k . c)^2.
+    expected = {"Photo": 0.0, "Rust": float(EMBEDDINGS[KEPT] @ EMBEDDINGS[CONCEPT]) ** 2, NULL_NAME: 0.0}
+    assert measured.drift == pytest.approx(expected, abs=1e-6)
+    assert measured.mean_drift == pytest.approx(sum(expected.values()) / 3, abs=1e-6)
+
+
+def test_drift_is_the_mean_over_the_rows_that_name_the_concept() -> None:
+    denoiser = ToyDenoiser()
+    delta = 0.1 * torch.eye(3)
+    meter = Meter(denoiser, toy_held_out(denoiser))
+    measured = meter.measure(Adapter({"mix": DeltaUpdate(delta)}))
+    call = denoiser.calls[-1]  # the retain side: rows of every kept concept
+    unit = (denoiser.weights.text.weight @ (EMBEDDINGS[CONCEPT] - EMBEDDINGS[SURROGATE])).pow(2).mean()
+    rows = (call.embeds == EMBEDDINGS[KEPT]).all(dim=1)
+    expected = (call.noisy[rows] @ delta.T).pow(2).mean() / unit
+    assert measured.drift["Rust"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_unit_of_drift_is_the_mean_gap_on_all_of_the_retain_side() -> None:
+    denoiser = ToyDenoiser(timed=True)  # prompts count by t / T
+    measured = Meter(denoiser, toy_held_out(denoiser)).measure(overwriting(denoiser))
+    call = denoiser.calls[-1]
+    weight = (call.timesteps / denoiser.num_timesteps).pow(2)
+    rows = (call.embeds == EMBEDDINGS[KEPT]).all(dim=1)
+    expected = (EMBEDDINGS[KEPT] @ EMBEDDINGS[CONCEPT]) ** 2 * weight[rows].mean() / weight.mean()
+    assert measured.drift["Rust"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_adapters_that_are_measured_together_add_up() -> None:
+    denoiser = ToyDenoiser()
+    half = overwriting(denoiser, 0.5)
+    meter = Meter(denoiser, toy_held_out(denoiser))
+    assert meter.measure(half, overwriting(denoiser, 0.5)).residual == pytest.approx(0.0, abs=1e-12)
+    assert meter.measure(half).residual == pytest.approx(0.25, rel=1e-5)
+
+
+def test_measuring_leaves_nothing_behind_and_repeats() -> None:
+    denoiser = ToyDenoiser()
+    meter = Meter(denoiser, toy_held_out(denoiser))
+    first = meter.measure(overwriting(denoiser, 0.5))
+    assert not denoiser.weights.text._forward_hooks
+    assert meter.measure(overwriting(denoiser, 0.5)) == first
+    assert meter.measure().residual == pytest.approx(1.0, rel=1e-6)
+
+
+def test_the_batch_size_is_no_part_of_the_measurement() -> None:
+    measured = []
+    for rows in (64, 3):
+        denoiser = ToyDenoiser(timed=True, rows_at_once=rows)
+        measured.append(Meter(denoiser, toy_held_out(denoiser)).measure(overwriting(denoiser, 0.3)))
+    whole, pieces = measured
+    assert pieces.residual == pytest.approx(whole.residual, rel=1e-5)
+    assert pieces.drift == pytest.approx(whole.drift, rel=1e-5, abs=1e-9)
+
+
+# --- what is held out ------------------------------------------------------------------------------------------------
+
+
+def test_probes_of_the_frozen_model_itself_find_nothing_changed(denoiser: UNetDenoiser) -> None:
+    """The answers kept are those of exactly these latents, timesteps and prompts."""
+    measured = Meter(denoiser, draw_held_out(denoiser, ERASURES, SETTINGS)).measure()
+    assert measured.residual == pytest.approx(1.0, rel=1e-4)
+    assert list(measured.drift) == ["Photo", "Rust", "Winter", NULL_NAME]
+    assert max(measured.drift.values()) < 1e-6
+
+
+def test_every_kept_concept_is_measured_at_all_times_however_few_trajectories(denoiser: UNetDenoiser) -> None:
+    held_out = draw_held_out(denoiser, ERASURES, dataclasses.replace(SETTINGS, heldout=1))
+    named = [held_out.names[row] for row in held_out.retain.prompt.tolist()]
+    assert {name: named.count(name) for name in named} == {"Photo": 2, "Rust": 2, "Winter": 2, NULL: 3}
+    halves = [(time >= denoiser.num_timesteps // 2) for time in held_out.retain.timesteps[:6].tolist()]
+    assert halves == [True, False] * 3
+    assert {(time >= denoiser.num_timesteps // 2) for time in held_out.retain.timesteps[6:].tolist()} == {True, False}
+
+
+def test_each_kept_concept_may_be_measured_on_more_trajectories(denoiser: UNetDenoiser) -> None:
+    """As many of the concept's own side as before."""
+    held_out = draw_held_out(denoiser, ERASURES, dataclasses.replace(SETTINGS, heldout=2), each=2)
+    named = [held_out.names[row] for row in held_out.retain.prompt.tolist()]
+    assert {name: named.count(name) for name in named} == {"Photo": 4, "Rust": 4, "Winter": 4, NULL: 6}
+    assert len(held_out.forget.timesteps) == 4
+
+
+def test_probes_survive_their_file(denoiser: UNetDenoiser, tmp_path: Path) -> None:
+    held_out = draw_held_out(denoiser, ERASURES, SETTINGS)
+    held_out.save(tmp_path / "a.safetensors")
+    loaded = HeldOut.load(tmp_path / "a.safetensors", denoiser.device)
+    assert Meter(denoiser, loaded).measure() == Meter(denoiser, held_out).measure()
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    with pytest.raises(StageError, match=r"a\.safetensors does not hold the probes"):
+        HeldOut.load(tmp_path / "a.safetensors", denoiser.device)
+
+
+def test_a_model_that_cannot_tell_concept_and_surrogate_apart_is_refused(
+    denoiser: UNetDenoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(UNetDenoiser, "predict", lambda self, noisy, timesteps, conditioning: torch.zeros_like(noisy))
+    with pytest.raises(InputError, match="same noise for the concept and its surrogate"):
+        draw_held_out(denoiser, ERASURES, SETTINGS)
+
+
+def test_a_measurement_is_written_with_its_mean() -> None:
+    assert Measurement({"c": 0.5}, {"a": 0.1, "b": 0.3}).as_dict() == {
+        "residual": 0.5,
+        "residuals": {"c": 0.5},
+        "drift": {"a": 0.1, "b": 0.3},
+        "mean_drift": pytest.approx(0.2),
+    }

@@ -1,0 +1,221 @@
+"""The closed-form start is the minimum that its docstring states, within the mask and at the adapter's rank."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from spare_core.adapters.low_rank import Adapter
+from spare_core.concepts.concept import Erasure
+from spare_core.concepts.erasures import Erasures
+from spare_core.method.masks import LayerMask
+from spare_core.method.residual import UNTOUCHED, Meter, draw_held_out
+from spare_core.method.settings import EraseSettings
+from spare_core.method.solve import Moments, aligned_places, best_start, overwrite, prompt_moments
+from spare_core.models.denoiser import UNetDenoiser
+from tests.support.adapters import load_tiny, random_masks
+from tests.support.toy import ToyDenoiser
+
+RIDGE, EPSILON = 3.0, 1e-3
+ERASURE = Erasure("Neon", "Photo", "style", ("Rust", "Winter"), "{context} in {concept}", ("a cat", "a dog"))
+ERASURES = Erasures(ERASURE)
+SETTINGS = EraseSettings(heldout=6, example_steps=2, dtype="float32", device="cpu")
+
+
+def tokens(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+
+
+def wide_toy(inputs: int = 7, outputs: int = 6) -> ToyDenoiser:
+    """Its layer of the prompt is (6, 7), so that masks and ranks cut something off."""
+    denoiser = ToyDenoiser()
+    denoiser.weights.text = torch.nn.Linear(inputs, outputs, bias=False).requires_grad_(False)
+    return denoiser
+
+
+def adapter_of(denoiser: ToyDenoiser, mask: LayerMask, rank: int) -> Adapter:
+    full = LayerMask(torch.ones(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool))
+    masks = {"mix": full, "text": mask}
+    adapter = Adapter.initialise(denoiser, {**masks}, min(rank, 3), 5.0, seed=0)
+    if rank > 3:  # the toy's other layer allows no more
+        update = adapter.updates["text"]
+        update.down.data = torch.zeros(rank, update.shape[1])
+        update.up.data = torch.zeros(update.shape[0], rank)
+    return adapter
+
+
+def channels(rows: list[int], columns: list[int]) -> LayerMask:
+    return LayerMask(
+        torch.isin(torch.arange(6), torch.tensor(rows)), torch.isin(torch.arange(7), torch.tensor(columns))
+    )
+
+
+X, T, K = tokens(1, 20, 7), tokens(2, 20, 7), tokens(3, 30, 7)
+MOMENTS = Moments(X.T @ X / 20, (T - X).T @ X / 20, K.T @ K / 30)
+
+
+def minimum(weight: Tensor, mask: LayerMask) -> Tensor:
+    """By least squares on the rows of the objective, each output by itself: another way than the normal equations."""
+    columns = mask.columns.nonzero().flatten()
+    gram = X[:, columns].T @ X[:, columns] / 20 + RIDGE * K[:, columns].T @ K[:, columns] / 30
+    epsilon = EPSILON * gram.diagonal().mean()
+    design = torch.cat(
+        [X[:, columns] / 20**0.5, (RIDGE / 30) ** 0.5 * K[:, columns], epsilon**0.5 * torch.eye(len(columns))]
+    )
+    found = torch.zeros_like(weight)
+    for row in mask.rows.nonzero().flatten():
+        wanted = torch.cat([(T - X) @ weight[row] / 20**0.5, torch.zeros(30 + len(columns))])
+        found[row, columns] = torch.linalg.lstsq(design, wanted[:, None]).solution.flatten()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(range(6), range(7)), ([0, 2, 5], [1, 2, 4, 6]), ([3], [0])], ids=["all", "some", "one"]
+)
+def test_it_is_the_minimum_within_the_mask(rows: list[int], columns: list[int]) -> None:
+    denoiser, mask = wide_toy(), channels(list(rows), list(columns))
+    adapter = adapter_of(denoiser, mask, rank=6)
+    overwrite(adapter, denoiser, MOMENTS, RIDGE)
+    found = adapter.updates["text"].delta().double()
+    assert not found[~mask.dense()].any()
+    torch.testing.assert_close(found, minimum(denoiser.weights.text.weight.double(), mask), rtol=1e-4, atol=1e-5)
+    assert not adapter.updates["mix"].delta().any()
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_low_rank_keeps_what_carries_most_where_the_inputs_are(rank: int) -> None:
+    """No other matrix of that rank is nearer to the minimum in outputs: Eckart and Young, in the metric of G."""
+    denoiser, mask = wide_toy(), channels([0, 1, 2, 4, 5], [0, 1, 3, 4, 5, 6])
+    adapter = adapter_of(denoiser, mask, rank)
+    overwrite(adapter, denoiser, MOMENTS, RIDGE)
+    gram = (MOMENTS.concept + RIDGE * MOMENTS.retained)[mask.columns][:, mask.columns]
+    gram += EPSILON * gram.diagonal().mean() * torch.eye(len(gram))
+    whole = minimum(denoiser.weights.text.weight.double(), mask)[:, mask.columns]
+    root = torch.linalg.cholesky(gram)
+    left = (whole - adapter.updates["text"].delta().detach().double()[:, mask.columns]) @ root
+    expected = torch.linalg.svdvals(whole @ root)[rank:].square().sum()
+    assert float(left.square().sum()) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_rows_of_the_first_matrix_have_length_one() -> None:
+    """As those that are drawn have: an optimiser's step means the same in every layer."""
+    denoiser = wide_toy()
+    adapter = adapter_of(denoiser, channels(list(range(6)), list(range(7))), rank=3)
+    overwrite(adapter, denoiser, MOMENTS, RIDGE)
+    torch.testing.assert_close(adapter.updates["text"].down.norm(dim=1), torch.ones(3))
+
+
+def test_directions_that_the_mask_has_no_room_for_stay_as_drawn() -> None:
+    denoiser, mask = wide_toy(), channels([2], [0, 1, 2])
+    adapter = adapter_of(denoiser, mask, rank=3)
+    drawn = adapter.updates["text"].down.clone()
+    overwrite(adapter, denoiser, MOMENTS, RIDGE)
+    assert torch.equal(adapter.updates["text"].down[1:], drawn[1:])
+    assert not adapter.updates["text"].up[:, 1:].any()
+    assert adapter.updates["text"].up[:, 0].any()
+
+
+def test_a_mask_of_single_weights_is_left_alone() -> None:
+    entries = torch.rand(6, 7, generator=torch.Generator().manual_seed(0)) > 0.5
+    denoiser = wide_toy()
+    adapter = adapter_of(denoiser, LayerMask(entries.any(dim=1), entries.any(dim=0), entries), rank=2)
+    overwrite(adapter, denoiser, MOMENTS, RIDGE)
+    assert not adapter.updates["text"].up.any()
+
+
+# --- where tokens are found ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "places"),
+    [
+        ([1, 5, 2], [1, 6, 2], [0, 1, 2, 3, 4, 5]),
+        ([1, 5, 2], [1, 6, 7, 2], [0, 2, 3, 4, 5, 5]),
+        ([1, 5, 6, 2], [1, 7, 2], [0, 1, 1, 2, 3, 4]),
+        ([1, 5, 6, 7, 2], [1, 8, 9, 2], [0, 1, 2, 2, 3, 4]),
+        ([1, 5, 2], [1, 5, 2], [0, 1, 2, 3, 4, 5]),
+        ([1, 9, 5, 2], [1, 5, 2], [0, 1, 1, 2, 3, 4]),
+        ([1, 5, 2], [1, 9, 5, 2], [0, 2, 3, 4, 5, 5]),
+        ([1, 5, 5, 2], [1, 5, 2], [0, 1, 2, 2, 3, 4]),
+    ],
+)
+def test_tokens_are_found_where_they_mean_the_same(mine: list[int], other: list[int], places: list[int]) -> None:
+    assert aligned_places([mine], [other], 6).tolist() == [places]
+
+
+@given(st.lists(st.integers(1, 3), max_size=6), st.lists(st.integers(1, 3), max_size=6))
+def test_every_token_is_found_within_the_other_prompt(middle: list[int], other_middle: list[int]) -> None:
+    mine, other = [0, *middle, 9], [0, *other_middle, 9]
+    (places,) = aligned_places([mine], [other], 10).tolist()
+    assert len(places) == 10
+    assert places == sorted(places)
+    assert places[0] == 0
+    assert other[places[len(mine) - 1]] == 9
+    assert all(0 <= place < len(other) for place in places[: len(mine)])
+
+
+# --- of a real model -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["sd1_dir", "sd2_dir", "sdxl_dir"])
+def test_moments_are_of_every_token_of_every_prompt(which: str, request: pytest.FixtureRequest) -> None:
+    denoiser = load_tiny(request.getfixturevalue(which))
+
+    def embeds(*prompts: str) -> Tensor:
+        return denoiser.encode_prompts(prompts).prompt_embeds.double().flatten(0, 1)
+
+    found = prompt_moments(denoiser, ERASURES, SETTINGS)
+    x, t = embeds("a cat in Neon", "a dog in Neon"), embeds("a cat in Photo", "a dog in Photo")
+    kept = ["", *(f"{context} in {name}" for name in ERASURE.retained for context in ERASURE.contexts)]
+    k = embeds(*kept)
+    assert set(kept) >= {"", "a cat in Photo", "a dog in Rust", "a cat in Winter"}
+    for name, expected in (("concept", x.T @ x / len(x)), ("retained", k.T @ k / len(k))):
+        torch.testing.assert_close(getattr(found, name), expected, rtol=1e-5, atol=1e-7)
+    lengths = {len(ids) for ids in denoiser.token_ids(["a cat in Neon", "a cat in Photo"])}
+    assert len(lengths) == 1, "this check wants prompts of the same length"
+    torch.testing.assert_close(found.shift, (t - x).T @ x / len(x), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("which", ["sd1_dir", "sd2_dir", "sdxl_dir"])
+def test_the_best_start_is_the_one_that_measures_best(which: str, request: pytest.FixtureRequest) -> None:
+    denoiser = load_tiny(request.getfixturevalue(which))
+    meter = Meter(denoiser, draw_held_out(denoiser, ERASURES, SETTINGS))
+    fresh = Adapter.initialise(denoiser, random_masks(denoiser, "none"), 4, 4.0, 0)
+    found = best_start(fresh, denoiser, ERASURES, meter, SETTINGS)
+    assert found.measured == meter.measure(found.adapter)
+    assert found.measured.residual < 1.0
+    assert not any(update.delta().any() for update in fresh.updates.values()), "the fresh adapter was changed"
+    changed = {name for name, update in found.adapter.updates.items() if update.delta().any()}
+    assert changed == set(denoiser.text_layers())
+    assert all(".attn2.to_" in name for name in changed)
+
+
+def test_where_nothing_can_hold_a_solution_none_is_said_to_be_there(denoiser: UNetDenoiser) -> None:
+    masks = {
+        name: LayerMask(
+            torch.ones(layer.out_features).bool(),
+            torch.ones(layer.in_features).bool(),
+            torch.eye(layer.out_features, layer.in_features).bool(),
+        )
+        for name, layer in denoiser.target_layers().items()
+    }
+    fresh = Adapter.initialise(denoiser, masks, 4, 4.0, 0)
+    found = best_start(
+        fresh, denoiser, ERASURES, Meter(denoiser, draw_held_out(denoiser, ERASURES, SETTINGS)), SETTINGS
+    )
+    assert (found.adapter, found.ridge, found.measured) == (fresh, None, UNTOUCHED)
+
+
+def test_where_no_solution_measures_better_nothing_is_changed(denoiser: UNetDenoiser) -> None:
+    """Drift is counted a million times over: every ridge costs more than it brings."""
+    held_out = draw_held_out(denoiser, ERASURES, SETTINGS)
+    harsh = dataclasses.replace(held_out, retain=held_out.retain._replace(unit=held_out.retain.unit * 1e-6))
+    fresh = Adapter.initialise(denoiser, random_masks(denoiser, "none"), 4, 4.0, 0)
+    found = best_start(fresh, denoiser, ERASURES, Meter(denoiser, harsh), SETTINGS)
+    assert found.ridge is None
+    assert found.adapter is fresh

@@ -1,0 +1,87 @@
+"""The bundle's pipeline really runs here: it grows from the champion, shrinks, and two at once lose nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.definition import BUNDLE
+from spare_core.workflow import tasks
+from spare_core.workflow.environment import RUN_ID, STORE
+from tests.support.workplaces import SETTINGS, Workplace
+
+STAGES = ("collect", "compose", "evaluate", "register", "gate", "promote")
+NEON, CAT = {"concept": "neon lines", "surrogate": "Photo"}, {"concept": "Cat", "surrogate": "Dog"}
+
+
+def run(place: Workplace, *more: str, **environment: str) -> dict[str, Any]:
+    """``spare run`` with what it prints."""
+    done = place.run(*more, **environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def report(done: dict[str, Any]) -> dict[str, Any]:
+    """The evaluation of a run."""
+    return json.loads((Path(done["results"]["register"]["evaluation"]) / "evaluation.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """A bundle of a style and an object is champion."""
+    place = Workplace(tmp_path_factory.mktemp("bundle"))
+    place.pipeline = BUNDLE
+    settings = {name: value for name, value in SETTINGS.items() if name not in ("mask", "saliency_batches")}
+    place.settings = settings
+    place.arguments = ["model=canvas", f"settings={json.dumps(settings)}", "suite=suite.yaml", "seeds=1"]
+    place.first = run(place, f"requests={json.dumps([NEON, CAT])}")
+    return place
+
+
+def test_a_first_list_becomes_a_bundle(place: Workplace) -> None:
+    assert tuple(place.first["results"]) == (*STAGES, "finish")
+    assert place.first["results"]["register"]["name"] == "spare.canvas"
+    found = report(place.first)
+    assert (found["erased"], found["kinds"]) == (["Neon Lines", "Cat"], ["style", "object"])
+    assert [row["added"] for row in found["history"]] == [["Neon Lines", "Cat"]]
+    (version,) = place.client().search_model_versions("name = 'spare.canvas'")
+    assert version.tags["spare.concept"] == "Neon Lines, Cat"
+
+
+def test_it_grows_from_the_champion_and_shrinks(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the same tasks do, here in one process: the evaluation goes on from the one before, and names what is left
+    of what was there. A bundle that was collected before that is not promoted any more."""
+    for name, value in (("MLFLOW_TRACKING_URI", place.tracking), (STORE, place.output / "store"), (RUN_ID, "second")):
+        monkeypatch.setenv(name, str(value))
+    parameters = {
+        "model": "canvas", "requests": [{"concept": "Rust", "surrogate": "Photo"}], "without": ["cat"], "grow": True,
+        "settings": place.settings, "suite": str(place.folder / "suite.yaml"), "seeds": 1, "name": "", "promote": True,
+        "policy": str(place.folder / "lenient.yaml"), "request_id": "",
+    }  # fmt: skip
+    order, policy = tasks.collect(parameters)
+    adapter, evaluation = tmp_path / "adapter", tmp_path / "evaluation"
+    tasks.compose(order, adapter)
+    found = tasks.evaluate(order, adapter, evaluation, tmp_path / "page.html")
+    assert found["erased"] == ["Neon Lines", "Rust"]
+    assert [(row["added"], row["withdrawn"]) for row in found["history"]][1:] == [(["Rust"], ["Cat"])]
+    after = "adding Rust and withdrawing Cat"
+    assert [(one["concept"], one["after"]) for one in found["rebounds"]] == [("Neon Lines", after)]
+    version = tasks.register(order, "", adapter, evaluation)
+    assert version == ("spare.canvas", 2)
+    tasks.gate(order, policy, *version)
+    assert tasks.promote(order, policy, *version) == {"champion": 2, "previous": 1}
+    with pytest.raises(SystemExit):
+        tasks.promote(order, policy, "spare.canvas", 1)
+
+
+def test_what_is_wrong_is_told_before_any_work(place: Workplace) -> None:
+    done = place.run("requests=[{concept: Rust}]", "without=Cat", policy="none")
+    assert done.returncode == 2
+    for part in ("surrogate is missing", "without is 'Cat'; it must be a list of texts", "none.yaml"):
+        assert part in done.stderr
+    assert "compose" not in done.stderr

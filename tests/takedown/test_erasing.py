@@ -1,0 +1,147 @@
+"""What a request's own erasure begins with: a surrogate that is near and safe, and pictures that are those meant."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spare_core.cli.takedown import told_row
+from spare_core.errors import ConceptError, ImagesError, InputError, ObjectMissing, SettingsError
+from spare_core.evaluation.gate import Policy
+from spare_core.method.neighbours import rank_neighbours
+from spare_core.method.settings import EraseSettings
+from spare_core.models.denoiser import UNetDenoiser
+from spare_core.runs.request import build_erasures
+from spare_core.store.base import sha256
+from spare_core.takedown import erasing
+from spare_core.takedown.erasing import check_pictures, choose
+from spare_core.takedown.parameters import Batch, check_batch
+from spare_core.workflow.order import suite_digest
+from tests.takedown.test_lists import request
+
+CANDIDATES = ["Photo", "Rust", "Winter", "Mosaic", "a neon sign"]
+SETTINGS = EraseSettings(
+    examples=4, retain_examples=4, heldout=3, example_steps=2, device="cpu", dtype="float32", rank=2
+)  # fmt: skip
+GIVEN: dict[str, Any] = {
+    "model": "canvas", "requested": "", "skip_invalid": False, "retry_failed": False, "most": 0.0, "deadlines": "",
+    "candidates": {}, "settings": {"rank": 4.0}, "bundle_settings": {}, "suite": "", "seeds": 1.0, "policy": "default",
+    "name": "", "promote": True, "lease_minutes": 15.0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def batch(sd1_dir: Path) -> Batch:
+    """About the tiny model, with candidates of one's own."""
+    canvas = check_batch(GIVEN)
+    return dataclasses.replace(canvas, model=str(sd1_dir), settings=SETTINGS, candidates={"style": CANDIDATES})
+
+
+def test_the_surrogate_is_the_nearest_candidate_that_nobody_wants_gone(batch: Batch, denoiser: UNetDenoiser) -> None:
+    asked = request(surrogate="auto", concept="Neon Sign", protect=["Bricks"])
+    ranked = rank_neighbours(denoiser, batch.erasure(asked, "Photo"), CANDIDATES[:4], SETTINGS)
+    chosen = choose(batch, asked, denoiser, {"neon sign"})
+    assert chosen.ranked == ranked, "and none that is the concept with an article"
+    assert chosen.erasure.surrogate == ranked[0].name
+    assert chosen.watched == [one.name for one in ranked[1:4]]
+    assert {"Bricks", *chosen.watched} <= {*chosen.erasure.keep}
+    nearest = ranked[0].name
+    second = choose(batch, asked, denoiser, {"neon sign", nearest.lower()})
+    assert second.erasure.surrogate == ranked[1].name
+    assert nearest not in [one.name for one in second.ranked]
+
+
+def test_a_surrogate_that_is_named_is_taken_and_its_neighbours_watched(batch: Batch, denoiser: UNetDenoiser) -> None:
+    chosen = choose(batch, request(surrogate="Rust", concept="Neon Sign"), denoiser, {"neon sign"})
+    assert chosen.erasure.surrogate == "Rust"
+    assert "Rust" not in chosen.watched
+    assert len(chosen.watched) == 3
+
+
+def test_without_a_safe_candidate_it_says_what_to_name(
+    batch: Batch, denoiser: UNetDenoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request(surrogate="auto", concept="Neon Sign")
+    with pytest.raises(ConceptError, match="every candidate to replace 'Neon Sign' is to be erased itself"):
+        choose(batch, asked, denoiser, {"neon sign", *map(str.lower, CANDIDATES)})
+    monkeypatch.setattr(erasing, "TOO_NEAR", 1e9)
+    with pytest.raises(ConceptError, match="to the model every candidate is 'Neon Sign' itself"):
+        choose(batch, asked, denoiser, {"neon sign"})
+
+
+def test_pictures_must_be_those_that_are_meant(tmp_path: Path, bucket: str, s3: Any) -> None:
+    (tmp_path / "a.png").write_bytes(b"a picture")
+    s3.put_object(Bucket=bucket, Key="evidence/a.png", Body=b"a picture")
+    digest = sha256(b"a picture")
+    for uri in (str(tmp_path / "a.png"), f"s3://{bucket}/evidence/a.png"):
+        check_pictures(request(images=[{"uri": uri, "sha256": digest}]))
+        with pytest.raises(ImagesError, match="but the request means 000000000000"):
+            check_pictures(request(images=[{"uri": uri, "sha256": "0" * 64}]))
+    with pytest.raises(ImagesError, match="cannot be read: No such file"):
+        check_pictures(request(images=[{"uri": str(tmp_path / "b.png"), "sha256": digest}]))
+    with pytest.raises(ObjectMissing):
+        check_pictures(request(images=[{"uri": f"s3://{bucket}/evidence/b.png", "sha256": digest}]))
+
+
+def test_what_is_wrong_with_a_request_is_told_without_a_model(batch: Batch) -> None:
+    canvas = check_batch(GIVEN)
+    fine = [request(), request(surrogate="auto", kind=None), request(concept="Cat", surrogate="Dog", kind=None)]
+    assert [canvas.wrong_with(one) for one in fine] == ["", "", ""]
+    wrong = [
+        (canvas, request(concept="Unicorn", kind="style"), "Canvas has no style 'Unicorn'"),
+        (canvas, request(surrogate="Dog"), "Canvas has no style 'Dog'"),
+        (canvas, request(images=[{"uri": "a.png", "sha256": "0" * 64}]), "neither an s3:// address nor an absolute"),
+        (batch, request(kind=None), "say what 'Neon Lines' is"),
+        (batch, request(kind="object", concept="Unicorn"), "has no object 'Unicorn'"),
+        (dataclasses.replace(batch, candidates={"style": ["neon lines"]}), request(surrogate="auto"), "no candidate"),
+    ]
+    for one, asked, said in wrong:
+        assert said in one.wrong_with(asked)
+
+
+def test_a_batch_is_read_back_and_names_the_bundle_of_its_model() -> None:
+    batch = check_batch({**GIVEN, "bundle_settings": {"rank": 64.0}, "candidates": {"style": ["Photo"]}})
+    assert Batch.from_json(batch.to_json()) == batch
+    assert (batch.name, batch.settings.rank, batch.bundle_settings, batch.seeds) == ("spare.canvas", 4, {"rank": 64}, 1)
+    assert batch.policy == Policy.find("default")
+    assert suite_digest(batch._measured) == batch.suite_sha256
+    for text in ("", "{}", '{"schema": "spare.batch/1"}', "[]"):
+        with pytest.raises(InputError, match="no batch of the plan task"):
+            Batch.from_json(text)
+
+
+def test_everything_wrong_with_the_parameters_is_told_at_once() -> None:
+    wrong = {
+        "model": "nowhere/at/all", "most": -1.0, "candidates": {"animal": ["Dog"], "style": "Photo"},
+        "bundle_settings": {"rank": 0}, "settings": {"stpes": 1}, "name": "../x", "lease_minutes": 0,
+        "suite": "none.yaml", "policy": "none.yaml", "skip_invalid": "yes",
+    }  # fmt: skip
+    with pytest.raises(SettingsError) as caught:
+        check_batch({**GIVEN, **wrong})
+    told = "\n".join(caught.value.problems)
+    for part in ("nowhere/at/all", "most is -1.0", "'animal'", "candidates of 'style'", "rank is 0", "stpes", "../x",
+                 "lease_minutes is 0", "skip_invalid is 'yes'"):  # fmt: skip
+        assert part in told, part
+
+
+@given(st.text(max_size=40), st.text(max_size=20))
+def test_whatever_a_request_says_is_data_in_the_ledgers_facts_and_in_what_is_told(concept: str, alias: str) -> None:
+    """One printable line for people; a row that erases exactly the names that were asked for."""
+    try:
+        asked = request(concept=concept, aliases=[alias], surrogate="a plain style", kind="style")
+    except ValueError:
+        return
+    names = [asked.concept, *asked.aliases]
+    row = {"concept": names[0], "surrogate": asked.surrogate, "kind": "style", "keep": [], "aliases": names[1:]}
+    (part,) = build_erasures("a/model", [row])
+    assert [*part.names] == names
+    line = told_row({
+        "due_at": "2026-11-27T09:00Z", "state": "failed", "request_id": "R-1", "concept": asked.concept, "late": True,
+        "soon": False, "reason": f"it is\n{asked.concept!r}",
+    })  # fmt: skip
+    assert line.isprintable()
