@@ -20,6 +20,7 @@ from benchmarks.workbench import Workbench
 from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.lists import build_erasure
 from spare_core.evaluation.findings import Question, findings
 from spare_core.evaluation.grid import base_grid, draw_grid
 from spare_core.evaluation.judges import load_judge
@@ -27,8 +28,7 @@ from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.suite import domain_of, load_suite
 from spare_core.method.masks import describe_masks
 from spare_core.method.settings import EraseSettings
-from spare_core.models.denoiser import load_denoiser
-from spare_core.runs.request import build_erasure
+from spare_core.models.loading import load_denoiser
 
 CONCEPTS = (
     ("style", "Neon Lines", "Pencil Drawing"),

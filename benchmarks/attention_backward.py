@@ -11,7 +11,7 @@ import time
 import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
-from spare_core.models.denoiser import load_denoiser
+from spare_core.models.loading import load_denoiser
 
 REPEATS = 8
 BATCH = 16

@@ -15,14 +15,14 @@ import time
 
 from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.lists import build_erasure
 from spare_core.method.bank import fill_bank
 from spare_core.method.batches import Batches
 from spare_core.method.distill import training_step
 from spare_core.method.gap import profile_timesteps
 from spare_core.method.masks import whole_layers
 from spare_core.method.settings import EraseSettings
-from spare_core.models.denoiser import load_denoiser
-from spare_core.runs.request import build_erasure
+from spare_core.models.loading import load_denoiser
 from spare_core.runs.stages import peak_memory
 
 STEPS = 6

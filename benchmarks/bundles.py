@@ -19,13 +19,14 @@ from spare_core.adapters.directory import load_adapter
 from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.lists import build_erasure
 from spare_core.evaluation.findings import Question, findings
 from spare_core.evaluation.grid import draw_grid
 from spare_core.evaluation.suite import DOMAINS
 from spare_core.method.settings import EraseSettings
 from spare_core.runs.compose import Candidate, ways
 from spare_core.runs.erase import erase
-from spare_core.runs.request import build_erasure, build_request
+from spare_core.runs.request import build_request
 from spare_core.runs.stages import Work, make_repeatable, peak_memory
 
 EIGHT = ("Neon Lines", "Cat", "Winter", "Tower", "Red Blue Ink", "Guitar", "Rust", "Jellyfish")

@@ -16,7 +16,7 @@ from PIL import Image
 from spare_core.evaluation.grid import draw_grid
 from spare_core.evaluation.judges import load_judge
 from spare_core.evaluation.suite import load_suite
-from spare_core.models.denoiser import load_denoiser
+from spare_core.models.loading import load_denoiser
 
 
 def main() -> None:

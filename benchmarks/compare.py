@@ -21,15 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation import CONCEPTS, Bench
-from spare_core.adapters.directory import LORA, load_adapter
+from spare_core.adapters.directory import load_adapter
 from spare_core.adapters.low_rank import Adapter, DeltaUpdate
+from spare_core.adapters.manifest import LORA
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.lists import build_erasure
 from spare_core.files.atomic import read_tensors, write_bytes
-from spare_core.method.residual import Meter, draw_held_out
+from spare_core.method.probes import draw_held_out
+from spare_core.method.residual import Meter
 from spare_core.method.settings import EraseSettings
 from spare_core.runs.generate import draw, png
-from spare_core.runs.request import build_erasure
 
 HERE = Path(__file__).parent
 REQUIREMENTS = (

@@ -21,14 +21,15 @@ from benchmarks.ablation import CONCEPTS, VARIANTS
 from benchmarks.workbench import Workbench
 from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.lists import build_erasure
 from spare_core.evaluation.judgement import Judge
 from spare_core.evaluation.judges import load_judge
 from spare_core.evaluation.suite import Suite, load_suite
 from spare_core.method.settings import EraseSettings
 from spare_core.models.conditioning import Conditioning
-from spare_core.models.denoiser import UNetDenoiser, load_denoiser
+from spare_core.models.loading import load_denoiser
+from spare_core.models.unet import UNetDenoiser
 from spare_core.runs.generate import draw
-from spare_core.runs.request import build_erasure
 from spare_core.runs.stages import make_repeatable
 
 TOKEN = "<learned>"

@@ -20,7 +20,8 @@ from torch import Tensor
 from spare_core.canvas.protocol import GUIDANCE, OBJECTS, STYLES, TEMPLATE
 from spare_core.canvas.training.loop import Schedule, train
 from spare_core.files.atomic import read_tensors, write_tensors
-from spare_core.models.denoiser import UNetDenoiser, load_denoiser
+from spare_core.models.loading import load_denoiser
+from spare_core.models.unet import UNetDenoiser
 
 BATCH = 48
 NULL_SHARE = 0.15

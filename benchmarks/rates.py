@@ -16,10 +16,10 @@ from pathlib import Path
 
 from benchmarks.workbench import Workbench
 from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.lists import build_erasure
 from spare_core.method.saliency import choose_masks
 from spare_core.method.settings import EraseSettings
-from spare_core.models.denoiser import load_denoiser
-from spare_core.runs.request import build_erasure
+from spare_core.models.loading import load_denoiser
 from spare_core.runs.stages import make_repeatable
 from tests.support.tiny import build_sd1, build_sd2_v, build_sdxl
 

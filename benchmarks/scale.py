@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from benchmarks.whole_process import erase_cat
 from spare_core.canvas.protocol import OBJECTS
 from spare_core.files.atomic import write_bytes
-from spare_core.models.denoiser import load_denoiser
+from spare_core.models.loading import load_denoiser
 from spare_core.runs.generate import draw, png
 
 AXES: dict[str, tuple[Any, ...]] = {

@@ -18,7 +18,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.whole_process import erase_cat
 from spare_core.adapters.low_rank import Adapter
 from spare_core.method.masks import whole_layers
-from spare_core.models.denoiser import UNetDenoiser, load_denoiser
+from spare_core.models.loading import load_denoiser
+from spare_core.models.unet import UNetDenoiser
 from spare_core.runs.stages import make_repeatable
 
 KINDS = {

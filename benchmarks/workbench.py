@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from spare_core.adapters.layer_mask import LayerMask
 from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.erasures import Erasures
 from spare_core.method.bank import Bank, fill_bank
 from spare_core.method.batches import Batches
 from spare_core.method.distill import TrainingState, distill
 from spare_core.method.gap import TimestepProfile, profile_timesteps
-from spare_core.method.masks import LayerMask
+from spare_core.method.probes import draw_held_out
 from spare_core.method.rate import open_training
-from spare_core.method.residual import Measurement, Meter, draw_held_out
+from spare_core.method.residual import Measurement, Meter
 from spare_core.method.saliency import choose_masks
 from spare_core.method.settings import EraseSettings
 from spare_core.models.denoiser import Denoiser

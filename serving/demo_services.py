@@ -20,8 +20,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from serving.services import mlflow_server, s3_server
-from spare_core.canvas import PIPELINE
 from spare_core.canvas.erasures import canvas_erasure
+from spare_core.canvas.files import PIPELINE
 from spare_core.store import open_store
 
 BUCKET = "spare"

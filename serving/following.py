@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from spare_core.models.files import find_model
-from spare_core.models.loading import load_pipeline
+from spare_core.models.pipelines import load_pipeline
 
 ALIAS = "champion"
 WEIGHTS = "pytorch_lora_weights.safetensors"

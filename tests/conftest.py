@@ -18,7 +18,7 @@ import pytest
 
 if TYPE_CHECKING:
     from spare_core.canvas.judge import CanvasJudge
-    from spare_core.models.denoiser import UNetDenoiser
+    from spare_core.models.unet import UNetDenoiser
     from tests.support.faulty_proxy import FaultyProxy
 
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spare_core.adapters.layer_mask import LayerMask
 from spare_core.adapters.low_rank import Adapter, LowRankUpdate
 from spare_core.errors import AdapterError
-from spare_core.method.masks import LayerMask
 
 
 class Compressed(NamedTuple):

@@ -27,13 +27,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from spare_core.adapters.directory import LORA, SPARSE, StoredAdapter, check_base, check_file, sparse_tensors
+from spare_core.adapters.directory import StoredAdapter, check_base, sparse_tensors
 from spare_core.adapters.low_rank import DeltaUpdate, LowRankUpdate
+from spare_core.adapters.manifest import LORA, SPARSE, check_file
 from spare_core.adapters.merge import merge, squared_error
 from spare_core.errors import AdapterError, OutputError, SettingsError, StorageError
 from spare_core.files.atomic import write_bytes, write_tensors
+from spare_core.models.digest import ARCHITECTURES
 from spare_core.models.files import find_model
-from spare_core.models.spare_base_digest import ARCHITECTURES
 
 FORMATS: Final = ("diffusers", "kohya", "sparse", "merged")
 DEFAULT_RANK: Final = 16

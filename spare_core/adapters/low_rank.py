@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spare_core.adapters.layer_mask import LayerMask, Masks
 from spare_core.errors import AdapterError, SettingsError
-from spare_core.method.masks import LayerMask, Masks
 from spare_core.models.denoiser import Denoiser
 
 

@@ -7,17 +7,18 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from spare_core.adapters.low_rank import DeltaUpdate, LowRankUpdate
 from spare_core.errors import AdapterError, ModelError
+from spare_core.models.digest import DTYPES, read_header, weight_files
 from spare_core.models.files import ModelFiles
-from spare_core.models.spare_base_digest import weight_files
 
-_DTYPES: Final = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES: Final = {name: getattr(torch, DTYPES[name]) for name in ("F64", "F32", "F16", "BF16")}
+"""Types of weights that something can be added to."""
 _DOCUMENTS: Final = (".json", ".txt", ".md", ".png", ".jpg", ".jpeg", ".webp", "")
 """Suffixes, beside a pipeline's components, of files that hold no weights."""
 
@@ -63,7 +64,7 @@ def squared_error(applied: Tensor, delta: Tensor) -> tuple[float, float]:
 def _find_places(weights: Sequence[Path], updates: Mapping[str, LowRankUpdate | DeltaUpdate]) -> dict[str, _Place]:
     found: dict[str, _Place] = {}
     for file in weights:
-        header, begin = _read_header(file)
+        header, begin = read_header(file)
         for name in updates:
             entry = header.get(f"{name}.weight")
             if entry is None:
@@ -79,13 +80,6 @@ def _find_places(weights: Sequence[Path], updates: Mapping[str, LowRankUpdate | 
         if found[name].shape != update.shape:
             raise AdapterError(f"layer {name}: the update is {update.shape}, the model's weight {found[name].shape}")
     return found
-
-
-def _read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """A safetensors file's header, and where its tensors begin."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        return json.loads(opened.read(length)), 8 + length
 
 
 def _add(folder: Path, place: _Place, delta: Tensor) -> tuple[float, float]:

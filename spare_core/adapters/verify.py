@@ -9,10 +9,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from spare_core.adapters.directory import LORA, StoredAdapter, check_base, load_adapter
+from spare_core.adapters.directory import StoredAdapter, check_base, load_adapter
+from spare_core.adapters.manifest import LORA
 from spare_core.concepts.erasures import Erasures
 from spare_core.errors import AdapterError
-from spare_core.models.denoiser import UNetDenoiser, load_denoiser
+from spare_core.models.loading import load_denoiser
+from spare_core.models.unet import UNetDenoiser
 
 TOLERANCE: Final = 1e-5
 """Largest difference of a float32 noise prediction that still counts as the same (DESIGN 4): 84 units in the last place

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spare_core.canvas import WEIGHTS
+from spare_core.canvas.files import WEIGHTS
 from spare_core.canvas.protocol import OBJECTS, RESOLUTION, STYLES
 from spare_core.errors import ModelError
 from spare_core.evaluation.judgement import OTHER, Judgement, Reference, concepts_of, matching, sha256, verdict

@@ -5,7 +5,9 @@ Training, judging and evaluation all read these names; a figure about Canvas mea
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
+
+NAME: Final = "canvas"
 
 TEMPLATE: Final = "A {object} image in {style} style."
 """UnlearnCanvas's prompt (arXiv 2402.11846): the one caption every Canvas picture was trained with."""
@@ -61,3 +63,18 @@ STYLES: Final = (
 def prompt(object_name: str, style: str) -> str:
     """The benchmark's caption for one cell of the grid."""
     return TEMPLATE.format(object=object_name, style=style)
+
+
+def suite() -> dict[str, Any]:
+    """The benchmark, as the fields of a suite."""
+    return {
+        "name": NAME,
+        "styles": STYLES,
+        "objects": tuple(OBJECTS),
+        "template": TEMPLATE,
+        "seeds": SEEDS,
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "resolution": RESOLUTION,
+        "judge": {"type": NAME},
+    }

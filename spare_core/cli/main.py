@@ -84,9 +84,9 @@ def erase(
     as_json: Json = False,
 ) -> None:
     """Erase one concept, or several together: writes an adapter directory. Killed, it goes on with the same command."""
+    from spare_core.concepts.lists import build_erasures
     from spare_core.runs.erase import erase as run
     from spare_core.runs.progress import Progress
-    from spare_core.runs.request import build_erasures
 
     options = {
         "mask": mask, "density": density, "rank": rank, "steps": steps, "lr": lr, "timesteps": timesteps, "seed": seed,
@@ -171,8 +171,8 @@ def evaluate(
     from spare_core.evaluation.report import summary_table
     from spare_core.evaluation.report_files import check_output, read_report
     from spare_core.evaluation.suite import load_suite
-    from spare_core.models.denoiser import load_denoiser
     from spare_core.models.files import find_model
+    from spare_core.models.loading import load_denoiser
     from spare_core.runs.progress import Progress
 
     chosen = load_suite(suite).restricted(seeds, objects_per_style)
@@ -246,8 +246,8 @@ def verify(
 
 def _rows(concepts: list[str], surrogates: list[str], requests: str | None, more: dict[str, Any]) -> list[Any]:
     """What is asked for, a row each: of the options, or of a file."""
+    from spare_core.concepts.lists import read_rows
     from spare_core.errors import ConceptError, SettingsError
-    from spare_core.runs.request import read_rows
 
     given = {name: value for name, value in more.items() if value}
     if requests is not None:

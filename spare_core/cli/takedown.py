@@ -14,7 +14,7 @@ import typer
 
 from spare_core.cli.reporting import Json, print_result, reporting
 from spare_core.errors import InputError
-from spare_core.store.fetching import is_s3
+from spare_core.files.addresses import is_s3
 
 if TYPE_CHECKING:
     from spare_core.takedown.ledger import Ledger

@@ -72,7 +72,7 @@ def schedule(
     from pipelines import submit as cluster
     from pipelines.definition import TAKEDOWN
     from pipelines.parameters import parse
-    from spare_core.store.fetching import is_s3
+    from spare_core.files.addresses import is_s3
 
     if not is_s3(source):
         raise InputError(f"{source!r} is no s3:// address; the cluster's tasks cannot read a file that lies here")

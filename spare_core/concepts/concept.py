@@ -9,7 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 from spare_core.errors import ConceptError
 
@@ -17,38 +17,6 @@ Kind = Literal["style", "object", "person"]
 KINDS: Final[tuple[Kind, ...]] = ("style", "object", "person")
 MAX_CHARACTERS: Final = 300
 """Longest concept as text; the tokenizer's own limit is checked against the model that is loaded."""
-
-_SCENES: Final = ("a house", "a portrait of a woman", "a landscape", "a dog", "a city street", "a bowl of fruit",
-                  "a boat at sea", "a tree", "a man reading", "a castle", "a horse", "flowers in a vase")  # fmt: skip
-_MEDIA: Final = ("a photo", "a painting", "a drawing", "a watercolor", "an illustration", "a sketch")
-
-
-class KindDefaults(NamedTuple):
-    """What an erasure of one kind uses where the user names nothing: the template, what fills ``{context}``, and
-    everyday concepts of the same kind to keep."""
-
-    template: str
-    contexts: tuple[str, ...]
-    keep: tuple[str, ...]
-
-
-DEFAULTS: Final[dict[Kind, KindDefaults]] = {
-    "style": KindDefaults(
-        "{context} in {concept} style",
-        _SCENES,
-        ("photographic", "oil painting", "watercolor", "pencil sketch", "comic book", "impressionist", "pixel art"),
-    ),
-    "object": KindDefaults(
-        "{context} of {concept}",
-        _MEDIA,
-        ("a dog", "a cat", "a car", "a house", "a tree", "a person", "a boat", "a bird", "a chair", "food on a plate"),
-    ),
-    "person": KindDefaults(
-        "{context} of {concept}",
-        (*_MEDIA, "a portrait", "a press photo"),
-        ("a man", "a woman", "a child", "an old man", "a young woman", "a politician", "an actor", "a football player"),
-    ),
-}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from spare_core.adapters.directory import StoredAdapter, versions
+from spare_core.adapters.directory import StoredAdapter
+from spare_core.adapters.manifest import versions
 from spare_core.concepts.erasures import Erasures, title_of
 from spare_core.errors import SettingsError
 from spare_core.evaluation.findings import Question, by_harm, findings
@@ -21,9 +22,10 @@ from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.report import contact_sheet, profile_plot, sheet_rows
 from spare_core.evaluation.report_files import MATRIX, PROFILE, SCHEMA, SHEET, check_output, write_report
 from spare_core.evaluation.suite import DOMAINS, Suite, domain_of
-from spare_core.method.residual import Measurement, Meter, draw_held_out
+from spare_core.method.probes import draw_held_out
+from spare_core.method.residual import Measurement, Meter
 from spare_core.method.settings import EraseSettings
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 
 _HELD_OUT: Final = 24
 """Trajectories a side that an evaluation measures on, if the training measured on fewer."""

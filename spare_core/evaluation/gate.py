@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from spare_core.concepts.concept import normalise
 from spare_core.errors import SettingsError
-from spare_core.method.settings import field_problems, read_yaml_mapping
+from spare_core.fields import field_problems
+from spare_core.store.fetching import read_yaml_mapping
 
 DEFAULT: Final = "default"
 """The name of the policy that comes with SPARE."""

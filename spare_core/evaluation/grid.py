@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from spare_core.adapters.directory import versions
 from spare_core.adapters.low_rank import Adapter
+from spare_core.adapters.manifest import versions
 from spare_core.errors import StorageError, TrainingError
 from spare_core.evaluation.damage import Pictures, Texture, measure_texture
 from spare_core.evaluation.judgement import Judge, Judgement

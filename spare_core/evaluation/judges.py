@@ -1,4 +1,4 @@
-"""Which judge a suite names: Canvas's own, a pair of image classifiers, or CLIP."""
+"""The judge that a suite names: a built-in model's own, a pair of image classifiers, or CLIP."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from spare_core.canvas.judge import JUDGE, CanvasJudge
+from spare_core import built_in
 from spare_core.errors import SettingsError
 from spare_core.evaluation.judgement import Judge
 from spare_core.evaluation.suite import Suite
 from spare_core.evaluation.transformers_judges import ClassifierJudge, ClipJudge
 
 
-def load_judge(suite: Suite, device: torch.device | str = "cpu", canvas: Path = JUDGE) -> Judge:
+def load_judge(suite: Suite, device: torch.device | str = "cpu") -> Judge:
     """The judge that a suite names.
 
     Raises:
@@ -26,8 +26,9 @@ def load_judge(suite: Suite, device: torch.device | str = "cpu", canvas: Path = 
              "'judge: {type: classifier, styles: DIR, objects: DIR}' or 'judge: {type: clip, model: DIR}'"]
         )  # fmt: skip
     chosen = torch.device(device)
-    if suite.judge["type"] == "canvas":
-        return CanvasJudge(suite, chosen, canvas)
+    if (known := built_in.find(suite.judge["type"])) is not None:
+        judge: Judge = known.judge(suite, chosen)
+        return judge
     if suite.judge["type"] == "classifier":
         return ClassifierJudge(suite, chosen, Path(suite.judge["styles"]), Path(suite.judge["objects"]))
     return ClipJudge(suite, chosen, Path(suite.judge["model"]))

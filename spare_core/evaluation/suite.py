@@ -27,25 +27,26 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-import torch
-from torch import Tensor
-
-from spare_core.canvas import protocol
+from spare_core import built_in
 from spare_core.concepts.concept import Erasure, normalise
 from spare_core.errors import ConceptError, SettingsError
-from spare_core.method.settings import read_yaml_mapping
-from spare_core.store.fetching import is_s3, local_path
+from spare_core.files.addresses import is_s3
+from spare_core.store.fetching import local_path, read_yaml_mapping
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Domain = Literal["style", "object"]
 DOMAINS: Final[tuple[Domain, ...]] = ("style", "object")
-JUDGES: Final[dict[str, tuple[str, ...]]] = {"canvas": (), "classifier": ("styles", "objects"), "clip": ("model",)}
-"""Types of judges and the folders each needs."""
+_JUDGES: Final[dict[str, tuple[str, ...]]] = {"classifier": ("styles", "objects"), "clip": ("model",)}
+"""Types of judges and the folders each needs; a built-in model's own judge has its name and needs none."""
 
 _UNLEARNCANVAS: Final = Path(__file__).with_name("unlearncanvas.yaml")
-_BUILT_IN: Final = ("canvas", "unlearncanvas")
-_OPTIONAL: Final[dict[str, Any]] = {"template": protocol.TEMPLATE, "resolution": 0, "judge": None, "reference": None}
+_TEMPLATE: Final = "A {object} image in {style} style."
+"""UnlearnCanvas's prompt (arXiv 2402.11846)."""
+_OPTIONAL: Final[dict[str, Any]] = {"template": _TEMPLATE, "resolution": 0, "judge": None, "reference": None}
 
 
 class Cells(NamedTuple):
@@ -135,6 +136,8 @@ class Suite:
 
     def cells(self) -> Cells:
         """What is drawn, seed by seed, style by style."""
+        import torch  # only here: the gate and the first task of a pipeline read suites without it
+
         seeds = self.seeds[: self.first_seeds or None]
         count = self.objects_per_style or len(self.objects)
         # Each style's run of objects starts where the runs of all styles are spread evenly over the objects.
@@ -185,9 +188,9 @@ def load_suite(source: str) -> Suite:
         SettingsError: with everything that is wrong with it.
         StoreError: if something it needs cannot be fetched from S3.
     """
-    if source not in _BUILT_IN and not is_s3(source) and not Path(source).is_file():
-        raise SettingsError([f"there is no suite {source!r}; give {', '.join(_BUILT_IN)}, or a YAML file"])
-    values = _built_in(source) if source in _BUILT_IN else _from_file(source)
+    if source not in built_in_suites() and not is_s3(source) and not Path(source).is_file():
+        raise SettingsError([f"there is no suite {source!r}; give {', '.join(built_in_suites())}, or a YAML file"])
+    values = _built_in(source) if source in built_in_suites() else _from_file(source)
     known = [f.name for f in dataclasses.fields(Suite) if f.name not in ("first_seeds", "objects_per_style")]
     problems = [f"unknown setting {name!r}; known: extends, {', '.join(known)}" for name in values if name not in known]
     missing = [name for name in known if name not in values and name not in _OPTIONAL]
@@ -204,20 +207,20 @@ def load_suite(source: str) -> Suite:
     return suite
 
 
+def built_in_suites() -> tuple[str, ...]:
+    """The names of the suites that need no file."""
+    return (*built_in.names(), "unlearncanvas")
+
+
+def judge_types() -> dict[str, tuple[str, ...]]:
+    """The folders that each type of judge needs."""
+    return {**dict.fromkeys(built_in.names(), ()), **_JUDGES}
+
+
 def _built_in(name: str) -> dict[str, Any]:
-    if name == "unlearncanvas":
-        return _tupled(read_yaml_mapping(_UNLEARNCANVAS))
-    return {
-        "name": "canvas",
-        "styles": protocol.STYLES,
-        "objects": tuple(protocol.OBJECTS),
-        "template": protocol.TEMPLATE,
-        "seeds": protocol.SEEDS,
-        "steps": protocol.STEPS,
-        "guidance": protocol.GUIDANCE,
-        "resolution": protocol.RESOLUTION,
-        "judge": {"type": "canvas"},
-    }
+    if (known := built_in.find(name)) is not None:
+        return known.suite()
+    return _tupled(read_yaml_mapping(_UNLEARNCANVAS))
 
 
 def _from_file(source: str) -> dict[str, Any]:
@@ -231,8 +234,8 @@ def _from_file(source: str) -> dict[str, Any]:
     base = values.pop("extends", None)
     if base is None:
         return values
-    if base not in _BUILT_IN:
-        raise SettingsError([f"extends is {base!r}; allowed: {', '.join(_BUILT_IN)}"])
+    if base not in built_in_suites():
+        raise SettingsError([f"extends is {base!r}; allowed: {', '.join(built_in_suites())}"])
     return {**_built_in(base), **values}
 
 
@@ -303,14 +306,11 @@ def _name_problems(field: str, names: Any) -> list[str]:
 
 def _judge_problems(judge: Any) -> list[str]:
     kind = judge.get("type") if isinstance(judge, Mapping) else None
-    if not isinstance(kind, str) or kind not in JUDGES:
-        return [f"judge is {judge!r}; it must have a type: {', '.join(JUDGES)}"]
-    needed = JUDGES[kind]
+    if not isinstance(kind, str) or kind not in judge_types():
+        return [f"judge is {judge!r}; it must have a type: {', '.join(judge_types())}"]
+    needed = judge_types()[kind]
     if {*judge} != {"type", *needed}:
         given = ", ".join(sorted(map(str, {*judge} - {"type"}))) or "nothing"
         return [f"judge {kind} needs {' and '.join(needed) or 'nothing'} besides its type, got {given}"]
     missing = [f"{name} {str(judge[name])!r}" for name in needed if not Path(str(judge[name])).is_dir()]
     return [f"judge {kind}: there is no folder for {' and '.join(missing)}"] if missing else []
-
-
-__all__ = ["DOMAINS", "JUDGES", "Cells", "Domain", "Suite", "load_suite"]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from spare_core.errors import SettingsError
-from spare_core.store.fetching import is_s3
 
 SCRATCH: Final = ".spare-partial"
 """Name of the folders in which unfinished local files lie; no key may have it as a segment."""
@@ -16,6 +15,11 @@ LONGEST_KEY: Final = 1024
 """Bytes; the limit of S3."""
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _ALLOWED: Final = "give s3://bucket, s3://bucket/prefix or the absolute path of a local folder"
+
+
+def is_s3(source: str | Path) -> bool:
+    """Whether ``source`` is meant as an address in S3."""
+    return str(source)[:5].lower() == "s3://"
 
 
 class S3Address(NamedTuple):

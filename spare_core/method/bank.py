@@ -9,10 +9,8 @@ profile and the saliency are read off it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,9 +18,6 @@ from torch import Tensor
 
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.prompts import EMPTY, PromptPlan
-from spare_core.errors import StageError
-from spare_core.files.atomic import read_tensors, write_tensors
-from spare_core.files.pictures import load_images
 from spare_core.method.prompt_table import SURROGATE, pose
 from spare_core.method.settings import EraseSettings
 from spare_core.method.trajectories import Trajectory, noise_latents, sample_trajectories
@@ -65,41 +60,13 @@ class Bank:
     forget: Side
     retain: Side
 
-    def save(self, path: Path) -> None:
-        """Write a safetensors file: the prompt table, both sides, and the texts as metadata."""
-        tensors = self.table.as_tensors()
-        for name in ("forget", "retain"):
-            side: Side = getattr(self, name)
-            # The retain side's teacher is its student: once is enough.
-            same = ("under_teacher",) if side.under_teacher is side.under_student else ()
-            tensors |= {f"{name}/{key}": value for key, value in side._asdict().items() if key not in same}
-        texts = {"prompts": self.prompts, "names": self.names, "null_row": self.null_row}
-        write_tensors(path, tensors, {"texts": json.dumps(texts)})
 
-    @classmethod
-    def load(cls, path: Path, device: torch.device) -> Bank:
-        """What :meth:`save` wrote, its prompt table on ``device``.
-
-        Raises:
-            StageError: if the file is missing or damaged.
-        """
-        try:
-            tensors, metadata = read_tensors(path)
-            texts = json.loads(metadata["texts"])
-            tensors.setdefault("retain/under_teacher", tensors["retain/under_student"])
-            sides = {side: Side(*(tensors[f"{side}/{key}"] for key in Side._fields)) for side in ("forget", "retain")}
-            table = Conditioning.from_tensors(tensors).to(device)
-            return cls(tuple(texts["prompts"]), tuple(texts["names"]), table, texts["null_row"], **sides)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StageError(f"{path} does not hold the bank of a prepare stage: {error!r}; run it again") from None
-
-
-def fill_bank(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, images: Path | None = None) -> Bank:
+def fill_bank(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, pictures: Tensor | None = None) -> Bank:
     """Let the model sample both sides (fixed seeds), ``settings.examples`` trajectories that all concepts share.
 
-    With ``images``, the noised latents of those pictures take the place of the trajectories that the concept drives.
+    With ``pictures`` of the concept, RGB ``(N, 3, H, W)`` in [-1, 1], their noised latents take the place of the
+    trajectories that the concept drives.
     """
-    pictures = load_images(images, settings.resolution or denoiser.resolution) if images else None
     plan = PromptPlan(erasures, settings.seed, heldout=False)
     forget = plan.forget(settings.examples if pictures is None else max(settings.examples, 2 * len(pictures)))
     retain = plan.retain(settings.retain_examples)

@@ -13,13 +13,10 @@ resumed run repeats an uninterrupted one exactly.
 
 from __future__ import annotations
 
-import copy
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,8 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spare_core.adapters.low_rank import Adapter
-from spare_core.errors import StageError, TrainingError
-from spare_core.files.atomic import read_tensors, write_tensors
+from spare_core.errors import TrainingError
 from spare_core.method.batches import Batch, Batches
 from spare_core.method.residual import Measurement, Meter
 from spare_core.method.settings import EraseSettings
@@ -37,7 +33,6 @@ from spare_core.models.denoiser import FP16_LOSS_SCALE, Denoiser
 _WARMUP = 0.05
 _BETAS = (0.8, 0.95)
 """Shorter memories than AdamW's usual ones: a run has some tens of steps, not thousands."""
-_FACTS = ("step", "lr", "closed_form", "trials", "history", "losses", "stopped_early", "taken_back", "seconds")
 
 
 @dataclass
@@ -62,44 +57,6 @@ class TrainingState:
     stopped_early: bool = False
     seconds: float = 0.0
     """Spent on the steps so far, by all processes that worked on this run."""
-
-    def save(self, path: Path) -> None:
-        """Write a safetensors file: the adapter's parameters, the optimiser's moments, and the rest as metadata."""
-        tensors: dict[str, Tensor] = {}
-        for i, parameter in enumerate(self.adapter.parameters()):
-            moments = self.optimizer.state[parameter]
-            tensors[f"{i}/value"] = parameter
-            tensors[f"{i}/first"], tensors[f"{i}/second"] = moments["exp_avg"], moments["exp_avg_sq"]
-        for i, parameter in enumerate(self.beginning.parameters() if self.beginning else ()):
-            tensors[f"{i}/beginning"] = parameter
-        facts = {name: getattr(self, name) for name in _FACTS}
-        write_tensors(path, tensors, {"facts": json.dumps(facts)})
-
-    @torch.no_grad()
-    def restore(self, path: Path) -> None:
-        """Bring this state, fresh from :func:`start`, to where the saved one stood.
-
-        Raises:
-            StageError: if the file is damaged or is not of this adapter.
-        """
-        try:
-            tensors, metadata = read_tensors(path)
-            facts = json.loads(metadata["facts"])
-            for i, parameter in enumerate(self.adapter.parameters()):
-                parameter.copy_(tensors[f"{i}/value"])
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(facts["step"]), device=parameter.device),
-                    "exp_avg": tensors[f"{i}/first"].to(parameter.device),
-                    "exp_avg_sq": tensors[f"{i}/second"].to(parameter.device),
-                }
-            if "0/beginning" in tensors:
-                self.beginning = copy.deepcopy(self.adapter)
-                for i, parameter in enumerate(self.beginning.parameters()):
-                    parameter.copy_(tensors[f"{i}/beginning"])
-            for name in _FACTS:
-                setattr(self, name, facts[name])
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise StageError(f"{path} holds no state of this run: {error!r}; delete it to start anew") from None
 
 
 def start(adapter: Adapter, lr: float) -> TrainingState:

@@ -5,17 +5,13 @@ The SPARE paper's own formula is not public; the profile and the ``gap`` sampler
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spare_core.errors import StageError
-from spare_core.files.atomic import write_json
 from spare_core.method.bank import Bank
 from spare_core.method.settings import EraseSettings
 
@@ -31,26 +27,6 @@ class TimestepProfile:
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {"edges": self.edges.tolist(), "gap": self.gap.tolist()}
-
-    def save(self, path: Path) -> None:
-        """Write JSON; the gap's float32 values survive it exactly."""
-        write_json(path, self.as_dict())
-
-    @classmethod
-    def load(cls, path: Path) -> TimestepProfile:
-        """What :meth:`save` wrote.
-
-        Raises:
-            StageError: if the file is missing or damaged.
-        """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            edges, gap = torch.tensor(values["edges"]), torch.tensor(values["gap"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StageError(f"{path} holds no timestep profile: {error!r}; run the timesteps stage again") from None
-        if edges.dtype != torch.int64 or gap.ndim != 1 or edges.shape != (len(gap) + 1,):
-            raise StageError(f"{path} holds edges and gaps that do not fit; run the timesteps stage again")
-        return cls(edges, gap)
 
 
 def bin_edges(num_timesteps: int, bins: int) -> Tensor:

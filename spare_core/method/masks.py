@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from spare_core.errors import SettingsError, StageError
-from spare_core.files.atomic import read_tensors, write_tensors
+from spare_core.adapters.layer_mask import LayerMask, Masks
+from spare_core.errors import SettingsError
 from spare_core.method.settings import MaskKind
 
 
@@ -67,26 +66,6 @@ class Score:
     def count(self) -> int:
         """Number of entries in the first part."""
         return self.parts[0].numel()
-
-
-@dataclass(frozen=True)
-class LayerMask:
-    """``rows`` bool ``(out,)`` and ``columns`` bool ``(in,)``; or ``entries`` bool ``(out, in)`` for a weight mask."""
-
-    rows: Tensor
-    columns: Tensor
-    entries: Tensor | None = None
-
-    def dense(self) -> Tensor:
-        """The mask as bool ``(out, in)``."""
-        return self.entries if self.entries is not None else self.rows[:, None] & self.columns[None, :]
-
-    def count(self) -> int:
-        """Number of weights that may move."""
-        return int(self.entries.sum()) if self.entries is not None else int(self.rows.sum()) * int(self.columns.sum())
-
-
-Masks = dict[str, LayerMask]
 
 
 def kth_largest(scores: Iterable[Tensor], k: int) -> float:
@@ -219,29 +198,3 @@ def describe_masks(masks: Masks) -> dict[str, int | float]:
         "moving": moving,
         "density": moving / size,
     }
-
-
-def save_masks(masks: Masks, path: Path) -> None:
-    """Write a safetensors file: rows, columns and, for weight masks, entries of each layer."""
-    tensors: dict[str, Tensor] = {}
-    for name, mask in masks.items():
-        tensors |= {f"{name}/rows": mask.rows, f"{name}/columns": mask.columns}
-        if mask.entries is not None:
-            tensors[f"{name}/entries"] = mask.entries
-    write_tensors(path, tensors)
-
-
-def load_masks(path: Path) -> Masks:
-    """What :func:`save_masks` wrote.
-
-    Raises:
-        StageError: if the file is missing or damaged.
-    """
-    try:
-        tensors, _ = read_tensors(path)
-        return {
-            name: LayerMask(tensors[f"{name}/rows"], tensors[f"{name}/columns"], tensors.get(f"{name}/entries"))
-            for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors)
-        }
-    except (OSError, KeyError) as error:
-        raise StageError(f"{path} holds no masks: {error!r}; run the saliency stage again") from None

@@ -21,7 +21,7 @@ from spare_core.concepts.prompts import NULL
 from spare_core.errors import ConceptError
 from spare_core.method.settings import EraseSettings
 from spare_core.method.trajectories import Asked, sample_trajectories
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 
 _CONTEXTS: Final = 4
 """Trajectories, each in a context of its own; with eight states each, 32 samples of a distance."""

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spare_core.adapters.layer_mask import Masks
 from spare_core.errors import TrainingError
 from spare_core.method.bank import Bank, Side
 from spare_core.method.gap import StateSampler, TimestepProfile, TimestepSampler
-from spare_core.method.masks import Masks, Score, build_masks, whole_layers
+from spare_core.method.masks import Score, build_masks, whole_layers
 from spare_core.method.settings import EraseSettings
 from spare_core.models.denoiser import FP16_LOSS_SCALE, Denoiser
 

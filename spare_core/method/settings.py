@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-import yaml
-
 from spare_core.errors import SettingsError
-from spare_core.store.fetching import local_path
+from spare_core.fields import field_problems
+from spare_core.models.device import Device, Precision
+from spare_core.store.fetching import read_yaml_mapping
 
 MaskKind = Literal["text", "module", "channel", "weight", "none"]
 SaliencyLoss = Literal["denoise", "gap"]
 TimestepSampling = Literal["gap", "uniform", "window"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Device = Literal["auto", "cpu", "cuda", "mps"]
 LearningRate = float | Literal["auto"]
 
 
@@ -145,39 +142,6 @@ class EraseSettings:
         return dataclasses.asdict(self)
 
 
-def read_yaml(source: str | Path) -> Any:
-    """What a YAML file holds, here or in S3.
-
-    Raises:
-        SettingsError: if the file cannot be read.
-        StoreError: if it cannot be fetched.
-    """
-    path = local_path(source)
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError([f"cannot read {source}: {error}"]) from None
-
-
-def read_yaml_mapping(source: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file, here or in S3.
-
-    Raises:
-        SettingsError: if the file cannot be read or holds something else.
-        StoreError: if it cannot be fetched.
-    """
-    values = read_yaml(source)
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise SettingsError([f"{source} must hold a mapping of names to values, got {type(values).__name__}"])
-    if not all(isinstance(key, str) for key in values):
-        raise SettingsError(
-            [f"{source} must name every value with text, got {[k for k in values if type(k) is not str]}"]
-        )
-    return values
-
-
 def _resolution_problems(resolution: Any) -> list[str]:
     if type(resolution) is int and resolution % 8:
         return [f"resolution is {resolution}; it must be 0 or a multiple of 8"]
@@ -198,47 +162,3 @@ def _meaningless(settings: EraseSettings, wrong: set[str]) -> list[str]:
                 f"it out, or set {only.setting} to {' or '.join(only.values)}"
             )
     return problems
-
-
-def field_problems(settings: Any) -> list[str]:
-    """Every field of a settings object whose type or range is wrong; fields without a range in their metadata aside."""
-    hints = typing.get_type_hints(type(settings))
-    problems = []
-    for f in fields(settings):
-        if "low" not in f.metadata:
-            continue
-        value, hint = getattr(settings, f.name), hints[f.name]
-        if typing.get_origin(hint) is Literal:
-            allowed = typing.get_args(hint)
-            if value not in allowed:
-                problems.append(f"{f.name} is {value!r}; allowed: {', '.join(allowed)}")
-            continue
-        words = [word for part in typing.get_args(hint) for word in typing.get_args(part)]
-        if words:  # a number or a word
-            if value in words:
-                continue
-            hint = float
-        if hint is float and type(value) in (int, str):
-            # YAML reads 1e-3 as text: it wants 1.0e-3.
-            value = _as_float(value)
-            object.__setattr__(settings, f.name, value)
-        if type(value) is not hint:
-            kinds = " or ".join([f"of type {hint.__name__}", *words])
-            problems.append(f"{f.name} is {value!r}; it must be {kinds} ({f.metadata['meaning']})")
-            continue
-        low, high, open_low = f.metadata["low"], f.metadata["high"], f.metadata["open_low"]
-        if low is None:
-            continue
-        inside = (low < value if open_low else low <= value) and value <= high  # NaN is inside nothing
-        if not inside:
-            bracket = "(" if open_low else "["
-            problems.append(f"{f.name} is {value}; allowed: {bracket}{low:g}, {high:g}] ({f.metadata['meaning']})")
-    return problems
-
-
-def _as_float(value: int | str) -> float | int | str:
-    """``value`` as a float, or as it is where it is none."""
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return value

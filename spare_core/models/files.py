@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
-from spare_core.canvas import PIPELINE
+from spare_core import built_in
 from spare_core.errors import ModelError
-from spare_core.models.spare_base_digest import ARCHITECTURES, VARIANTS, WANTED, digest, tensors, weight_files
-from spare_core.store.fetching import is_s3, local_path
+from spare_core.files.addresses import is_s3
+from spare_core.models.digest import ARCHITECTURES, VARIANTS, WANTED, Entry, digest, entries, plain_name, weight_files
+from spare_core.store.fetching import local_path
+
+if TYPE_CHECKING:
+    import torch
 
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -35,21 +39,39 @@ class ModelFiles:
         """The components that hold the denoiser's and the text encoders' weights."""
         return ARCHITECTURES[self.pipeline_class]
 
+    def weight_files(self, component: str) -> list[Path]:
+        """The files that hold a component's weights."""
+        return weight_files(self.path / component, self.variant)
+
     def tensors(self, component: str) -> Iterator[tuple[str, torch.Tensor]]:
         """Each tensor of a component under its file-independent name, read one at a time."""
-        for file in weight_files(self.path / component, self.variant):
-            try:
-                yield from tensors(file)
-            except SafetensorError as error:
-                raise ModelError(f"{file} is not a readable safetensors file ({error}); fetch it again") from None
+        for file in self.weight_files(component):
+            with _readable(file), safe_open(file, "pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - safe_open is no mapping
+                    yield plain_name(name), opened.get_tensor(name)
 
     def digest(self) -> str:
-        """What names these weights, see :func:`spare_core.models.spare_base_digest.digest`."""
-        return digest((component, self.tensors(component)) for component in self.components)
+        """The digest of these weights, see :func:`spare_core.models.digest.digest`."""
+        return digest((component, self._entries(component)) for component in self.components)
+
+    def _entries(self, component: str) -> Iterator[Entry]:
+        for file in self.weight_files(component):
+            with _readable(file):
+                yield from entries(file)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Name the file in an error of safetensors."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ModelError(f"{path} is not a readable safetensors file ({error}); fetch it again") from None
 
 
 def find_model(source: str, on_progress: Callable[[int, int], None] = lambda done, total: None) -> ModelFiles:
-    """The checked files of ``source``: "canvas", a local diffusers directory, ``s3://bucket/prefix``, or a hub id.
+    """The checked files of ``source``: a built-in model's name, a local diffusers directory, ``s3://bucket/prefix``, or
+    a hub id.
 
     ``on_progress`` is called with the bytes fetched from S3 and the bytes there are.
 
@@ -57,8 +79,8 @@ def find_model(source: str, on_progress: Callable[[int, int], None] = lambda don
         ModelError: if there is no such model, it is no supported diffusers pipeline, or its weights are pickles.
         StoreError: if it cannot be fetched from S3.
     """
-    if source == "canvas":
-        return _check(source, PIPELINE)
+    if (known := built_in.find(source)) is not None:
+        return _check(source, known.pipeline)
     if is_s3(source):
         path = local_path(source, WANTED, on_progress)
         try:
@@ -75,8 +97,8 @@ def find_model(source: str, on_progress: Callable[[int, int], None] = lambda don
     if HUB_ID.fullmatch(source) and not source.startswith((".", "/")):
         return _check(source, _download(source))
     raise ModelError(
-        f"there is no model {source!r}; give 'canvas', a local diffusers directory, s3://bucket/prefix, or a hub id "
-        "'org/name'"
+        f"there is no model {source!r}; give {' or '.join(map(repr, built_in.names()))}, a local diffusers directory, "
+        "s3://bucket/prefix, or a hub id 'org/name'"
     )
 
 

@@ -18,12 +18,13 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from spare_core.adapters.directory import MANIFEST, StoredAdapter
+from spare_core.adapters.manifest import MANIFEST
 from spare_core.concepts.erasures import Erasures
 from spare_core.errors import ObjectMissing, RegistryError
 from spare_core.evaluation.report_files import EVALUATION, PICTURES
 
 if TYPE_CHECKING:
+    from spare_core.adapters.directory import StoredAdapter
     from spare_core.store import Store
 
 SCHEMA: Final = "spare.evidence/1"

@@ -1,33 +1,22 @@
-"""Adapters in the registry: one version an adapter and request, with all that is known of it as tags.
-
-MLflow creates neither logged models nor versions conditionally. So both carry a tag made of request and adapter, and
-the one that is there is used: of several that raced, the oldest stays. A version is created with all its tags in one
-call; killed before, a try leaves no version at all, and the next one goes on with what it finds.
-"""
+"""Versions of registered models: what is known of each as tags, its files in MLflow, and the gate's verdict on it."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from spare_core.adapters.directory import StoredAdapter, load_adapter
-from spare_core.concepts.concept import normalise
-from spare_core.concepts.erasures import Erasures
+from spare_core.adapters.manifest import verified_sha256
 from spare_core.errors import AdapterError, RegistryError, RegistryInputError
 from spare_core.evaluation.gate import Policy, Reason, Verdict, judge_figures
-from spare_core.evaluation.report_files import EVALUATION, read_report
 from spare_core.registry.client import asking, connect, overwrite
-from spare_core.registry.evidence import FILES, keep_document, keep_evidence, read_evaluation
-from spare_core.registry.naming import bundle_name, check_name, model_name
-from spare_core.registry.packaging import WEIGHTS, check_lora, package
-from spare_core.registry.tracking import EXPERIMENT, REQUEST, StageRun, sha256_of
+from spare_core.registry.evidence import keep_document, read_evaluation
+from spare_core.registry.naming import check_name
+from spare_core.registry.tracking import EXPERIMENT, REQUEST
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,6 +24,8 @@ if TYPE_CHECKING:
     from spare_core.store import Store
 
 CANDIDATE: Final = "candidate"
+WEIGHTS: Final = "adapter_weights"
+"""The folder of a version's files that is a whole adapter directory of ours."""
 ADAPTER: Final = "spare.adapter.sha256"
 GATE: Final = "spare.gate"
 GATE_VERDICT: Final = "spare.gate.verdict"
@@ -46,8 +37,7 @@ EVIDENCE: Final = "spare.evidence"
 """sha256 of the document in the store that lists what the version is judged by."""
 FORCED: Final = "spare.forced"
 FORCED_REASON: Final = "spare.forced.reason"
-_CONCEPT_KEY: Final = "spare.concept_key"
-_REGISTRATION: Final = "spare.registration"
+REGISTRATION: Final = "spare.registration"
 """sha256 of request id and adapter: what may exist only once."""
 _TAG_CHARACTERS: Final = 5000
 BUNDLE: Final = "(bundle)"
@@ -81,53 +71,6 @@ class RegisteredVersion:
         return self.tags.get(GATE) == "passed"
 
 
-def register(
-    run: StageRun, store: Store, adapter_folder: Path, evaluation_folder: Path | None = None, name: str = ""
-) -> RegisteredVersion:
-    """Register an adapter with its evidence, or return the version that this request registered it as before.
-
-    ``name`` of the registered model follows from base and concept, or for a bundle from the base alone, unless it is
-    given. Adapter, report and pictures also become artifacts of ``run``, and of the ``store``, where the gate reads
-    them. Measured anew, a version is what the newer evaluation says. The alias ``candidate`` points to the version
-    afterwards.
-
-    Raises:
-        AdapterError: if it is no adapter, or was changed since it was written.
-        RegistryInputError: if it has a weight mask, or the evaluation is none of this adapter on its base.
-        ModelError: if a local base model cannot be packed along (:func:`spare_core.registry.packaging.package`).
-        RegistryError: if MLflow does not take it.
-        StoreError: if the store does not.
-    """
-    stored = load_adapter(adapter_folder)
-    check_lora(stored)
-    evaluation = {} if evaluation_folder is None else _read_evaluation(evaluation_folder, stored)
-    erasures, base = Erasures.of(stored.manifest), stored.manifest["base"].get("source")
-    if not isinstance(base, str):
-        raise RegistryInputError(f"{adapter_folder} does not say where its base model is; erase again")
-    if not name:
-        given = bundle_name(base, stored.base_digest)
-        name = given if erasures.bundle else model_name(base, stored.base_digest, erasures.title)
-    check_name(name)
-    registration = sha256_of(run.request_id, stored.sha256)
-    evidence = keep_evidence(store, run.request_id, stored, evaluation_folder)
-    tags = {**_tags(run, stored, evaluation, registration), EVIDENCE: evidence}
-    _registered_model(run.client, name, BUNDLE if erasures.bundle else erasures.title)
-    found = _registered(run.client, name, registration)
-    if found is None:
-        run.artifact(stored.folder, "adapter")
-        if evaluation_folder is not None:
-            for file in FILES:
-                if (evaluation_folder / file).is_file():
-                    run.artifact(evaluation_folder / file, "evaluation")
-        model_id = _logged_model(run, stored, name, registration)
-        found = dataclasses.replace(_create_version(run, name, model_id, tags), created=True)
-    elif found.tags.get(EVIDENCE) != evidence:
-        found = _measured_anew(run.client, found, tags)
-    point = partial(run.client.set_registered_model_alias, name, CANDIDATE, str(found.version))
-    overwrite(f"set the alias {CANDIDATE}", point)
-    return found
-
-
 def get_version(client: MlflowClient, name: str, version: int) -> RegisteredVersion:
     """A version, if it is one of ours: with our tags, and its files where this experiment keeps its models.
 
@@ -139,7 +82,7 @@ def get_version(client: MlflowClient, name: str, version: int) -> RegisteredVers
     check_name(name)
     with asking(f"show as version {version} of {name}"):
         found = client.get_model_version(name, str(version))
-    return _checked(client, found)
+    return checked(client, found)
 
 
 def check_weights(client: MlflowClient, version: RegisteredVersion) -> None:
@@ -156,7 +99,7 @@ def check_weights(client: MlflowClient, version: RegisteredVersion) -> None:
             # MLflow addresses by its own variable what it does not address by the client.
             path = download_artifacts(f"{location}/{WEIGHTS}", dst_path=folder, tracking_uri=client.tracking_uri)
         try:
-            found = load_adapter(Path(path)).sha256
+            found = verified_sha256(Path(path))
         except AdapterError as error:
             raise RegistryError(f"{version.uri}: its files in MLflow are damaged: {error}; register it again") from None
     if found != version.adapter_sha256:
@@ -193,14 +136,14 @@ def _record(version: RegisteredVersion, verdict: Verdict, sha256: str, report: M
     rules = {f"{GATE_RULE}{reason.rule}": _told(reason) for reason in _worst(verdict)}
     tags = {
         **rules, GATE: "passed" if verdict.passed else "refused", GATE_POLICY: verdict.policy.sha256,
-        GATE_REASONS: _cut("; ".join(verdict.refusals) or "every rule is met"), GATE_VERDICT: sha256,
+        GATE_REASONS: cut_tag("; ".join(verdict.refusals) or "every rule is met"), GATE_VERDICT: sha256,
     }  # fmt: skip
     with asking(f"record the gate's verdict on {version.uri}"):
         client.log_text(version.run_id, json.dumps(report, indent=2, ensure_ascii=False), "gate.json")
         for tag in version.tags:
             if tag.startswith(GATE_RULE) and tag not in rules:  # of another policy
                 client.delete_model_version_tag(version.name, str(version.version), tag)
-    _set_tags(client, version, tags)
+    set_tags(client, version, tags)
 
 
 def _worst(verdict: Verdict) -> list[Reason]:
@@ -212,137 +155,26 @@ def _worst(verdict: Verdict) -> list[Reason]:
 
 
 def _told(reason: Reason) -> str:
-    return _cut(f"{'passed' if reason.passed else 'refused'}: {reason.text}")
+    return cut_tag(f"{'passed' if reason.passed else 'refused'}: {reason.text}")
 
 
-def _set_tags(client: MlflowClient, version: RegisteredVersion, tags: Mapping[str, str]) -> None:
+def set_tags(client: MlflowClient, version: RegisteredVersion, tags: Mapping[str, str]) -> None:
+    """Set those of the ``tags`` that a version does not have already."""
     for tag, value in tags.items():
         if version.tags.get(tag) != value:
             set_tag = partial(client.set_model_version_tag, version.name, str(version.version), tag, value)
             overwrite(f"tag {version.uri}", set_tag)
 
 
-def _measured_anew(client: MlflowClient, found: RegisteredVersion, tags: Mapping[str, str]) -> RegisteredVersion:
-    """The version with the figures of another evaluation, and without what the gate said of the one before."""
-    if GATE in found.tags:
-        with asking(f"take back what the gate said of {found.uri}"):
-            for tag in (GATE_VERDICT, GATE):
-                client.delete_model_version_tag(found.name, str(found.version), tag)
-    _set_tags(client, found, tags)
-    return get_version(client, found.name, found.version)
+def checked(client: MlflowClient, found: Any) -> RegisteredVersion:
+    """A version as MLflow shows it, if it is one of ours.
 
-
-def _read_evaluation(folder: Path, stored: StoredAdapter) -> dict[str, Any]:
-    report = read_report(folder)
-    evaluated = [adapter.get("sha256") for adapter in report.get("adapters", ())]
-    if evaluated != [stored.sha256] or report.get("base_digest") != stored.base_digest:
-        raise RegistryInputError(
-            f"{folder / EVALUATION} is an evaluation of {len(evaluated)} adapter(s) on "
-            f"{str(report.get('base_digest'))[:12]}…, not of {stored.sha256[:12]}… alone on "
-            f"{stored.base_digest[:12]}…; evaluate this adapter on its base"
-        )
-    return report
-
-
-def _registered_model(client: MlflowClient, name: str, concept: str) -> None:
-    """Create the registered model, or check that the one of this name is this concept's, or for bundles."""
-    from mlflow.exceptions import MlflowException
-
-    key = sha256_of(normalise(concept))
-    with asking(f"create {name}"):
-        try:
-            client.create_registered_model(name, {"spare.concept": _cut(concept), _CONCEPT_KEY: key})
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        tags = client.get_registered_model(name).tags
-    if tags.get(_CONCEPT_KEY) != key:
-        raise RegistryError(
-            f"the registered model {name} is there, but was not made for {concept[:60]!r} (it says "
-            f"{tags.get('spare.concept', 'nothing')[:60]!r}); rename or delete it in MLflow"
-        )
-
-
-def _registered(client: MlflowClient, name: str, registration: str) -> RegisteredVersion | None:
-    """The version that a registration made. Those that lost a race against it are deleted."""
-    with asking(f"search the versions of {name}"):
-        found = client.search_model_versions(f"name = '{name}' and tags.`{_REGISTRATION}` = '{registration}'")
-    first, *doubles = sorted(found, key=lambda version: int(version.version)) or [None]
-    for double in doubles:
-        with suppress(RegistryInputError), asking(f"delete as a double of {name}"):  # the other one may be faster
-            client.delete_model_version(name, double.version)
-    return None if first is None else _checked(client, first)
-
-
-def _logged_model(run: StageRun, stored: StoredAdapter, name: str, registration: str) -> str:
-    """Id of the logged model that holds the adapter, complete. One that a killed try left behind is filled again."""
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-    from mlflow.models import Model
-
-    client = run.client
-    with asking("search the logged models"):
-        experiment = client.get_run(run.run_id).info.experiment_id
-        model = _oldest(client, experiment, registration)
-        if model is None:
-            tags = {_REGISTRATION: registration, ADAPTER: stored.sha256, REQUEST: run.request_id}
-            label = name.replace(".", "-")  # MLflow allows no dots here
-            made = client.create_logged_model(experiment, label, run.run_id, tags, model_type="adapter")
-            model = _oldest(client, experiment, registration)
-            if model.model_id != made.model_id:
-                client.delete_logged_model(made.model_id)
-            client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step=0)])
-    if model.status == LoggedModelStatus.READY:
-        return str(model.model_id)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "model"
-        package(folder, stored, Model(model.artifact_location, model.source_run_id, model_id=model.model_id))
-        with asking("store the adapter"):
-            client.log_model_artifacts(model.model_id, str(folder))
-            client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    return str(model.model_id)
-
-
-def _oldest(client: MlflowClient, experiment: str, registration: str) -> Any:
-    """The logged model of a registration, by the server's clock; None if there is none."""
-    found = client.search_logged_models([experiment], f"tags.`{_REGISTRATION}` = '{registration}'")
-    return min(found, key=lambda model: (model.creation_timestamp, model.model_id), default=None)
-
-
-def _create_version(run: StageRun, name: str, model_id: str, tags: Mapping[str, str]) -> RegisteredVersion:
-    with asking(f"create a version of {name}"):
-        made = run.client.create_model_version(
-            name, f"models:/{model_id}", run.run_id, dict(tags), model_id=model_id, await_creation_for=0
-        )
-    found = _registered(run.client, name, tags[_REGISTRATION])
-    if found is None:
-        raise RegistryError(f"version {made.version} of {name} was deleted while it was registered; register it again")
-    return found
-
-
-def _tags(run: StageRun, stored: StoredAdapter, evaluation: Mapping[str, Any], registration: str) -> dict[str, str]:
-    manifest = stored.manifest
-    figures = {
-        f"spare.{name}.{label}": (evaluation.get(side) or {}).get(name)
-        for name in ("ua", "ira", "cra", "fid")
-        for side, label in (("base", "before"), ("adapted", "after"))
-    }
-    measured = {f"spare.{name}": evaluation.get(name, manifest.get(name)) for name in ("residual", "mean_drift")}
-    told = {"spare.concept": Erasures.of(manifest).title}
-    told |= {f"spare.{name}": manifest[name] for name in ("surrogate", "kind") if name in manifest}
-    fixed = {
-        _REGISTRATION: registration,
-        REQUEST: run.request_id,
-        "spare.base.digest": stored.base_digest,
-        ADAPTER: stored.sha256,
-    }
-    values = {**fixed, **told, **figures, **measured}
-    return {name: _cut(str(value)) for name, value in values.items() if value is not None}
-
-
-def _checked(client: MlflowClient, found: Any) -> RegisteredVersion:
+    Raises:
+        RegistryInputError: if it is not.
+    """
     model_id = str(found.source).removeprefix("models:/")
     where = f"version {found.version} of {found.name}"
-    if not {ADAPTER, REQUEST, _REGISTRATION} <= found.tags.keys() or not found.source.startswith("models:/m-"):
+    if not {ADAPTER, REQUEST, REGISTRATION} <= found.tags.keys() or not found.source.startswith("models:/m-"):
         raise RegistryInputError(
             f"{where} was not registered by SPARE (its source is {found.source}); use one that was"
         )
@@ -351,7 +183,7 @@ def _checked(client: MlflowClient, found: Any) -> RegisteredVersion:
         experiment = client.get_experiment(model.experiment_id)
     root = f"{experiment.artifact_location.rstrip('/')}/"
     inside = model.artifact_location.startswith(root) and ".." not in model.artifact_location
-    same = model.tags.get(_REGISTRATION) == found.tags[_REGISTRATION]
+    same = model.tags.get(REGISTRATION) == found.tags[REGISTRATION]
     if experiment.name != EXPERIMENT or not inside or not same:
         raise RegistryInputError(
             f"{where} points at {found.source} in {model.artifact_location}, which is not what was registered as that "
@@ -360,5 +192,6 @@ def _checked(client: MlflowClient, found: Any) -> RegisteredVersion:
     return RegisteredVersion(found.name, int(found.version), str(found.run_id), model_id, dict(found.tags))
 
 
-def _cut(text: str) -> str:
+def cut_tag(text: str) -> str:
+    """A text as long as MLflow takes it in a tag."""
     return text if len(text) <= _TAG_CHARACTERS else text[: _TAG_CHARACTERS - 1] + "…"

@@ -13,6 +13,7 @@ import re
 import unicodedata
 from typing import Final
 
+from spare_core import built_in
 from spare_core.concepts.concept import normalise
 from spare_core.errors import RegistryInputError
 
@@ -61,7 +62,7 @@ def check_name(name: str) -> str:
 
 def _base_slug(source: str, digest: str) -> str:
     """Only the last component of a path is told: where it lies on some machine is nobody's business."""
-    if source == "canvas":
+    if built_in.find(source) is not None:
         return source
     return f"{_slug(source.replace(chr(92), '/').rstrip('/').rpartition('/')[2]) or 'model'}-{digest[:_DIGEST_LENGTH]}"
 

@@ -20,17 +20,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from spare_core.adapters.directory import LORA, MANIFEST, StoredAdapter
+from spare_core.adapters.directory import StoredAdapter
+from spare_core.adapters.manifest import LORA, MANIFEST
 from spare_core.errors import ModelError, RegistryInputError
-from spare_core.models import spare_base_digest
+from spare_core.files.addresses import is_s3
+from spare_core.models import digest
+from spare_core.models.digest import weight_files
 from spare_core.models.files import HUB_ID, ModelFiles, find_model
-from spare_core.models.spare_base_digest import weight_files
 from spare_core.registry.client import asking
 from spare_core.registry.spare_adapter_loader import BUNDLED
-from spare_core.store.fetching import is_s3
 
-WEIGHTS: Final = "adapter_weights"
 _LOADER: Final = Path(__file__).with_name("spare_adapter_loader.py")
+_DIGEST: Final = "spare_base_digest.py"
+"""The name by which the loader imports what computes the base's digest."""
 _STEPS: Final = 20
 _GUIDANCE: Final = 4.0
 _TEXTS: Final = (".json", ".txt", ".model")
@@ -54,10 +56,13 @@ def package(folder: Path, stored: StoredAdapter, model: Any) -> None:
     adapter.mkdir()
     for name in (LORA, MANIFEST):
         shutil.copyfile(stored.folder / name, adapter / name)
+    code = folder.with_name(f"{folder.name}-code")
+    code.mkdir()
+    shutil.copyfile(digest.__file__, code / _DIGEST)
     with asking("package the adapter"):
         diffusers.save_model(
             str(adapter), str(folder), reference, mlflow_model=model, signature=_signature(),
-            code_paths=[str(_LOADER), spare_base_digest.__file__],
+            code_paths=[str(_LOADER), str(code / _DIGEST)],
             metadata={"spare": {"base_digest": stored.base_digest, "adapter_sha256": stored.sha256}},
         )  # fmt: skip
     # Without a configuration, MLflow ignores what a user gives as model_config: the flavour forgets to declare it.

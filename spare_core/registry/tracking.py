@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from spare_core.errors import RegistryError, RegistryInputError
+from spare_core.files.addresses import is_s3
 from spare_core.registry.client import artifact_root, asking, connect, scrubbed
 from spare_core.registry.naming import concept_slug
-from spare_core.store.fetching import is_s3
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -19,18 +19,20 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from spare_core.adapters.algebra import compressed, concatenated
-from spare_core.adapters.directory import MANIFEST, StoredAdapter, check_base, load_adapter, read_manifest, save_adapter
+from spare_core.adapters.directory import StoredAdapter, check_base, load_adapter, save_adapter
+from spare_core.adapters.layer_mask import LayerMask, Masks
 from spare_core.adapters.low_rank import Adapter, LowRankUpdate
+from spare_core.adapters.manifest import MANIFEST, read_manifest
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
 from spare_core.errors import ConceptError, SettingsError
 from spare_core.method.distill import distill
-from spare_core.method.masks import LayerMask, Masks
+from spare_core.method.probes import draw_held_out
 from spare_core.method.rate import open_from
-from spare_core.method.residual import Measurement, Meter, draw_held_out
+from spare_core.method.residual import Measurement, Meter
 from spare_core.method.settings import EraseSettings
 from spare_core.method.solve import Start
-from spare_core.models.denoiser import choose_device
+from spare_core.models.device import choose_device
 from spare_core.runs import stages
 from spare_core.runs.erase import check_space, run_stages
 from spare_core.runs.request import Progress, build_request

@@ -13,7 +13,8 @@ from typing import Any
 from spare_core.concepts.erasures import Erasures
 from spare_core.errors import OutputError
 from spare_core.method.settings import EraseSettings
-from spare_core.models.denoiser import UNetDenoiser, choose_device
+from spare_core.models.device import choose_device
+from spare_core.models.unet import UNetDenoiser
 from spare_core.runs import stages
 from spare_core.runs.request import Progress, build_request
 from spare_core.runs.resume import Checkpoint, check_output

@@ -15,7 +15,8 @@ from torch import Tensor
 from spare_core.adapters.directory import StoredAdapter, check_base, load_adapter
 from spare_core.errors import OutputError
 from spare_core.files.atomic import write_bytes, write_json
-from spare_core.models.denoiser import UNetDenoiser, load_denoiser
+from spare_core.models.loading import load_denoiser
+from spare_core.models.unet import UNetDenoiser
 
 REPORT = "generate.json"
 

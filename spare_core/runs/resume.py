@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from spare_core.adapters.directory import MANIFEST, check_file, read_manifest
+from spare_core.adapters.manifest import MANIFEST, check_file, read_manifest
 from spare_core.errors import InputError, OutputError, StorageError, TrainingError
 from spare_core.files.atomic import write_json
 

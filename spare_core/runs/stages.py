@@ -23,21 +23,37 @@ from typing import Any, NamedTuple
 import torch
 
 from spare_core.adapters.directory import save_adapter
+from spare_core.adapters.layer_mask import Masks
 from spare_core.adapters.low_rank import Adapter, check_rank
 from spare_core.concepts.prompts import all_prompts
 from spare_core.errors import ModelError
+from spare_core.files.pictures import load_images
 from spare_core.method.bank import Bank, fill_bank
 from spare_core.method.batches import Batches
 from spare_core.method.distill import TrainingState, start
 from spare_core.method.distill import distill as train
 from spare_core.method.gap import TimestepProfile, TimestepSampler, profile_timesteps
-from spare_core.method.masks import Masks, describe_masks, load_masks, save_masks
+from spare_core.method.masks import describe_masks
+from spare_core.method.probes import draw_held_out
 from spare_core.method.rate import open_training
-from spare_core.method.residual import HeldOut, Meter, draw_held_out
+from spare_core.method.residual import Meter
 from spare_core.method.saliency import choose_masks
 from spare_core.method.settings import EraseSettings
-from spare_core.models.denoiser import UNetDenoiser, load_denoiser
+from spare_core.models.loading import load_denoiser
+from spare_core.models.unet import UNetDenoiser
 from spare_core.runs.request import Progress, Request
+from spare_core.runs.results import (
+    load_bank,
+    load_masks,
+    load_probes,
+    load_profile,
+    restore_state,
+    save_bank,
+    save_masks,
+    save_probes,
+    save_profile,
+    save_state,
+)
 from spare_core.runs.stage_files import BANK, HELD_OUT, MASKS, PROFILE, STATE, read_stage, write_stage
 
 ERASING = ("prepare", "timesteps", "saliency", "distill")
@@ -129,13 +145,17 @@ def prepare(work: Work, output: Path) -> None:
     with work.stage("prepare", output, facts):
         request = work.request
         held_out = draw_held_out(work.denoiser, request.erasures, request.settings)
-        held_out.save(output / HELD_OUT)
-        bank = fill_bank(work.denoiser, request.erasures, request.settings, request.local_images())
-        bank.save(output / BANK)
+        save_probes(held_out, output / HELD_OUT)
+        folder = request.local_images()
+        side = request.settings.resolution or work.denoiser.resolution
+        pictures = None if folder is None else load_images(folder, side)
+        bank = fill_bank(work.denoiser, request.erasures, request.settings, pictures)
+        save_bank(bank, output / BANK)
         facts["prompts"] = len(bank.prompts)
-        for side in ("forget", "retain"):
-            facts[side] = len(getattr(bank, side).timesteps)
-            facts[f"{side}_heldout"] = len(getattr(held_out, side).timesteps)
+        for name, trained, probed in (
+            ("forget", bank.forget, held_out.forget), ("retain", bank.retain, held_out.retain),
+        ):  # fmt: skip
+            facts[name], facts[f"{name}_heldout"] = len(trained.timesteps), len(probed.timesteps)
 
 
 def timesteps(work: Work, examples: Path, output: Path) -> None:
@@ -144,7 +164,7 @@ def timesteps(work: Work, examples: Path, output: Path) -> None:
     with work.stage("timesteps", output, facts):
         bank = _bank(work, examples)
         profile = profile_timesteps(bank, work.denoiser.num_timesteps, work.request.settings.bins)
-        profile.save(output / PROFILE)
+        save_profile(profile, output / PROFILE)
         facts["probabilities"] = TimestepSampler.from_profile(profile, work.request.settings).probabilities.tolist()
 
 
@@ -175,7 +195,7 @@ def read_inputs(work: Work, examples: Path, profile: Path, masks: Path) -> Input
     read_stage(masks, "saliency", work.request)
     profiled = _profile(work, profile)
     batches = Batches(_bank(work, examples), profiled, work.request.settings)
-    meter = Meter(work.denoiser, HeldOut.load(examples / HELD_OUT, work.denoiser.device))
+    meter = Meter(work.denoiser, load_probes(examples / HELD_OUT, work.denoiser.device))
     return Inputs(batches, meter, profiled, load_masks(masks / MASKS))
 
 
@@ -203,13 +223,13 @@ def distill(
     kept = None if state_folder is None else state_folder / STATE
     if kept is not None and kept.exists():
         state = start(fresh, 0.0)
-        state.restore(kept)
+        restore_state(state, kept)
         earlier = state.seconds
     else:
         state = open_training(denoiser, batches, meter, fresh, request.erasures, settings)
         earlier = 0.0
         if kept is not None and state.step:
-            state.save(kept)
+            save_state(state, kept)
 
     def stepped(state: TrainingState) -> None:
         work.progress("distill", state.step, settings.steps)
@@ -217,7 +237,7 @@ def distill(
 
     def measured_at(state: TrainingState) -> None:
         if kept is not None:
-            state.save(kept)
+            save_state(state, kept)
 
     measured = train(denoiser, batches, meter, state, settings, on_measure=measured_at, on_step=stepped)
     seconds = {name: facts["seconds"] for name, facts in before.items()}
@@ -251,12 +271,12 @@ def distill(
 
 def _bank(work: Work, folder: Path) -> Bank:
     read_stage(folder, "prepare", work.request)
-    return Bank.load(folder / BANK, work.denoiser.device)
+    return load_bank(folder / BANK, work.denoiser.device)
 
 
 def _profile(work: Work, folder: Path) -> TimestepProfile:
     read_stage(folder, "timesteps", work.request)
-    return TimestepProfile.load(folder / PROFILE)
+    return load_profile(folder / PROFILE)
 
 
 def _most(*peaks: dict[str, int]) -> dict[str, int]:

@@ -18,7 +18,7 @@ WORKERS: Final = 10
 PART: Final = 8 * 2**20
 """Bytes sent or asked for in one request; also what a killed download may lose of each part it was reading."""
 _PROBE: Final = "conditional-create"
-OnProgress = Callable[[int, int], None]
+OnBytes = Callable[[int, int], None]
 """Called with the bytes done and the bytes there are, never backwards; from one thread at a time."""
 
 
@@ -105,7 +105,7 @@ class Store(ABC):
         """All objects of a folder, by key."""
 
     @abstractmethod
-    def upload(self, folder: Path, prefix: str, on_progress: OnProgress = no_progress) -> None:
+    def upload(self, folder: Path, prefix: str, on_progress: OnBytes = no_progress) -> None:
         """Send every file of a local folder; overwrites nothing, and skips what is there with equal content.
 
         Each file is visible under its name only when it is whole. Run again after it was killed, it goes on.
@@ -116,7 +116,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def download(self, prefix: str, folder: Path, on_progress: OnProgress = no_progress) -> None:
+    def download(self, prefix: str, folder: Path, on_progress: OnBytes = no_progress) -> None:
         """Fetch a folder's objects; each file is visible under its name only when it is whole and verified.
 
         Run again after it was killed, it goes on where it stopped, in the middle of a file too.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from spare_core.errors import ObjectMissing, StorageError
 from spare_core.files.addresses import S3Address, parse_s3
-from spare_core.store.base import Entry, OnProgress, no_progress
+from spare_core.store.base import Entry, OnBytes, no_progress
 from spare_core.store.connect import s3_store
 from spare_core.store.disk import disk_errors, exclusive
 from spare_core.store.eviction import allowed, shrink, use
@@ -42,7 +42,7 @@ def cache_folder() -> Path:
         raise StorageError("this user has no home folder to keep a cache in; set SPARE_CACHE") from None
 
 
-def fetch(uri: str, on_progress: OnProgress = no_progress, wanted: Sequence[str] = ()) -> Path:
+def fetch(uri: str, on_progress: OnBytes = no_progress, wanted: Sequence[str] = ()) -> Path:
     """An ``s3://`` folder or object as a local path, fetched if it is not in the cache; not to be written to.
 
     Args:
@@ -64,7 +64,7 @@ def fetch(uri: str, on_progress: OnProgress = no_progress, wanted: Sequence[str]
     return until_unchanged(lambda: _fetch(store, address, wanted, on_progress))
 
 
-def _fetch(store: S3Store, address: S3Address, wanted: Sequence[str], on_progress: OnProgress) -> Path:
+def _fetch(store: S3Store, address: S3Address, wanted: Sequence[str], on_progress: OnBytes) -> Path:
     from spare_core.store.downloads import download
 
     found = {entry.key: entry for entry in store.entries("", hasty=True) if _matches(entry.key, wanted)}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from spare_core.errors import ObjectChanged, ObjectMissing, SettingsError, StorageError, StoreError, StoreUnavailable
 from spare_core.files.addresses import SCRATCH, check_key
-from spare_core.store.base import WORKERS, Entry, OnProgress
+from spare_core.store.base import WORKERS, Entry, OnBytes
 from spare_core.store.checksums import verdict
 from spare_core.store.disk import disk_errors, exclusive
 from spare_core.store.failures import BODY_ERRORS, pauses, translated
@@ -42,7 +42,7 @@ def until_unchanged(attempt: Callable[[], _Result]) -> _Result:
     return attempt()
 
 
-def download(store: S3Store, found: Mapping[str, Entry], folder: Path, on_progress: OnProgress) -> None:
+def download(store: S3Store, found: Mapping[str, Entry], folder: Path, on_progress: OnBytes) -> None:
     """Fetch each listed object to its name under ``folder``.
 
     Raises:

@@ -1,25 +1,22 @@
-"""Where what a person names lies: on this machine, or in an object storage from which it has to be fetched first."""
+"""Files that a person names: on this machine as they are, in an object storage fetched first."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from spare_core.errors import InputError
+import yaml
+
+from spare_core.errors import InputError, SettingsError
+from spare_core.files.addresses import is_s3
+from spare_core.store.base import OnBytes, no_progress
+from spare_core.store.cache import fetch
 
 
-def is_s3(source: str | Path) -> bool:
-    """Whether ``source`` is meant as an address in S3."""
-    return str(source)[:5].lower() == "s3://"
-
-
-def local_path(
-    source: str | Path,
-    wanted: Sequence[str] = (),
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Path:
-    """A local path as it is, whether or not something is there; for an ``s3://`` address where its copy lies.
+def local_path(source: str | Path, wanted: Sequence[str] = (), on_progress: OnBytes = no_progress) -> Path:
+    """The local path of ``source``: a path as it is, whether or not something is there; the cached copy of an ``s3://``
+    address.
 
     Args:
         source: a path, or the address of a folder or an object.
@@ -31,9 +28,40 @@ def local_path(
         InputError: if the address is malformed.
     """
     if is_s3(source):
-        # By name and only now: the method knows no service, and boto3 need not be installed to do without one.
-        path: Path = importlib.import_module("spare_core.store").fetch(str(source), on_progress, wanted)
-        return path
+        return fetch(str(source), on_progress, wanted)
     if str(source).startswith("s3:/"):
         raise InputError(f"{str(source)!r} is neither a path nor an address; write s3://bucket/prefix")
     return Path(source)
+
+
+def read_yaml(source: str | Path) -> Any:
+    """The content of a YAML file, here or in S3.
+
+    Raises:
+        SettingsError: if the file cannot be read.
+        StoreError: if it cannot be fetched.
+    """
+    path = local_path(source)
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError([f"cannot read {source}: {error}"]) from None
+
+
+def read_yaml_mapping(source: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, here or in S3; an empty file is an empty one.
+
+    Raises:
+        SettingsError: if the file cannot be read or holds something else.
+        StoreError: if it cannot be fetched.
+    """
+    values = read_yaml(source)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError([f"{source} must hold a mapping of names to values, got {type(values).__name__}"])
+    if not all(isinstance(key, str) for key in values):
+        raise SettingsError(
+            [f"{source} must name every value with text, got {[k for k in values if type(k) is not str]}"]
+        )
+    return values

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from spare_core.errors import ObjectDenied, ObjectExists, ObjectMissing, StoreError
 from spare_core.files.addresses import SCRATCH, check_key, check_prefix
-from spare_core.store.base import Entry, OnProgress, Store, files_of, no_progress, sha256
+from spare_core.store.base import Entry, OnBytes, Store, files_of, no_progress, sha256
 from spare_core.store.disk import disk_errors
 
 
@@ -56,7 +56,7 @@ class FolderStore(Store):
                 found.append(Entry(key.as_posix(), status.st_size, f"{status.st_ino}-{status.st_mtime_ns}"))
         return sorted(found)
 
-    def upload(self, folder: Path, prefix: str, on_progress: OnProgress = no_progress) -> None:
+    def upload(self, folder: Path, prefix: str, on_progress: OnBytes = no_progress) -> None:
         """See :meth:`Store.upload`."""
         files = files_of(folder)
         done, total = 0, sum(path.stat().st_size for path in files.values())
@@ -70,7 +70,7 @@ class FolderStore(Store):
             done += path.stat().st_size
             on_progress(done, total)
 
-    def download(self, prefix: str, folder: Path, on_progress: OnProgress = no_progress) -> None:
+    def download(self, prefix: str, folder: Path, on_progress: OnBytes = no_progress) -> None:
         """See :meth:`Store.download`."""
         entries = self.entries(prefix)
         if not entries:

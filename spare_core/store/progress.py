@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 
-from spare_core.store.base import OnProgress
+from spare_core.store.base import OnBytes
 
 
 class ByteCounter:
     """Tells a callback how many of ``total`` bytes are done; what must be sent again is not counted twice."""
 
-    def __init__(self, total: int, on_progress: OnProgress) -> None:
+    def __init__(self, total: int, on_progress: OnBytes) -> None:
         self._done = self._told = 0
         self._total, self._on_progress = total, on_progress
         self._lock = threading.Lock()

@@ -16,7 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumErro
 from spare_core.errors import ObjectChanged, ObjectExists, ObjectMissing, SettingsError, StoreUnavailable
 from spare_core.files.addresses import S3Address, check_key, check_prefix
 from spare_core.store import downloads, uploads
-from spare_core.store.base import WORKERS, Entry, OnProgress, Store, no_progress, sha256
+from spare_core.store.base import WORKERS, Entry, OnBytes, Store, no_progress, sha256
 from spare_core.store.checksums import verdict
 from spare_core.store.failures import (
     BODY_ERRORS,
@@ -162,11 +162,11 @@ class S3Store(Store):
                 return Entry(key, item["Size"], item["ETag"])
         return None
 
-    def upload(self, folder: Path, prefix: str, on_progress: OnProgress = no_progress) -> None:
+    def upload(self, folder: Path, prefix: str, on_progress: OnBytes = no_progress) -> None:
         """See :meth:`Store.upload`."""
         uploads.upload(self, folder, prefix, on_progress)
 
-    def download(self, prefix: str, folder: Path, on_progress: OnProgress = no_progress) -> None:
+    def download(self, prefix: str, folder: Path, on_progress: OnBytes = no_progress) -> None:
         """See :meth:`Store.download`."""
         base = check_prefix(prefix)
 

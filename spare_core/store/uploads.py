@@ -16,7 +16,7 @@ from s3transfer.subscribers import BaseSubscriber
 
 from spare_core.errors import InputError, ObjectExists, StoreUnavailable
 from spare_core.files.addresses import check_prefix
-from spare_core.store.base import PART, WORKERS, OnProgress, files_of, sha256
+from spare_core.store.base import PART, WORKERS, OnBytes, files_of, sha256
 from spare_core.store.checksums import SHA256, verdict
 from spare_core.store.failures import CONFLICT, PRECONDITION_FAILED, pauses, status_of, translated
 from spare_core.store.progress import ByteCounter
@@ -47,7 +47,7 @@ def metadata(digest: str) -> dict[str, str]:
     return {SHA256: digest}
 
 
-def upload(store: S3Store, folder: Path, prefix: str, on_progress: OnProgress) -> None:
+def upload(store: S3Store, folder: Path, prefix: str, on_progress: OnBytes) -> None:
     """See :meth:`Store.upload`; nothing is sent if one of the names is taken by other content."""
     base = check_prefix(prefix)
     files = {"/".join(part for part in (base, name) if part): path for name, path in files_of(folder).items()}

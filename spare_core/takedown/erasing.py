@@ -9,25 +9,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from spare_core import built_in
 from spare_core.concepts.concept import Erasure, bare_name, same_concept
 from spare_core.errors import ConceptError, GateRefused, ImagesError
+from spare_core.files.addresses import is_s3
 from spare_core.method.neighbours import Neighbour, rank_neighbours
-from spare_core.registry import models
+from spare_core.registry import models, registering
 from spare_core.registry.tracking import stage_run
 from spare_core.runs.stages import load_base, work_on
 from spare_core.store import open_store
 from spare_core.store.base import sha256
-from spare_core.store.fetching import is_s3
 from spare_core.takedown.ledger import Standing
 from spare_core.takedown.parameters import Batch
 from spare_core.takedown.request import AUTO, TakedownRequest
 from spare_core.takedown.standings import request_of
 from spare_core.takedown.work import Told
-from spare_core.workflow.environment import pipeline_run_id
-from spare_core.workflow.tasks import make_adapter, measure_adapter, open_run_store
+from spare_core.workflow.environment import open_run_store, pipeline_run_id
+from spare_core.workflow.tasks import make_adapter, measure_adapter
 
 if TYPE_CHECKING:
-    from spare_core.models.denoiser import UNetDenoiser
+    from spare_core.models.unet import UNetDenoiser
 
 WATCHED: Final = 3
 """Neighbours that are held fixed besides what a request protects itself."""
@@ -70,7 +71,7 @@ def erase_request(batch: Batch, standing: Standing, unwanted: set[str]) -> Itera
         yield "evaluated", {name: report["adapted"][name] for name in ("ua", "ira", "cra")}
         with stage_run(request.request_id, "register", run_id) as run:
             store = open_run_store()
-            version = models.register(run, store, adapter, evaluation)
+            version = registering.register(run, store, adapter, evaluation)
             verdict, verdict_sha256 = models.judge(version, store, batch.policy)
     if not verdict.passed:
         raise GateRefused(f"the gate refuses {version.uri}: {'; '.join(verdict.refusals)}", verdict.refusals)
@@ -139,7 +140,8 @@ def choose(batch: Batch, request: TakedownRequest, denoiser: UNetDenoiser, unwan
 def _facts(batch: Batch, chosen: Chosen) -> dict[str, Any]:
     """For the ledger; ``row`` is what a bundle erases it by."""
     erasure = chosen.erasure
-    keep = [] if batch.model == "canvas" else list(erasure.keep)  # Canvas: all others, whatever the bundle holds then
+    # A built-in model keeps all others, whatever the bundle holds then.
+    keep = list(erasure.keep) if built_in.find(batch.model) is None else []
     return {
         "row": {
             "concept": erasure.concept, "surrogate": erasure.surrogate, "kind": erasure.kind, "keep": keep,

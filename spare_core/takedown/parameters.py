@@ -10,17 +10,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from spare_core.canvas.protocol import OBJECTS, STYLES
-from spare_core.concepts.concept import DEFAULTS, KINDS, Erasure, Kind, bare_name, normalise, same_concept
+from spare_core import built_in
+from spare_core.concepts.concept import KINDS, Erasure, Kind, bare_name, normalise, same_concept
+from spare_core.concepts.defaults import DEFAULTS
 from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.lists import build_erasure
 from spare_core.errors import InputError, SettingsError, SpareError
 from spare_core.evaluation.gate import Policy
 from spare_core.evaluation.suite import Suite, domain_of
+from spare_core.files.addresses import is_s3
 from spare_core.method.settings import EraseSettings
 from spare_core.models.files import find_model
 from spare_core.registry.naming import bundle_name, check_name
-from spare_core.runs.request import Request, build_erasure
-from spare_core.store.fetching import is_s3
+from spare_core.runs.request import Request
 from spare_core.takedown.request import AUTO, TakedownRequest
 from spare_core.workflow.order import (
     Collected,
@@ -90,7 +92,7 @@ class Batch:
             ConceptError: see :class:`Erasure`; also for a kind that is needed and not there.
         """
         keep: list[str] = []
-        if self.model != "canvas" and request.kind:
+        if built_in.find(self.model) is None and request.kind:
             erased = {bare_name(name) for name in request.names}
             others = [name for name in (*watched, *DEFAULTS[request.kind].keep) if bare_name(name) not in erased]
             keep = list({normalise(name): name for name in (*request.protect, *others)}.values())
@@ -113,12 +115,12 @@ class Batch:
 
     def candidates_for(self, kind: Kind | None, concept: str) -> list[str]:
         """What may replace a concept of that kind."""
-        if self.model != "canvas":
+        known = built_in.find(self.model)
+        if known is None:
             return list(self.candidates.get(kind or "", DEFAULTS[kind].keep if kind else ()))
-        of_grid: dict[str, tuple[str, ...]] = {"style": STYLES, "object": tuple(OBJECTS)}
         if kind is None:
-            kind = "style" if _is_one_of(concept, STYLES) else "object"
-        return list(self.candidates.get(kind, of_grid.get(kind, ())))
+            kind = "style" if _is_one_of(concept, known.concepts["style"]) else "object"
+        return list(self.candidates.get(kind, known.concepts.get(kind, ())))
 
     def wrong_with(self, request: TakedownRequest) -> str:
         """In words what keeps a request from being erased at all; empty if nothing does. No model is asked."""

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from spare_core.concepts.concept import normalise, same_concept
 from spare_core.errors import SettingsError
-from spare_core.method.settings import read_yaml_mapping
+from spare_core.store.fetching import read_yaml_mapping
 from spare_core.takedown.conflicts import Conflict, circles, compare
 from spare_core.takedown.ledger import Event, Ledger, Standing
 from spare_core.takedown.request import AUTO, REGIMES, TakedownRequest

@@ -29,10 +29,10 @@ from spare_core.takedown.parameters import Batch, check_batch
 from spare_core.takedown.planning import DEADLINES, read_deadlines
 from spare_core.takedown.reading import read_lists
 from spare_core.takedown.standings import unwanted
-from spare_core.workflow.environment import STORE, pipeline_run_id
+from spare_core.workflow.environment import STORE, open_run_store, pipeline_run_id
 from spare_core.workflow.events import told
 from spare_core.workflow.order import BUNDLE_RANK, Champion, check_order
-from spare_core.workflow.tasks import champion_of, end_runs, open_run_store
+from spare_core.workflow.tasks import champion_of, end_runs
 
 
 class Planned(NamedTuple):

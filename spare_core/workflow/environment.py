@@ -6,6 +6,7 @@ import os
 from typing import Final
 
 from spare_core.errors import InputError
+from spare_core.store import Store, open_store
 
 STORE: Final = "SPARE_STORE"
 """Where evidence and the promotion log are kept: s3://bucket/prefix or a folder."""
@@ -30,3 +31,15 @@ def pipeline_run_id() -> str:
             f"{RUN_ID} is not set; `spare run` sets it, and on a cluster what pipelines/platform.py asks for"
         )
     return given
+
+
+def open_run_store() -> Store:
+    """The store that the environment names.
+
+    Raises:
+        InputError: if it names none.
+    """
+    given = os.environ.get(STORE)
+    if not given:
+        raise InputError(f"{STORE} is not set; set it to what the run's first task had, s3://bucket/prefix")
+    return open_store(given)

@@ -13,15 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
-from spare_core.adapters.directory import versions
+from spare_core import built_in
+from spare_core.adapters.manifest import versions
 from spare_core.concepts.concept import KINDS, Erasure
 from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.lists import build_erasure, build_erasures, check_kept
 from spare_core.errors import ConceptError, InputError, SettingsError, SpareError
 from spare_core.evaluation.gate import Policy
 from spare_core.evaluation.suite import Suite, domain_of, load_suite
 from spare_core.method.settings import EraseSettings
 from spare_core.models.files import find_model
-from spare_core.runs.request import Request, build_erasure, build_erasures, check_kept, check_room, images_digest
+from spare_core.runs.request import Request, check_room, images_digest
 from spare_core.store.fetching import local_path
 
 SCHEMA: Final = "spare.order/1"
@@ -262,7 +264,7 @@ def _erasure(given: Mapping[str, Any]) -> Erasure:
             Erasure(concept, surrogate, "object", tuple(keep), "{concept}", ())
         except ConceptError as words:
             told = dict.fromkeys([*str(words).split("; "), str(error)])
-            raise ConceptError("; ".join(told if given["model"] != "canvas" else [str(error)])) from None
+            raise ConceptError("; ".join(told if built_in.find(given["model"]) is None else [str(error)])) from None
         raise
 
 
@@ -287,8 +289,8 @@ def _suite(source: str, seeds: int) -> Suite:
 
 
 def suite_source(given: Mapping[str, Any]) -> str:
-    """Canvas brings its own suite."""
-    return str(given["suite"] or ("canvas" if given["model"] == "canvas" else ""))
+    """The suite that is named, else the model's own: a built-in one brings it along."""
+    return str(given["suite"] or (given["model"] if built_in.find(given["model"]) is not None else ""))
 
 
 def checked_suite(given: Mapping[str, Any], erasures: Erasures | None) -> Suite:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spare_core.concepts.prompts import all_prompts
-from spare_core.errors import GateRefused, InputError, RegistryInputError
+from spare_core.errors import GateRefused, RegistryInputError
 from spare_core.evaluation.gate import Policy
 from spare_core.files.atomic import write_bytes, write_json
 from spare_core.registry import promotions
@@ -26,9 +26,10 @@ from spare_core.registry.evidence import evaluation_in, manifest_in, read_docume
 from spare_core.registry.models import EVIDENCE
 from spare_core.registry.naming import bundle_name, check_name
 from spare_core.registry.tracking import StageRun, end_pipeline_run, stage_run
-from spare_core.store import Store, open_store
-from spare_core.workflow.environment import CHECKPOINTS, STORE, pipeline_run_id
+from spare_core.store import Store
+from spare_core.workflow.environment import CHECKPOINTS, STORE, open_run_store, pipeline_run_id
 from spare_core.workflow.events import told
+from spare_core.workflow.keeping import keeping
 from spare_core.workflow.order import Champion, Order, check_order, request_id_of
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def saliency(order: str, examples: Path, profile: Path, masks: Path) -> dict[str
 def distill(order: str, examples: Path, profile: Path, masks: Path, adapter: Path) -> dict[str, Any]:
     """Train the adapter; losses go to MLflow step by step. Returns its ``spare.json``."""
     with _task("distill", order) as (asked, run, _):
-        from spare_core.adapters.directory import MANIFEST
+        from spare_core.adapters.manifest import MANIFEST
         from spare_core.runs import stages
 
         run.params(asked.request.settings.as_dict())
@@ -192,7 +193,7 @@ def compose(order: str, adapter: Path) -> dict[str, Any]:
 
 def make_adapter(asked: Order, run: StageRun, work: Work, adapter: Path) -> dict[str, Any]:
     """All stages of an erasure in one process, told to ``run``. Returns the adapter's ``spare.json``."""
-    from spare_core.adapters.directory import MANIFEST
+    from spare_core.adapters.manifest import MANIFEST
     from spare_core.runs.erase import run_stages
 
     run.params(asked.request.settings.as_dict())
@@ -256,9 +257,9 @@ def figures(report: Mapping[str, Any]) -> dict[str, float]:
 def register(order: str, name: str, adapter: Path, evaluation: Path) -> Registered:
     """Register the adapter with its evidence as a version of the concept's model; again, it is the same version."""
     with _task("register", order) as (_, run, results):
-        from spare_core.registry import models
+        from spare_core.registry.registering import register as register_version
 
-        version = models.register(run, open_run_store(), adapter, evaluation, name)
+        version = register_version(run, open_run_store(), adapter, evaluation, name)
         results |= {
             "name": version.name, "version": version.version, "created": version.created,
             "adapter": str(adapter), "evaluation": str(evaluation),
@@ -330,35 +331,8 @@ class _Task(NamedTuple):
 def _task(name: str, order: str) -> Iterator[_Task]:
     with told(name) as results:
         asked = Order.from_json(order)
-        with _holding(asked), stage_run(asked.request_id, name, pipeline_run_id()) as run:
+        with keeping(asked), stage_run(asked.request_id, name, pipeline_run_id()) as run:
             yield _Task(asked, run, results)
-
-
-@contextmanager
-def _holding(asked: Order) -> Iterator[None]:
-    """Keep the requests of a takedown ledger that the order is made for."""
-    if not asked.held:
-        yield
-        return
-    from spare_core.takedown.leases import renewed
-    from spare_core.takedown.ledger import Ledger
-
-    run_id = pipeline_run_id()
-    ledger = Ledger(open_run_store(), f"pipeline run {run_id}")
-    with renewed(ledger, asked.held, run_id, asked.lease_minutes):
-        yield
-
-
-def open_run_store() -> Store:
-    """The store that the environment names.
-
-    Raises:
-        InputError: if it names none.
-    """
-    given = os.environ.get(STORE)
-    if not given:
-        raise InputError(f"{STORE} is not set; set it to what the run's first task had, s3://bucket/prefix")
-    return open_store(given)
 
 
 def _policy(policy: str) -> Policy:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spare_core.adapters.algebra import compressed, concatenated
+from spare_core.adapters.layer_mask import LayerMask
 from spare_core.adapters.low_rank import Adapter, DeltaUpdate, LowRankUpdate
 from spare_core.errors import AdapterError
-from spare_core.method.masks import LayerMask
 
 SHAPES = {"a": (6, 5), "b": (4, 9)}
 

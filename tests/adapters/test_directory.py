@@ -16,10 +16,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spare_core.adapters.directory import LORA, MANIFEST, SPARSE, check_base, load_adapter, save_adapter
+from spare_core.adapters.directory import check_base, load_adapter, save_adapter
 from spare_core.adapters.low_rank import Adapter
+from spare_core.adapters.manifest import LORA, MANIFEST, SPARSE
 from spare_core.errors import AdapterError, ModelError, StorageError
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 from tests.support.adapters import deltas, load_tiny, manifest_for, predict, random_adapter, store
 
 

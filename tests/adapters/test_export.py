@@ -15,11 +15,12 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from spare_core.adapters.directory import LORA, SPARSE, StoredAdapter, load_adapter, save_adapter
+from spare_core.adapters.directory import StoredAdapter, load_adapter, save_adapter
 from spare_core.adapters.export import FORMATS, export_adapter, nearest_low_rank, sgm_path
 from spare_core.adapters.low_rank import Adapter, LowRankUpdate
+from spare_core.adapters.manifest import LORA, SPARSE
 from spare_core.errors import AdapterError, OutputError, SettingsError, StorageError
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 from tests.support import stock
 from tests.support.adapters import deltas, load_tiny, manifest_for, measured_error, predict, random_masks, store
 

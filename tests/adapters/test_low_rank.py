@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from spare_core.adapters.layer_mask import LayerMask
 from spare_core.adapters.low_rank import Adapter, DeltaUpdate, LowRankUpdate
 from spare_core.errors import AdapterError, SettingsError
-from spare_core.method.masks import LayerMask
 from spare_core.method.settings import MaskKind
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 from tests.support import stock
 from tests.support.adapters import deltas, load_tiny, predict, random_adapter, random_masks, store
 

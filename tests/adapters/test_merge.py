@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from spare_core.adapters.directory import StoredAdapter, load_adapter, save_adapter
 from spare_core.adapters.export import export_adapter
 from spare_core.errors import AdapterError, ModelError, OutputError, SettingsError
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 from tests.support import stock
 from tests.support.adapters import deltas, load_tiny, manifest_for, measured_error, predict, random_adapter, store
 

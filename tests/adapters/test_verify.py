@@ -14,7 +14,7 @@ from spare_core.adapters import verify
 from spare_core.adapters.low_rank import Adapter
 from spare_core.adapters.verify import verify_adapter
 from spare_core.errors import AdapterError
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 from tests.support.adapters import load_tiny, store
 
 

@@ -11,20 +11,20 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from spare_core.canvas import PIPELINE, WEIGHTS
+from spare_core.canvas.files import PIPELINE, WEIGHTS
 from spare_core.canvas.protocol import OBJECTS, STYLES, TEMPLATE, prompt
 from spare_core.canvas.renderer import STYLE_FUNCTIONS, render
 from spare_core.canvas.training.tokenizer import learn_merges, write_tokenizer
 from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.lists import build_erasure
 from spare_core.errors import ConceptError
 from spare_core.evaluation.grid import draw_grid
 from spare_core.evaluation.judges import load_judge
 from spare_core.evaluation.metrics import mean_accuracy
 from spare_core.evaluation.suite import load_suite
 from spare_core.method.settings import EraseSettings
-from spare_core.models.denoiser import load_denoiser
+from spare_core.models.loading import load_denoiser
 from spare_core.runs.erase import erase
-from spare_core.runs.request import build_erasure
 
 
 def test_the_weights_are_at_most_16_megabytes() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from spare_core.canvas import PIPELINE
+from spare_core.canvas.files import PIPELINE
 from spare_core.canvas.protocol import prompt
 
 OLD = ("diffusers==0.30.3", "transformers==4.55.4", "huggingface_hub<1", "numpy<3")

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from serving.services import free_port
 from spare_core.cli.registry import app
 from spare_core.evaluation.gate import DEFAULT_POLICY
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 from spare_core.registry.client import connect
 from spare_core.store import open_store
 from tests.support.mlflow_servers import Server

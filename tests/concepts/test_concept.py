@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spare_core.concepts.concept import DEFAULTS, KINDS, MAX_CHARACTERS, Erasure, normalise, same_concept
+from spare_core.concepts.concept import KINDS, MAX_CHARACTERS, Erasure, normalise, same_concept
+from spare_core.concepts.defaults import DEFAULTS
 from spare_core.errors import ConceptError
 
 WORDS = st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=40)

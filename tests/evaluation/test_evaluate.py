@@ -17,7 +17,7 @@ from spare_core.evaluation.evaluate import evaluate
 from spare_core.evaluation.report import summary_table
 from spare_core.evaluation.report_files import check_output, read_report
 from spare_core.method.settings import EraseSettings
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 from tests.support.adapters import load_tiny, manifest_for, random_adapter
 from tests.support.grids import ACCURACY, small_suite
 

@@ -16,7 +16,7 @@ from spare_core.errors import TrainingError
 from spare_core.evaluation import grid as grid_module
 from spare_core.evaluation.damage import compare, measure_texture, near_duplicates
 from spare_core.evaluation.grid import GridResult, base_grid, batch_size_for, default_cache, draw_grid
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 from tests.support.adapters import load_tiny, random_adapter
 from tests.support.grids import canvas_judge, grid_of, small_suite
 

@@ -12,7 +12,7 @@ import pytest
 from spare_core.canvas.judge import CanvasJudge
 from spare_core.evaluation.evaluate import evaluate
 from spare_core.evaluation.html import evaluation_page, profile_page
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 from tests.support.grids import small_suite
 
 

@@ -16,7 +16,8 @@ from spare_core.concepts.prompts import NULL
 from spare_core.files.pictures import load_images
 from spare_core.method.bank import Bank, Side, fill_bank
 from spare_core.method.settings import EraseSettings
-from spare_core.models.denoiser import UNetDenoiser, load_denoiser
+from spare_core.models.loading import load_denoiser
+from spare_core.models.unet import UNetDenoiser
 
 ERASURE = Erasure("Neon", "Photo", "style", ("Rust", "Winter"), "{context} in {concept}", ("a cat", "a dog", "a hat"))
 ERASURES = Erasures(ERASURE)
@@ -89,8 +90,9 @@ def test_pictures_take_the_place_of_what_the_concept_drives(denoiser: UNetDenois
     """All of them, also where they are more; every row can be traced to its noise, and is answered by the model."""
     for i in range(4):
         Image.new("RGB", (40, 40), (60 * i, 255 - 60 * i, 90)).save(tmp_path / f"{i}.png")
-    made = fill_bank(denoiser, ERASURES, SETTINGS, tmp_path)
-    own = denoiser.encode_images(load_images(tmp_path, denoiser.resolution))
+    pictures = load_images(tmp_path, denoiser.resolution)
+    made = fill_bank(denoiser, ERASURES, SETTINGS, pictures)
+    own = denoiser.encode_images(pictures)
     torch.testing.assert_close(made.forget.latents[:4], own)
     assert len(made.forget.latents) == 8
     noise = denoiser.noise_in(made.forget.noisy, made.forget.latents[made.forget.picture], made.forget.timesteps)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from spare_core.adapters.layer_mask import LayerMask, Masks
 from spare_core.adapters.low_rank import Adapter, LowRankUpdate
 from spare_core.errors import TrainingError
 from spare_core.method.batches import Batches
@@ -28,9 +29,9 @@ from spare_core.method.distill import (
     training_step,
 )
 from spare_core.method.gap import TimestepProfile
-from spare_core.method.masks import LayerMask, Masks
 from spare_core.method.residual import Measurement, Meter
 from spare_core.method.settings import EraseSettings
+from spare_core.runs.results import restore_state, save_state
 from tests.support.toy import EMBEDDINGS, SURROGATE, ToyDenoiser, toy_bank, toy_held_out
 
 SETTINGS = EraseSettings(rank=2, alpha=3.0, batch_size=4, forget_weight=0.3, retain_weight=2.0, steps=100)
@@ -320,9 +321,9 @@ def test_what_a_run_began_with_is_saved_and_restored(tmp_path: Path) -> None:
     settings = dataclasses.replace(SETTINGS, steps=3)
     for _ in range(3):
         advance(denoiser, batches(denoiser, settings), state, settings)
-    state.save(tmp_path / "state.safetensors")
+    save_state(state, tmp_path / "state.safetensors")
     again = start(Adapter.initialise(denoiser, FULL, SETTINGS.rank, SETTINGS.alpha, seed=5), 0.0)
-    again.restore(tmp_path / "state.safetensors")
+    restore_state(again, tmp_path / "state.safetensors")
     assert again.beginning is not None
     for mine, kept in ((again.adapter, state.adapter), (again.beginning, state.beginning)):
         assert all(map(torch.equal, mine.parameters(), kept.parameters()))

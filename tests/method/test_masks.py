@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from spare_core.adapters.layer_mask import LayerMask, Masks
 from spare_core.errors import SettingsError
-from spare_core.method.masks import LayerMask, Masks, Score, build_masks, describe_masks, kth_largest, whole_layers
+from spare_core.method.masks import Score, build_masks, describe_masks, kth_largest, whole_layers
 from spare_core.method.settings import MaskKind
 
 KINDS: tuple[MaskKind, ...] = ("module", "channel", "weight")

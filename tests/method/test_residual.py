@@ -13,9 +13,11 @@ from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.prompts import NULL
 from spare_core.errors import InputError, StageError
-from spare_core.method.residual import NULL_NAME, HeldOut, Measurement, Meter, draw_held_out
+from spare_core.method.probes import draw_held_out
+from spare_core.method.residual import NULL_NAME, Measurement, Meter
 from spare_core.method.settings import EraseSettings
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
+from spare_core.runs.results import load_probes, save_probes
 from tests.support.toy import CONCEPT, EMBEDDINGS, KEPT, SURROGATE, ToyDenoiser, toy_held_out
 
 ERASURE = Erasure("Neon", "Photo", "style", ("Rust", "Winter"), "{context} in {concept}", ("a cat", "a dog"))
@@ -140,12 +142,12 @@ def test_each_kept_concept_may_be_measured_on_more_trajectories(denoiser: UNetDe
 
 def test_probes_survive_their_file(denoiser: UNetDenoiser, tmp_path: Path) -> None:
     held_out = draw_held_out(denoiser, ERASURES, SETTINGS)
-    held_out.save(tmp_path / "a.safetensors")
-    loaded = HeldOut.load(tmp_path / "a.safetensors", denoiser.device)
+    save_probes(held_out, tmp_path / "a.safetensors")
+    loaded = load_probes(tmp_path / "a.safetensors", denoiser.device)
     assert Meter(denoiser, loaded).measure() == Meter(denoiser, held_out).measure()
     (tmp_path / "a.safetensors").write_bytes(b"")
-    with pytest.raises(StageError, match=r"a\.safetensors does not hold the probes"):
-        HeldOut.load(tmp_path / "a.safetensors", denoiser.device)
+    with pytest.raises(StageError, match=r"a\.safetensors holds no probes"):
+        load_probes(tmp_path / "a.safetensors", denoiser.device)
 
 
 def test_a_model_that_cannot_tell_concept_and_surrogate_apart_is_refused(

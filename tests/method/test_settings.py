@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spare_core.errors import InputError, SettingsError
-from spare_core.method.settings import EraseSettings, read_yaml_mapping
+from spare_core.method.settings import EraseSettings
+from spare_core.store.fetching import read_yaml_mapping
 
 FIELDS = {field.name: field for field in dataclasses.fields(EraseSettings)}
 HINTS = typing.get_type_hints(EraseSettings) | {"lr": float}

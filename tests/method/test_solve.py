@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from spare_core.adapters.layer_mask import LayerMask
 from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
-from spare_core.method.masks import LayerMask
-from spare_core.method.residual import UNTOUCHED, Meter, draw_held_out
+from spare_core.method.probes import draw_held_out
+from spare_core.method.residual import UNTOUCHED, Meter
 from spare_core.method.settings import EraseSettings
 from spare_core.method.solve import Moments, aligned_places, best_start, overwrite, prompt_moments
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 from tests.support.adapters import load_tiny, random_masks
 from tests.support.toy import ToyDenoiser
 

@@ -14,7 +14,8 @@ from spare_core.errors import TrainingError
 from spare_core.method import trajectories
 from spare_core.method.trajectories import Asked, jittered_timesteps, sample_trajectories
 from spare_core.models.conditioning import Conditioning
-from spare_core.models.denoiser import UNetDenoiser, load_denoiser
+from spare_core.models.loading import load_denoiser
+from spare_core.models.unet import UNetDenoiser
 from tests.support.toy import CONCEPT, EMBEDDINGS, KEPT, NULL_ROW, SURROGATE, ToyDenoiser
 
 TABLE = Conditioning(EMBEDDINGS[:, None, :])

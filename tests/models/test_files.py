@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spare_core.errors import ModelError
+from spare_core.models.digest import ARCHITECTURES, plain_name
 from spare_core.models.files import find_model
-from spare_core.models.spare_base_digest import ARCHITECTURES, plain_name
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 
 from serving import demo_services
 from serving.services import free_port, mlflow_server, s3_server
-from spare_core.canvas import PIPELINE
+from spare_core.canvas.files import PIPELINE
 from spare_core.registry.promotions import CHAMPION
 from spare_core.registry.views import verify
 from spare_core.store import open_store

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 from spare_core.registry.client import connect
 from spare_core.registry.log import PromotionLog
 from spare_core.registry.promotions import read_aliases

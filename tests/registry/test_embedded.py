@@ -12,7 +12,7 @@ import pytest
 
 from spare_core.errors import RegistryInputError
 from spare_core.evaluation.gate import Policy
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 from spare_core.registry import promotions
 from spare_core.registry.client import check_server, connect, embedded_uri, tracking_uri
 from spare_core.registry.tracking import end_pipeline_run, stage_run

@@ -21,14 +21,16 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from spare_core.adapters.directory import MANIFEST, load_adapter
+from spare_core.adapters.directory import load_adapter
+from spare_core.adapters.manifest import MANIFEST
 from spare_core.concepts.concept import Erasure
 from spare_core.errors import AdapterError, InputError, ModelError, RegistryError, RegistryInputError
 from spare_core.evaluation.gate import Policy
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 from spare_core.registry.client import connect
-from spare_core.registry.models import RegisteredVersion, check_weights, get_version, judge, register
+from spare_core.registry.models import RegisteredVersion, check_weights, get_version, judge
 from spare_core.registry.naming import bundle_name, model_name
+from spare_core.registry.registering import register
 from spare_core.registry.tracking import stage_run
 from spare_core.store import open_store
 from tests.support.adapters import store

@@ -12,7 +12,7 @@ from mlflow.models import Model
 
 from spare_core.adapters.directory import StoredAdapter, load_adapter
 from spare_core.errors import ModelError
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 from spare_core.registry.packaging import package
 from tests.support.registrations import set_source, write_adapter
 

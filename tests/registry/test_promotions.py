@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 
 from spare_core.errors import GateRefused, LogDamaged, PromotionConflict, RegistryError, RegistryInputError
 from spare_core.evaluation.gate import Policy
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 from spare_core.registry import promotions
 from spare_core.registry.client import connect
 from spare_core.registry.log import Aliases, PromotionLog

@@ -20,9 +20,9 @@ from PIL import Image
 
 from serving.services import ended, free_port
 from spare_core.evaluation.gate import Policy
-from spare_core.models.denoiser import load_denoiser
-from spare_core.registry.models import register
+from spare_core.models.loading import load_denoiser
 from spare_core.registry.promotions import promote
+from spare_core.registry.registering import register
 from spare_core.registry.tracking import stage_run
 from spare_core.store import open_store
 from tests.support.mlflow_servers import Server

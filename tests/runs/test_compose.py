@@ -12,11 +12,11 @@ import torch
 
 from spare_core.adapters.algebra import concatenated
 from spare_core.adapters.directory import load_adapter
+from spare_core.adapters.layer_mask import LayerMask
 from spare_core.adapters.verify import verify_adapter
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
 from spare_core.errors import AdapterError, ConceptError, InputError, ModelError, OutputError, SettingsError
-from spare_core.method.masks import LayerMask
 from spare_core.method.residual import Measurement
 from spare_core.method.settings import EraseSettings
 from spare_core.runs import compose as module

@@ -16,9 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from spare_core.adapters.directory import LORA, MANIFEST, SPARSE
+from spare_core.adapters.manifest import LORA, MANIFEST, SPARSE
 from spare_core.adapters.verify import verify_adapter
 from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.lists import build_erasure
 from spare_core.errors import (
     ConceptError,
     ImagesError,
@@ -32,7 +33,6 @@ from spare_core.errors import (
 from spare_core.method import distill
 from spare_core.method.settings import EraseSettings
 from spare_core.runs.erase import erase
-from spare_core.runs.request import build_erasure
 
 SMALL = EraseSettings(
     examples=4, retain_examples=8, heldout=4, example_steps=2, batch_size=2, steps=6, lr=1e-3,
@@ -285,7 +285,7 @@ def test_erasing_leaves_no_gradient_and_no_hook_on_the_model(sd1_dir: Path, tmp_
     from spare_core.method.bank import fill_bank
     from spare_core.method.gap import profile_timesteps
     from spare_core.method.saliency import score_layers
-    from spare_core.models.denoiser import load_denoiser
+    from spare_core.models.loading import load_denoiser
 
     denoiser = load_denoiser(str(sd1_dir), "cpu", "float32")
     before = {name: value.clone() for name, value in denoiser.weights.state_dict().items()}

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from spare_core.concepts.lists import build_erasures, read_rows
 from spare_core.errors import ConceptError, ImagesError, SettingsError
 from spare_core.method.settings import EraseSettings
-from spare_core.runs.request import build_erasures, build_request, read_rows
+from spare_core.runs.request import build_request
 
 
 def test_each_row_has_the_defaults_of_its_kind() -> None:

@@ -10,18 +10,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from spare_core.adapters.directory import LORA, MANIFEST
+from spare_core.adapters.manifest import LORA, MANIFEST
 from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.lists import build_erasure
 from spare_core.errors import InputError, ModelError, StageError, StorageError
-from spare_core.method.bank import Bank
-from spare_core.method.gap import TimestepProfile
-from spare_core.method.masks import load_masks, save_masks
-from spare_core.method.residual import HeldOut
 from spare_core.method.settings import EraseSettings
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 from spare_core.runs import stages
 from spare_core.runs.erase import erase
-from spare_core.runs.request import Request, build_erasure, build_request
+from spare_core.runs.request import Request, build_request
+from spare_core.runs.results import (
+    load_bank,
+    load_masks,
+    load_probes,
+    load_profile,
+    save_bank,
+    save_masks,
+    save_probes,
+    save_profile,
+)
 from spare_core.runs.stage_files import BANK, HELD_OUT, MASKS, PROFILE, STAGE, STATE, is_finished, read_stage
 
 SMALL = EraseSettings(
@@ -73,9 +80,9 @@ def test_every_stage_says_what_it_did(done: Path, request_: Request) -> None:
 
 def test_what_is_saved_is_what_is_loaded(done: Path, tmp_path: Path) -> None:
     """Written again, the files have the same bytes."""
-    Bank.load(done / "prepare" / BANK, torch.device("cpu")).save(tmp_path / BANK)
-    HeldOut.load(done / "prepare" / HELD_OUT, torch.device("cpu")).save(tmp_path / HELD_OUT)
-    TimestepProfile.load(done / "timesteps" / PROFILE).save(tmp_path / PROFILE)
+    save_bank(load_bank(done / "prepare" / BANK, torch.device("cpu")), tmp_path / BANK)
+    save_probes(load_probes(done / "prepare" / HELD_OUT, torch.device("cpu")), tmp_path / HELD_OUT)
+    save_profile(load_profile(done / "timesteps" / PROFILE), tmp_path / PROFILE)
     save_masks(load_masks(done / "saliency" / MASKS), tmp_path / MASKS)
     for stage, name in (("prepare", BANK), ("prepare", HELD_OUT), ("timesteps", PROFILE), ("saliency", MASKS)):
         assert (tmp_path / name).read_bytes() == (done / stage / name).read_bytes()
@@ -116,9 +123,9 @@ def damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("stage", "name", "load"),
     [
-        ("prepare", BANK, lambda path: Bank.load(path, torch.device("cpu"))),
-        ("prepare", HELD_OUT, lambda path: HeldOut.load(path, torch.device("cpu"))),
-        ("timesteps", PROFILE, TimestepProfile.load),
+        ("prepare", BANK, lambda path: load_bank(path, torch.device("cpu"))),
+        ("prepare", HELD_OUT, lambda path: load_probes(path, torch.device("cpu"))),
+        ("timesteps", PROFILE, load_profile),
         ("saliency", MASKS, load_masks),
         ("prepare", STAGE, None),
     ],

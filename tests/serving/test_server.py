@@ -24,9 +24,9 @@ from serving.following import FollowingPipeline
 from serving.server import signed
 from serving.services import free_port, mlflow_server, process, wait_for
 from spare_core.evaluation.gate import Policy
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 from spare_core.registry import promotions
-from spare_core.registry.models import register
+from spare_core.registry.registering import register
 from spare_core.registry.tracking import stage_run
 from spare_core.store import Store, open_store
 from tests.support.adapters import load_tiny

@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from spare_core.cli.main import app
 from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.lists import build_erasure
 from spare_core.errors import InputError, ModelError, ObjectMissing, SettingsError
 from spare_core.evaluation.gate import DEFAULT_POLICY, Policy
 from spare_core.evaluation.suite import load_suite
 from spare_core.method.settings import EraseSettings
 from spare_core.models.files import find_model
 from spare_core.runs.erase import erase
-from spare_core.runs.request import build_erasure
 from spare_core.store import open_store
 from spare_core.store.fetching import local_path
 from tests.support.faulty_proxy import FaultyProxy

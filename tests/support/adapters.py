@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from spare_core.adapters.directory import StoredAdapter, load_adapter, save_adapter
+from spare_core.adapters.layer_mask import Masks
 from spare_core.adapters.low_rank import Adapter, LowRankUpdate
 from spare_core.concepts.concept import Erasure
-from spare_core.method.masks import Masks, Score, build_masks, whole_layers
+from spare_core.method.masks import Score, build_masks, whole_layers
 from spare_core.method.settings import MaskKind
-from spare_core.models.denoiser import UNetDenoiser, load_denoiser
+from spare_core.models.loading import load_denoiser
+from spare_core.models.unet import UNetDenoiser
 from tests.support import stock
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from mlflow import MlflowClient
 
 from spare_core.evaluation.gate import Policy
-from spare_core.registry.models import register
 from spare_core.registry.promotions import promote
+from spare_core.registry.registering import register
 from spare_core.registry.tracking import stage_run
 from spare_core.store import open_store
 

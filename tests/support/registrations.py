@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spare_core.adapters.directory import MANIFEST, StoredAdapter, load_adapter, save_adapter
+from spare_core.adapters.directory import StoredAdapter, load_adapter, save_adapter
+from spare_core.adapters.manifest import MANIFEST
 from spare_core.evaluation.gate import Policy
-from spare_core.models.denoiser import UNetDenoiser
+from spare_core.models.unet import UNetDenoiser
 from spare_core.registry.client import connect
-from spare_core.registry.models import RegisteredVersion, get_version, judge, register
+from spare_core.registry.models import RegisteredVersion, get_version, judge
+from spare_core.registry.registering import register
 from spare_core.registry.tracking import stage_run
 from spare_core.store import Store, open_store
 from tests.support.adapters import manifest_for, random_adapter

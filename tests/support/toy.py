@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from spare_core.concepts.prompts import NULL
 from spare_core.method.bank import Bank, Side
-from spare_core.method.residual import HeldOut, Probe
+from spare_core.method.probes import HeldOut, Probe
 from spare_core.models.conditioning import Conditioning
 
 NULL_ROW, CONCEPT, SURROGATE, KEPT = range(4)

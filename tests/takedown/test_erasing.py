@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spare_core.cli.takedown import told_row
+from spare_core.concepts.lists import build_erasures
 from spare_core.errors import ConceptError, ImagesError, InputError, ObjectMissing, SettingsError
 from spare_core.evaluation.gate import Policy
 from spare_core.method.neighbours import rank_neighbours
 from spare_core.method.settings import EraseSettings
-from spare_core.models.denoiser import UNetDenoiser
-from spare_core.runs.request import build_erasures
+from spare_core.models.unet import UNetDenoiser
 from spare_core.store.base import sha256
 from spare_core.takedown import erasing
 from spare_core.takedown.erasing import check_pictures, choose

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from spare_core.concepts.lists import build_erasures
 from spare_core.errors import InputError, SettingsError
 from spare_core.evaluation.gate import Policy
-from spare_core.runs.request import build_erasures
 from spare_core.workflow.order import Champion, Order, check_order, request_id_of
 
 GIVEN: dict[str, Any] = {

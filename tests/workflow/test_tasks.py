@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from spare_core.adapters.directory import LORA
+from spare_core.adapters.manifest import LORA
 from spare_core.method import distill
 from spare_core.registry.client import connect, embedded_uri
 from spare_core.workflow import tasks

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
-from spare_core.canvas import WEIGHTS
 from spare_core.canvas.classifier import Judge
+from spare_core.canvas.files import WEIGHTS
 from spare_core.canvas.training.classifier import judge_accuracy, reconstruct, train_judge
 from spare_core.canvas.training.dataset import Pictures, load_pictures
 from spare_core.canvas.training.denoiser import save_pipeline, train_denoiser

@@ -1,0 +1,123 @@
+"""Probes: what a measurement asks again with an adapter on. Held-out contexts and noise that no training sees, with the
+frozen model's answers, at timesteps spread over the schedule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.prompts import EMPTY, PromptPlan
+from spare_core.errors import InputError
+from spare_core.method.prompt_table import CONCEPT, SURROGATE, pose
+from spare_core.method.settings import EraseSettings
+from spare_core.method.trajectories import predict_rows, sample_trajectories
+from spare_core.models.conditioning import Conditioning
+from spare_core.models.denoiser import Denoiser
+
+NO_DIFFERENCE = (
+    "the model predicts the same noise for the concept and its surrogate: it does not know one of them, so there is "
+    "nothing to erase; check the spelling or choose another surrogate"
+)
+
+
+class Probe(NamedTuple):
+    """What is asked again with an adapter on: M noisy latents ``(M, C, H, W)`` at ``timesteps`` ``(M,)`` under rows
+    ``prompt`` ``(M,)`` of the prompt table, and the frozen model's answers ``teacher`` ``(M, C, H, W)`` to what they
+    should give. ``unit`` ``(M,)`` is ||eps(c) - eps(s)||^2: of each row on the forget side, its mean on the other."""
+
+    noisy: Tensor
+    timesteps: Tensor
+    prompt: Tensor
+    teacher: Tensor
+    unit: Tensor
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Probes of both sides. ``names[row]`` is the concept that prompt ``row`` of the table names."""
+
+    names: tuple[str, ...]
+    table: Conditioning
+    forget: Probe
+    retain: Probe
+
+    def thinned(self) -> HeldOut:
+        """A fifth of the probes, the same ones each time: enough to tell candidates apart."""
+
+        def part(probe: Probe) -> Probe:
+            count = len(probe.timesteps)
+            some = torch.randperm(count, generator=torch.Generator().manual_seed(count))[: -(-count // 5)]
+            return Probe(*(value[some] for value in probe))
+
+        return HeldOut(self.names, self.table, part(self.forget), part(self.retain))
+
+
+def draw_held_out(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, each: int = 1) -> HeldOut:
+    """Sample both sides in contexts and from noise that no training sees, and keep the frozen model's answers:
+    ``settings.heldout`` trajectories a side, at least ``each`` of every concept, erased or kept.
+
+    Half as many steps as a training trajectory has: their timesteps are spread over all of the schedule too.
+
+    Raises:
+        InputError: if concept and surrogate are the same to the frozen model.
+    """
+    plan = PromptPlan(erasures, settings.seed, heldout=True)
+    forget = plan.forget(max(settings.heldout, each * len(erasures)))
+    retain = plan.retain(max(settings.heldout, each * len(plan.kept())))
+    beside = plan.pairs_beside(retain)
+    further = [prompt for pair in beside for prompt in pair]
+    rows, table, overwritten, held = pose(denoiser, plan, forget, retain, settings.resolution, further)
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + 31)
+    steps = max(2, settings.example_steps // 2)
+    drawn = sample_trajectories(
+        denoiser, table, overwritten + held, steps, settings.guidance, generator, settings.resolution
+    )
+    forgets, retains = drawn[: len(forget)], drawn[len(forget) :]
+    # One state of each retained trajectory, at all of its timesteps in turn, also answers for the empty prompt and for
+    # the pair whose gap is the unit of drift.
+    singles = [(one, i % steps) for i, one in enumerate(retains)]
+    noisy = torch.stack([one.noisy[i] for one, i in singles])
+    timesteps = torch.stack([one.timesteps[i] for one, i in singles])
+    under_pair = [
+        predict_rows(denoiser, table, noisy, timesteps, torch.tensor([rows[prompt] for prompt in side]))
+        for side in zip(*beside, strict=True)
+    ]
+    concept, surrogate = (torch.cat([one.predictions[:, place] for one in forgets]) for place in (CONCEPT, SURROGATE))
+    gap = mean_square(concept - surrogate)
+    asked = [pair.concept.name for pair in forget for _ in range(steps)]
+    for name in dict.fromkeys(asked):
+        if not gap[torch.tensor([other == name for other in asked])].any():
+            raise InputError(f"{name!r}: {NO_DIFFERENCE}")
+    return HeldOut(
+        names=tuple(prompt.name for prompt in rows),
+        table=table,
+        forget=Probe(
+            noisy=torch.cat([one.noisy for one in forgets]),
+            timesteps=torch.cat([one.timesteps for one in forgets]),
+            prompt=torch.tensor([asked.rows[CONCEPT] for asked in overwritten]).repeat_interleave(steps),
+            teacher=surrogate,
+            unit=gap,
+        ),
+        retain=Probe(
+            noisy=torch.cat([*(one.noisy for one in retains), noisy]),
+            timesteps=torch.cat([*(one.timesteps for one in retains), timesteps]),
+            prompt=torch.tensor([rows[p] for p in retain for _ in range(steps)] + [rows[EMPTY]] * len(singles)),
+            teacher=torch.cat(
+                [
+                    *(one.predictions[:, 0] for one in retains),
+                    torch.stack([one.predictions[i, 1] for one, i in singles]),
+                ]
+            ),
+            unit=mean_square(under_pair[0] - under_pair[1]).mean().expand(len(retain) * steps + len(singles)),
+        ),
+    )
+
+
+def mean_square(difference: Tensor) -> Tensor:
+    """The mean square of each row, ``(N,)`` float64."""
+    return difference.double().pow(2).flatten(1).mean(dim=1)

@@ -1,0 +1,104 @@
+"""The digest that names a base model's weights, and which files they are in.
+
+A copy of this file travels inside every registered adapter as ``spare_base_digest.py``, to check the base where it is
+loaded: it needs nothing else of SPARE.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import safe_open
+
+ARCHITECTURES: Final = {
+    "StableDiffusionPipeline": ("unet", "text_encoder"),
+    "StableDiffusionXLPipeline": ("unet", "text_encoder", "text_encoder_2"),
+}
+"""Supported pipelines, and the components whose weights the digest covers."""
+WANTED: Final = ("model_index.json", "*/*.json", "*/*.txt", "unet/*.safetensors", "text_encoder*/*.safetensors",
+                 "vae/*.safetensors")  # fmt: skip
+"""What is fetched from a hub or from S3: no pickles, not the whole checkpoints that lie beside the components."""
+DTYPES: Final = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64", "BOOL": "bool",
+    "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+}  # fmt: skip
+"""Names of safetensors' types in torch."""
+VARIANTS: Final = (None, "fp16")
+"""Kinds of weight files, in the order in which they are looked for."""
+
+
+def weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The safetensors files of one variant, shards in order."""
+    pattern = re.compile(
+        r"(diffusion_pytorch_model|model)" + (rf"\.{variant}" if variant else "") + r"(-\d+-of-\d+)?\.safetensors"
+    )
+    return sorted(file for file in folder.glob("*.safetensors") if pattern.fullmatch(file.name))
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without the prefix that transformers 4 writes and transformers 5 leaves out."""
+    return name.removeprefix("text_model.")
+
+
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The entries of a safetensors file by tensor name (``dtype``, ``shape``, ``data_offsets``), and where the tensors
+    begin in it.
+
+    Raises:
+        safetensors.SafetensorError: if the file is damaged or none.
+        OSError: if it cannot be read.
+    """
+    with safe_open(file, "np"):  # the library's own checks of the whole header
+        pass
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+Entry = tuple[str, str, list[int], str]
+
+
+def entries(file: Path) -> Iterator[Entry]:
+    """Each tensor of a safetensors file: its file-independent name, dtype as torch writes it, shape, and the sha256 of
+    its bytes. The file is hashed as it lies on the disk: nothing is loaded, and no torch is needed."""
+    header, begin = read_header(file)
+    if not header:
+        return
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for name, entry in header.items():
+            first, last = entry["data_offsets"]
+            with memoryview(content) as view, view[begin + first : begin + last] as part:
+                sha256 = hashlib.sha256(part).hexdigest()
+            yield plain_name(name), DTYPES[entry["dtype"]], entry["shape"], sha256
+
+
+def digest(components: Iterable[tuple[str, Iterable[Entry]]]) -> str:
+    """sha256 over the sorted (component, tensor name, dtype, shape, sha256 of bytes) of denoiser and text encoders.
+
+    The same weights in another folder, or split into other files, have the same digest.
+    """
+    found = [(component, *entry) for component, tensors in components for entry in tensors]
+    return hashlib.sha256(json.dumps(sorted(found), separators=(",", ":")).encode()).hexdigest()
+
+
+def digest_of_folder(folder: Path) -> str:
+    """The digest of a diffusers directory; of the first variant that it has weights of.
+
+    Raises:
+        OSError, KeyError, ValueError: if it is none of a supported kind.
+    """
+    pipeline_class = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    components = ARCHITECTURES[pipeline_class]
+    variant = next(one for one in VARIANTS if weight_files(folder / components[0], one))
+    files = {one: weight_files(folder / one, variant) for one in components}
+    return digest((one, chain.from_iterable(map(entries, files[one]))) for one in components)
