@@ -13,7 +13,7 @@ from spare_core.method.batches import Batches
 from spare_core.method.distill import TrainingState, distill
 from spare_core.method.gap import TimestepProfile, profile_timesteps
 from spare_core.method.probes import draw_held_out
-from spare_core.method.rate import open_training
+from spare_core.method.rate import begin_training
 from spare_core.method.residual import Measurement, Meter
 from spare_core.method.saliency import choose_masks
 from spare_core.method.settings import EraseSettings
@@ -50,5 +50,5 @@ class Workbench:
         masks = masks or choose_masks(self.denoiser, self.bank, self.profile, settings)
         adapter = Adapter.initialise(self.denoiser, masks, settings.rank, settings.alpha, settings.seed)
         batches = Batches(self.bank, self.profile, settings)
-        state = open_training(self.denoiser, batches, self.meter, adapter, self.erasures, settings)
+        state = begin_training(self.denoiser, batches, self.meter, adapter, self.erasures, settings)
         return Erased(state, distill(self.denoiser, batches, self.meter, state, settings), masks)

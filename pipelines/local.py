@@ -40,8 +40,8 @@ _GRACE_SECONDS: Final = 5.0
 _PYTHON: Final = (sys.executable, "-P")
 """Nothing is imported from the folder where the user stands, which may well hold pipelines of their own."""
 
-_FINISH: Final = "spare_core.workflow.tasks import finish as end"
-_CLOSE: Final = "spare_core.takedown.tasks import close as end"
+_FINISH: Final = "spare_core.workflow.tasks import finish_task as end"
+_CLOSE: Final = "spare_core.takedown.tasks import close_task as end"
 """What the exit handlers call."""
 
 OnStage = Callable[[str, str], None]

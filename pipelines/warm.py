@@ -34,7 +34,7 @@ from kfp.local import subprocess_task_handler
 _SERVICES = ("spare_core.takedown.tasks", "mlflow")
 _MODEL = ("spare_core.runs.stages", "spare_core.evaluation.html", "peft")
 _RUN_THE_MODEL = {"prepare", "timesteps", "saliency", "distill", "compose", "evaluate", "take_down"}
-_CALLED = re.compile(r"\btasks\.(\w+)\(")
+_CALLED = re.compile(r"\btasks\.(\w+)_task\(")
 """How a component of ours calls the core."""
 _alone = threading.Lock()
 _plain_print = builtins.print

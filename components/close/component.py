@@ -17,4 +17,4 @@ def close(status: dsl.PipelineTaskFinalStatus):
     """
     from spare_core.takedown import tasks
 
-    tasks.close(status.state, status.error_message or "")
+    tasks.close_task(status.state, status.error_message or "")

@@ -47,7 +47,7 @@ def collect(
     """
     from spare_core.workflow import tasks
 
-    return tuple(tasks.collect(dict(
+    return tuple(tasks.collect_task(dict(
         model=model, requests=requests, without=without, grow=grow, settings=settings, suite=suite, seeds=seeds,
         policy=policy, name=name, promote=promote, request_id=request_id,
     )))  # fmt: skip

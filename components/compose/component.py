@@ -20,7 +20,7 @@ def compose(order: str, adapter: dsl.Output[dsl.Model], metrics: dsl.Output[dsl.
 
     from spare_core.workflow import tasks
 
-    manifest = tasks.compose(order, Path(adapter.path))
+    manifest = tasks.compose_task(order, Path(adapter.path))
     adapter.metadata.update(tasks.metadata(manifest))
     for figure in ("residual", "mean_drift"):
         metrics.log_metric(figure, manifest[figure])

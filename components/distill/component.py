@@ -32,7 +32,7 @@ def distill(
     from spare_core.workflow import tasks
 
     folders = (Path(folder.path) for folder in (examples, profile, masks, adapter))
-    manifest = tasks.distill(order, *folders)
+    manifest = tasks.distill_task(order, *folders)
     adapter.metadata.update(tasks.metadata(manifest))
     for figure in ("residual", "mean_drift"):
         metrics.log_metric(figure, manifest[figure])

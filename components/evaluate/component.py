@@ -30,7 +30,7 @@ def evaluate(
 
     from spare_core.workflow import tasks
 
-    found = tasks.evaluate(order, Path(adapter.path), Path(evaluation.path), Path(report.path))
+    found = tasks.evaluate_task(order, Path(adapter.path), Path(evaluation.path), Path(report.path))
     for name, value in tasks.figures(found).items():
         metrics.log_metric(name.replace("/", " "), value)
     for matrix, side in ((confusion_before, "base"), (confusion_after, "adapted")):

@@ -16,4 +16,4 @@ def finish(status: dsl.PipelineTaskFinalStatus):
     """
     from spare_core.workflow import tasks
 
-    tasks.finish(status.state, status.error_message or "")
+    tasks.finish_task(status.state, status.error_message or "")

@@ -20,7 +20,7 @@ def gate(order: str, policy: str, name: str, version: int, verdict: dsl.Output[d
     """
     from spare_core.workflow import tasks
 
-    found = tasks.gate(order, policy, name, version)
+    found = tasks.gate_task(order, policy, name, version)
     for reason in found["reasons"]:
         verdict.log_metric(reason["text"].partition(":")[0], reason["measured"])
     tasks.write_metrics(verdict.path, verdict.metadata)

@@ -24,4 +24,4 @@ def gather(batch: str) -> NamedTuple("Gathered", [("order", str), ("policy", str
     """
     from spare_core.takedown import tasks
 
-    return tuple(tasks.gather(batch))
+    return tuple(tasks.gather_task(batch))

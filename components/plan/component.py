@@ -53,7 +53,7 @@ def plan(
     """
     from spare_core.takedown import tasks
 
-    return tuple(tasks.plan(dict(
+    return tuple(tasks.plan_task(dict(
         model=model, requested=requested, skip_invalid=skip_invalid, retry_failed=retry_failed, most=most,
         deadlines=deadlines, candidates=candidates, settings=settings, bundle_settings=bundle_settings, suite=suite,
         seeds=seeds, policy=policy, name=name, promote=promote, lease_minutes=lease_minutes,

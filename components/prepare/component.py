@@ -20,4 +20,4 @@ def prepare(order: str, examples: dsl.Output[dsl.Dataset]):
 
     from spare_core.workflow import tasks
 
-    examples.metadata.update(tasks.metadata(tasks.prepare(order, Path(examples.path))))
+    examples.metadata.update(tasks.metadata(tasks.prepare_task(order, Path(examples.path))))

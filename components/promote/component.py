@@ -23,4 +23,4 @@ def promote(order: str, policy: str, name: str, version: int) -> dict:
     """
     from spare_core.workflow import tasks
 
-    return tasks.promote(order, policy, name, version)
+    return tasks.promote_task(order, policy, name, version)

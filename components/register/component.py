@@ -32,4 +32,4 @@ def register(order: str, name: str, adapter: dsl.Input[dsl.Model], evaluation: d
 
     from spare_core.workflow import tasks
 
-    return tuple(tasks.register(order, name, Path(adapter.path), Path(evaluation.path)))
+    return tuple(tasks.register_task(order, name, Path(adapter.path), Path(evaluation.path)))

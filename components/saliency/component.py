@@ -26,7 +26,7 @@ def saliency(
 
     from spare_core.workflow import tasks
 
-    facts = tasks.saliency(order, Path(examples.path), Path(profile.path), Path(masks.path))
+    facts = tasks.saliency_task(order, Path(examples.path), Path(profile.path), Path(masks.path))
     masks.metadata.update(tasks.metadata(facts))
     for figure in ("layers", "layers_touched", "weights", "moving", "density"):
         metrics.log_metric(figure, facts["mask"][figure])

@@ -22,4 +22,4 @@ def take_down(batch: str, request_id: str) -> str:
     """
     from spare_core.takedown import tasks
 
-    return tasks.take_down(batch, request_id)
+    return tasks.take_down_task(batch, request_id)

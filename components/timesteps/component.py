@@ -23,5 +23,5 @@ def timesteps(
 
     from spare_core.workflow import tasks
 
-    facts = tasks.timesteps(order, Path(examples.path), Path(profile.path), Path(plot.path))
+    facts = tasks.timesteps_task(order, Path(examples.path), Path(profile.path), Path(plot.path))
     profile.metadata.update(tasks.metadata(facts))

@@ -53,7 +53,7 @@ def validate(
     """
     from spare_core.workflow import tasks
 
-    return tuple(tasks.validate(dict(
+    return tuple(tasks.validate_task(dict(
         model=model, erase=erase, surrogate=surrogate, kind=kind, keep=keep, images=images, template=template,
         contexts=contexts, settings=settings, suite=suite, seeds=seeds, policy=policy, name=name, promote=promote,
         request_id=request_id,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from spare_core.canvas.protocol import OBJECTS, STYLES
 
 
-class Verdict(NamedTuple):
+class Logits(NamedTuple):
     """Logits of the objects ``(B, 20)`` and styles ``(B, 12)``; the pooled features ``(B, 112)`` that FID uses."""
 
     objects: Tensor
@@ -33,7 +33,7 @@ class _Block(nn.Module):
         return x + self.body(x)
 
 
-class Judge(nn.Module):
+class Classifier(nn.Module):
     """A residual network over 64 x 64 RGB in [-1, 1] with two linear heads on shared pooled features."""
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 112)) -> None:
@@ -49,7 +49,7 @@ class Judge(nn.Module):
         self.object_head = nn.Linear(widths[-1], len(OBJECTS))
         self.style_head = nn.Linear(widths[-1], len(STYLES))
 
-    def forward(self, pictures: Tensor) -> Verdict:
-        """Judge ``pictures``, ``(B, 3, 64, 64)`` in [-1, 1]."""
+    def forward(self, pictures: Tensor) -> Logits:
+        """Classifier ``pictures``, ``(B, 3, 64, 64)`` in [-1, 1]."""
         features = self.trunk(pictures).mean(dim=(2, 3))
-        return Verdict(self.object_head(features), self.style_head(features), features)
+        return Logits(self.object_head(features), self.style_head(features), features)

@@ -13,7 +13,7 @@ from torch import Tensor
 from spare_core.canvas.files import WEIGHTS
 from spare_core.canvas.protocol import OBJECTS, RESOLUTION, STYLES
 from spare_core.errors import ModelError
-from spare_core.evaluation.judgement import OTHER, Judgement, Reference, concepts_of, matching, sha256, verdict
+from spare_core.evaluation.judgement import OTHER, Judgement, Reference, concepts_of, matching, recognise, sha256
 from spare_core.evaluation.suite import Suite
 from spare_core.files.atomic import read_tensors
 
@@ -26,7 +26,7 @@ class CanvasJudge:
     name = "canvas"
 
     def __init__(self, suite: Suite, device: torch.device, folder: Path = JUDGE) -> None:
-        from spare_core.canvas.classifier import Judge as Network
+        from spare_core.canvas.classifier import Classifier as Network
 
         self._objects = matching(tuple(OBJECTS), suite.objects, "Canvas's judge")
         self._styles = matching(STYLES, suite.styles, "Canvas's judge")
@@ -62,7 +62,7 @@ class CanvasJudge:
             pixels = F.interpolate(pixels, (RESOLUTION, RESOLUTION), mode="bilinear", antialias=True)
         seen = self._network(pixels * 2.0 - 1.0)
         return Judgement(
-            verdict(seen.objects, self._objects), verdict(seen.styles, self._styles), seen.features.float().cpu()
+            recognise(seen.objects, self._objects), recognise(seen.styles, self._styles), seen.features.float().cpu()
         )
 
 

@@ -86,7 +86,7 @@ def erase(
     """Erase one concept, or several together: writes an adapter directory. Killed, it goes on with the same command."""
     from spare_core.concepts.lists import build_erasures
     from spare_core.runs.erase import erase as run
-    from spare_core.runs.progress import Progress
+    from spare_core.runs.progress import ProgressDisplay
 
     options = {
         "mask": mask, "density": density, "rank": rank, "steps": steps, "lr": lr, "timesteps": timesteps, "seed": seed,
@@ -95,7 +95,7 @@ def erase(
     settings = _settings(config, options)
     more = {"kind": kind, "keep": keep, "template": template, "contexts": context}
     erasures = build_erasures(model, _rows(concept or [], surrogate or [], requests, more))
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         manifest = run(model, erasures, settings, output, images, progress)
     seconds = sum(manifest["seconds"].values())
     residuals = manifest["residuals"]
@@ -126,10 +126,10 @@ def compose(
     """Make one adapter that suppresses what several do: the best of three ways, by measurement. Killed, it goes on with
     the same command."""
     from spare_core.runs.compose import compose as run
-    from spare_core.runs.progress import Progress
+    from spare_core.runs.progress import ProgressDisplay
 
     settings = _settings(config, {"rank": rank, "seed": seed})
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         manifest = run(model, adapter, output, settings, progress, without or ())
     ways = manifest["composition"]
     lines = [
@@ -169,14 +169,14 @@ def evaluate(
     from spare_core.evaluation.evaluate import evaluate as run
     from spare_core.evaluation.judges import load_judge
     from spare_core.evaluation.report import summary_table
-    from spare_core.evaluation.report_files import check_output, read_report
+    from spare_core.evaluation.report_files import check_report_output, read_report
     from spare_core.evaluation.suite import load_suite
     from spare_core.models.files import find_model
     from spare_core.models.loading import load_denoiser
-    from spare_core.runs.progress import Progress
+    from spare_core.runs.progress import ProgressDisplay
 
     chosen = load_suite(suite).restricted(seeds, objects_per_style)
-    check_output(output)
+    check_report_output(output)
     earlier = None if before is None else read_report(before)
     stored = [load_adapter(folder) for folder in adapter or []]
     digest = find_model(model).digest()
@@ -184,7 +184,7 @@ def evaluate(
         check_base(one, digest, model)
     denoiser = load_denoiser(model)
     judge = load_judge(chosen, denoiser.device)
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         report = run(denoiser, digest, stored, chosen, erased or [], kind, output, judge, progress, before=earlier)
     files = "\n".join(f"{output / name}" for name in ("evaluation.json", *report["files"]))
     print_result(report, as_json, f"{summary_table(report)}\n{files}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -20,12 +20,13 @@ from spare_core.evaluation.matrix import check_continues, continued, matrix_plot
 from spare_core.evaluation.metrics import check_drawn
 from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.report import contact_sheet, profile_plot, sheet_rows
-from spare_core.evaluation.report_files import MATRIX, PROFILE, SCHEMA, SHEET, check_output, write_report
+from spare_core.evaluation.report_files import MATRIX, PROFILE, SCHEMA, SHEET, check_report_output, write_report
 from spare_core.evaluation.suite import DOMAINS, Suite, domain_of
 from spare_core.method.probes import draw_held_out
 from spare_core.method.residual import Measurement, Meter
 from spare_core.method.settings import EraseSettings
 from spare_core.models.unet import UNetDenoiser
+from spare_core.runs.progress import OnProgress, no_progress
 
 _HELD_OUT: Final = 24
 """Trajectories a side that an evaluation measures on, if the training measured on fewer."""
@@ -34,9 +35,6 @@ _EACH: Final = 4
 five times the drift that the next one does."""
 _EACH_ERASED: Final = 8
 """Of each erased one: a policy bounds how much more is left of one than when it was added."""
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with a stage's name, how much of it is done, and how much there is."""
 
 
 def evaluate(
@@ -48,7 +46,7 @@ def evaluate(
     kind: str | None,
     output: Path,
     judge: Judge,
-    on_progress: OnProgress = lambda stage, done, total: None,
+    on_progress: OnProgress = no_progress,
     batch_size: int | None = None,
     before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -69,7 +67,7 @@ def evaluate(
         StorageError: if the disk would not take a file.
     """
     question = _check_request(suite, erased, kind, stored_adapters)
-    check_output(output)
+    check_report_output(output)
     check_continues(before, base_digest)
     _check_model(denoiser, suite, stored_adapters)
     clock = _Clock(on_progress)
@@ -103,7 +101,7 @@ def evaluate(
         "adapters": [_adapter_facts(stored, base_digest) for stored in stored_adapters],
         "base_digest": base_digest,
         "base_cached": cached,
-        "model": denoiser.settings(),
+        "model": denoiser.describe(),
         "seconds": clock.seconds,
         "versions": versions(),
     }

@@ -43,7 +43,7 @@ class Question:
 
     def asked(self, grid: GridResult) -> GridResult:
         """The pictures that the figures are of."""
-        return grid.take(~names_erased(grid.verdicts.prompted, self.aside)) if self.aside else grid
+        return grid.take(~names_erased(grid.outcomes.prompted, self.aside)) if self.aside else grid
 
     @property
     def kinds(self) -> tuple[Domain, ...]:
@@ -65,7 +65,7 @@ def findings(
 ) -> dict[str, Any]:
     """``counts``, ``base``, ``adapted``, ``per_concept``, ``confusion``, ``worst_neighbour`` and ``damage`` of a
     report."""
-    gone = names_erased(before.verdicts.prompted, question.erased)
+    gone = names_erased(before.outcomes.prompted, question.erased)
     real = None if reference is None else _kept_features(reference, question)
     scores = _scores(before, question, gone, real)
     concepts = per_concept(before, after, question)
@@ -89,7 +89,7 @@ def _kept_features(reference: Reference, question: Question) -> Tensor:
 
 
 def _scores(grid: GridResult, question: Question, gone: Tensor, real: Tensor | None) -> dict[str, Figure | Distance]:
-    scores: dict[str, Figure | Distance] = dict(ua_ira_cra(grid.verdicts, question.erased)._asdict())
+    scores: dict[str, Figure | Distance] = dict(ua_ira_cra(grid.outcomes, question.erased)._asdict())
     return scores if real is None else {**scores, "fid": fid(grid.features[~gone], real)}
 
 
@@ -105,8 +105,8 @@ def _denominators(score: Figure | Distance) -> dict[str, int]:
 
 def per_concept(before: GridResult, after: GridResult | None, question: Question) -> list[dict[str, Any]]:
     """Every concept of both domains with accuracy and mean probability, before and after."""
-    first = concept_scores(before.verdicts, question.erased)
-    second = [] if after is None else list(concept_scores(after.verdicts, question.erased))
+    first = concept_scores(before.outcomes, question.erased)
+    second = [] if after is None else list(concept_scores(after.outcomes, question.erased))
     rows = []
     for i, score in enumerate(first):
         name = question.suite.names(score.kind)[score.concept]
@@ -129,7 +129,7 @@ def _confusion(before: GridResult, after: GridResult | None, question: Question)
     names = {kind: question.suite.names(kind) for kind in question.kinds}
     labels = [name for kind in question.kinds for name in names[kind]]
     sides = [
-        None if grid is None else confusion([(grid.verdicts.column(kind), len(names[kind])) for kind in question.kinds])
+        None if grid is None else confusion([(grid.outcomes.column(kind), len(names[kind])) for kind in question.kinds])
         for grid in (before, after)
     ]
     return {"labels": [*labels, "(none of these)"], "base": sides[0], "adapted": sides[1]}

@@ -22,7 +22,7 @@ from spare_core.adapters.manifest import versions
 from spare_core.errors import StorageError, TrainingError
 from spare_core.evaluation.damage import Pictures, Texture, measure_texture
 from spare_core.evaluation.judgement import Judge, Judgement
-from spare_core.evaluation.metrics import Column, Verdicts
+from spare_core.evaluation.metrics import Column, Outcomes
 from spare_core.evaluation.suite import Cells, Suite
 from spare_core.files.atomic import write_tensors
 from spare_core.models.denoiser import Denoiser
@@ -67,9 +67,9 @@ class GridResult:
         return GridResult(**{name: values[rows] for name, values in vars(self).items()})
 
     @property
-    def verdicts(self) -> Verdicts:
+    def outcomes(self) -> Outcomes:
         """What the metrics need."""
-        return Verdicts(
+        return Outcomes(
             Column(self.objects, self.predicted_objects, self.object_probability),
             Column(self.styles, self.predicted_styles, self.style_probability),
         )

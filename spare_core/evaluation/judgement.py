@@ -20,7 +20,7 @@ OTHER: Final = -1
 """What a judge names when it sees a label of its own that the suite does not have."""
 
 
-class Verdict(NamedTuple):
+class Recognition(NamedTuple):
     """Of one domain: probabilities ``(B, n)`` of the suite's concepts, in its order, and the concept named ``(B,)``.
 
     A judge that knows further labels leaves them the rest of the probability; if one of them wins, :data:`OTHER`.
@@ -31,10 +31,10 @@ class Verdict(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """Of a batch: both verdicts, and features ``(B, D)``; float32 and int64 on the CPU."""
+    """Of a batch: both recognised, and features ``(B, D)``; float32 and int64 on the CPU."""
 
-    objects: Verdict
-    styles: Verdict
+    objects: Recognition
+    styles: Recognition
     features: Tensor
 
 
@@ -75,10 +75,10 @@ def matching(labels: Sequence[str], names: Sequence[str], what: str) -> list[int
     return [rows[_key(name)] for name in names]
 
 
-def verdict(logits: Tensor, columns: Sequence[int]) -> Verdict:
+def recognise(logits: Tensor, columns: Sequence[int]) -> Recognition:
     """From ``logits`` ``(B, L)`` over all of a judge's labels; ``columns[i]`` is the label of concept i."""
     probabilities = logits.double().softmax(dim=-1).float().cpu()
-    return Verdict(probabilities[:, columns], concepts_of(columns, logits.shape[1])[logits.argmax(dim=-1).cpu()])
+    return Recognition(probabilities[:, columns], concepts_of(columns, logits.shape[1])[logits.argmax(dim=-1).cpu()])
 
 
 def sha256(files: Sequence[Path]) -> str:

@@ -53,7 +53,7 @@ class Column(NamedTuple):
         return self.prompted == self.predicted
 
 
-class Verdicts(NamedTuple):
+class Outcomes(NamedTuple):
     """What was asked of N pictures and what a judge saw in them."""
 
     objects: Column
@@ -153,7 +153,7 @@ def check_drawn(prompted: Mapping[Domain, Tensor], erased: Erased) -> None:
         raise InputError("every picture in the grid names an erased concept; draw more of the suite or erase fewer")
 
 
-def ua_ira_cra(verdicts: Verdicts, erased: Erased, seed: int = 0) -> Scores:
+def ua_ira_cra(verdicts: Outcomes, erased: Erased, seed: int = 0) -> Scores:
     """All four accuracies.
 
     Raises:
@@ -224,7 +224,7 @@ def _hits(column: Column, among: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return hits[counts > 0], counts[counts > 0]
 
 
-def concept_scores(verdicts: Verdicts, erased: Erased) -> Iterator[ConceptScore]:
+def concept_scores(verdicts: Outcomes, erased: Erased) -> Iterator[ConceptScore]:
     """Every concept drawn: an erased one on its own pictures, all others on kept pictures."""
     gone = names_erased(verdicts.prompted, erased)
     for domain in DOMAINS:

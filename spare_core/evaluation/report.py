@@ -42,7 +42,7 @@ def sheet_rows(
 ) -> list[SheetRow]:
     """The erased concepts, their surrogates, then kept ones in the order of ``worst``; each in the same contexts where
     the grid has them."""
-    column, context = grid.verdicts.column(kind).prompted, grid.verdicts.column(other(kind)).prompted
+    column, context = grid.outcomes.column(kind).prompted, grid.outcomes.column(other(kind)).prompted
     notes = dict.fromkeys(erased, "erased")
     notes |= {concept: "surrogate" for concept in surrogates if concept not in notes}
     kept = [concept for concept in worst if concept not in notes][:KEPT_ROWS]

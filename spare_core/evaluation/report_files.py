@@ -36,7 +36,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     return report
 
 
-def check_output(output: Path) -> None:
+def check_report_output(output: Path) -> None:
     """Refuse a folder that holds anything but an earlier evaluation, finished or not.
 
     Raises:

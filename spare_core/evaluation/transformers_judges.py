@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from spare_core.errors import ModelError
-from spare_core.evaluation.judgement import Judgement, Reference, matching, sha256, verdict
+from spare_core.evaluation.judgement import Judgement, Reference, matching, recognise, sha256
 from spare_core.evaluation.suite import Suite
 
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -41,13 +41,13 @@ class ClassifierJudge:
     @torch.no_grad()
     def judge(self, pixels: Tensor) -> Judgement:
         """See :class:`Judge`."""
-        verdicts, features = [], []
+        recognised, features = [], []
         for model, processor, columns in self._heads:
             output = model(_processed(processor, pixels, self._device), output_hidden_states=True)
-            verdicts.append(verdict(output.logits, columns))
+            recognised.append(recognise(output.logits, columns))
             hidden = output.hidden_states[-1]  # (B, D, h, w) of a convolutional network, (B, T, D) of a transformer
             features.append(hidden.mean(dim=(2, 3)) if hidden.dim() == 4 else hidden.mean(dim=1))
-        return Judgement(verdicts[0], verdicts[1], torch.cat(features, dim=1).float().cpu())
+        return Judgement(recognised[0], recognised[1], torch.cat(features, dim=1).float().cpu())
 
 
 class ClipJudge:
@@ -94,8 +94,8 @@ class ClipJudge:
         pooled = self._model.vision_model(_processed(self._processor, pixels, self._device)).pooler_output
         embeds = self._model.visual_projection(pooled)
         unit, scale = F.normalize(embeds, dim=-1), self._model.logit_scale.exp()
-        objects = verdict(scale * unit @ self._objects.T, range(len(self._objects)))
-        styles = verdict(scale * unit @ self._styles.T, range(len(self._styles)))
+        objects = recognise(scale * unit @ self._objects.T, range(len(self._objects)))
+        styles = recognise(scale * unit @ self._styles.T, range(len(self._styles)))
         return Judgement(objects, styles, embeds.float().cpu())
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.prompts import EMPTY, PromptPlan
-from spare_core.method.prompt_table import SURROGATE, pose
+from spare_core.method.prompt_table import SURROGATE, build_prompt_table
 from spare_core.method.settings import EraseSettings
 from spare_core.method.trajectories import Trajectory, noise_latents, sample_trajectories
 from spare_core.models.conditioning import Conditioning
@@ -70,7 +70,7 @@ def fill_bank(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, p
     plan = PromptPlan(erasures, settings.seed, heldout=False)
     forget = plan.forget(settings.examples if pictures is None else max(settings.examples, 2 * len(pictures)))
     retain = plan.retain(settings.retain_examples)
-    rows, table, overwritten, held = pose(denoiser, plan, forget, retain, settings.resolution)
+    rows, table, overwritten, held = build_prompt_table(denoiser, plan, forget, retain, settings.resolution)
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + 5)
     given: list[Trajectory] = []
     if pictures is not None:
@@ -101,7 +101,7 @@ def _side(trajectories: Sequence[Trajectory], teacher: int) -> Side:
     """All states of ``trajectories``; the first prompt asked is the student's, number ``teacher`` the teacher's."""
 
     def rows(place: int) -> Tensor:
-        return torch.cat([torch.full_like(one.timesteps, one.asked.rows[place]) for one in trajectories])
+        return torch.cat([torch.full_like(one.timesteps, one.query.rows[place]) for one in trajectories])
 
     def under(place: int) -> Tensor:
         return torch.cat([one.predictions[:, place] for one in trajectories])
@@ -114,7 +114,7 @@ def _side(trajectories: Sequence[Trajectory], teacher: int) -> Side:
         teacher=rows(teacher),
         under_student=student,
         under_teacher=under(teacher) if teacher else student,
-        under_empty=under(trajectories[0].asked.empty),
+        under_empty=under(trajectories[0].query.empty),
         picture=torch.cat([torch.full_like(one.timesteps, i) for i, one in enumerate(trajectories)]),
         latents=torch.stack([one.latents for one in trajectories]),
     )

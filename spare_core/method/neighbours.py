@@ -20,7 +20,7 @@ from spare_core.concepts.concept import Erasure, same_concept
 from spare_core.concepts.prompts import NULL
 from spare_core.errors import ConceptError
 from spare_core.method.settings import EraseSettings
-from spare_core.method.trajectories import Asked, sample_trajectories
+from spare_core.method.trajectories import Query, sample_trajectories
 from spare_core.models.unet import UNetDenoiser
 
 _CONTEXTS: Final = 4
@@ -53,7 +53,7 @@ def rank_neighbours(
     table = denoiser.encode_prompts(prompts, settings.resolution)
     width = 1 + len(names)
     asked = [
-        Asked((*range(1 + i * width, 1 + (i + 1) * width), 0), driver=0, empty=width) for i in range(len(contexts))
+        Query((*range(1 + i * width, 1 + (i + 1) * width), 0), driver=0, empty=width) for i in range(len(contexts))
     ]
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + 43)
     driven = sample_trajectories(

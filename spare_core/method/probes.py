@@ -13,7 +13,7 @@ from torch import Tensor
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.prompts import EMPTY, PromptPlan
 from spare_core.errors import InputError
-from spare_core.method.prompt_table import CONCEPT, SURROGATE, pose
+from spare_core.method.prompt_table import CONCEPT, SURROGATE, build_prompt_table
 from spare_core.method.settings import EraseSettings
 from spare_core.method.trajectories import predict_rows, sample_trajectories
 from spare_core.models.conditioning import Conditioning
@@ -71,7 +71,7 @@ def draw_held_out(denoiser: Denoiser, erasures: Erasures, settings: EraseSetting
     retain = plan.retain(max(settings.heldout, each * len(plan.kept())))
     beside = plan.pairs_beside(retain)
     further = [prompt for pair in beside for prompt in pair]
-    rows, table, overwritten, held = pose(denoiser, plan, forget, retain, settings.resolution, further)
+    rows, table, overwritten, held = build_prompt_table(denoiser, plan, forget, retain, settings.resolution, further)
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + 31)
     steps = max(2, settings.example_steps // 2)
     drawn = sample_trajectories(

@@ -35,7 +35,7 @@ _DRIFT_WEIGHT: Final = 5.0
 steps is noise, which the falling rate takes back."""
 
 
-def open_training(
+def begin_training(
     denoiser: Denoiser, batches: Batches, meter: Meter, fresh: Adapter, erasures: Erasures, settings: EraseSettings
 ) -> TrainingState:
     """The state that a run of ``settings`` begins with; stopped early where the start is good enough as it is.
@@ -50,13 +50,13 @@ def open_training(
         facts = {"ridge": found.ridge, "residual": found.measured.residual, "mean_drift": found.measured.mean_drift}
     else:
         found, facts = Start(fresh, None, UNTOUCHED), None
-    state = open_from(denoiser, batches, meter, found, settings)
+    state = begin_from(denoiser, batches, meter, found, settings)
     state.closed_form = facts
     state.seconds = round(time.perf_counter() - started, 3)
     return state
 
 
-def open_from(
+def begin_from(
     denoiser: Denoiser, batches: Batches, meter: Meter, found: Start, settings: EraseSettings
 ) -> TrainingState:
     """The same from a start that is known already, measured on a part of the probes.

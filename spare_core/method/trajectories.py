@@ -17,7 +17,7 @@ from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import Denoiser
 
 
-class Asked(NamedTuple):
+class Query(NamedTuple):
     """What the model is asked on one trajectory, as rows of a prompt table: ``rows[driver]``, guided away from
     ``rows[empty]``, drives it; the others are asked for their predictions alone."""
 
@@ -30,7 +30,7 @@ class Trajectory(NamedTuple):
     """S states of one picture. ``noisy`` ``(S, C, H, W)``; ``timesteps`` ``(S,)``, falling; ``predictions``
     ``(S, Q, C, H, W)``, one for each row asked; ``latents`` ``(C, H, W)``, where it ended. On the CPU."""
 
-    asked: Asked
+    query: Query
     noisy: Tensor
     timesteps: Tensor
     predictions: Tensor
@@ -41,13 +41,13 @@ class Trajectory(NamedTuple):
 def sample_trajectories(
     denoiser: Denoiser,
     table: Conditioning,
-    asked: Sequence[Asked],
+    queries: Sequence[Query],
     steps: int,
     guidance: float,
     generator: torch.Generator,
     resolution: int = 0,
 ) -> list[Trajectory]:
-    """Drive one trajectory for each of ``asked``, by deterministic DDIM.
+    """Drive one trajectory for each of ``queries``, by deterministic DDIM.
 
     Each takes one timestep from each of ``steps`` equal parts of the noise schedule, displaced differently from the
     others', so that together they cover it.
@@ -56,11 +56,11 @@ def sample_trajectories(
         TrainingError: if a prediction is not finite.
     """
     shape = denoiser.latent_shape(resolution)
-    start = torch.randn((len(asked), *shape), generator=generator)
-    timesteps = jittered_timesteps(len(asked), steps, denoiser.num_timesteps, generator)
+    start = torch.randn((len(queries), *shape), generator=generator)
+    timesteps = jittered_timesteps(len(queries), steps, denoiser.num_timesteps, generator)
     found: list[Trajectory] = []
-    for chunk in _chunks(asked, denoiser.batch_rows(shape[-1])):
-        found += _drive(denoiser, table, asked[chunk], start[chunk], timesteps[chunk], guidance)
+    for chunk in _chunks(queries, denoiser.batch_rows(shape[-1])):
+        found += _drive(denoiser, table, queries[chunk], start[chunk], timesteps[chunk], guidance)
     return found
 
 
@@ -72,33 +72,33 @@ def jittered_timesteps(count: int, steps: int, num_timesteps: int, generator: to
     return ((parts + place[:, None]) * (num_timesteps / steps)).long().clamp(max=num_timesteps - 1)
 
 
-def _chunks(asked: Sequence[Asked], rows: int) -> list[slice]:
+def _chunks(queries: Sequence[Query], rows: int) -> list[slice]:
     """Runs of trajectories that ask no more than ``rows`` questions a step, at least one trajectory each."""
     chunks, start, total = [], 0, 0
-    for i, one in enumerate(asked):
+    for i, one in enumerate(queries):
         if total and total + len(one.rows) > rows:
             chunks.append(slice(start, i))
             start, total = i, 0
         total += len(one.rows)
-    return [*chunks, slice(start, len(asked))]
+    return [*chunks, slice(start, len(queries))]
 
 
 def _drive(
     denoiser: Denoiser,
     table: Conditioning,
-    asked: Sequence[Asked],
+    queries: Sequence[Query],
     start: Tensor,
     timesteps: Tensor,
     guidance: float,
 ) -> list[Trajectory]:
     """N trajectories at once, from ``start`` ``(N, C, H, W)`` through ``timesteps`` ``(N, S)``."""
-    counts = torch.tensor([len(one.rows) for one in asked])
-    owner = torch.arange(len(asked)).repeat_interleave(counts)
+    counts = torch.tensor([len(one.rows) for one in queries])
+    owner = torch.arange(len(queries)).repeat_interleave(counts)
     first = counts.cumsum(0) - counts
-    driver = first + torch.tensor([one.driver for one in asked])
-    empty = first + torch.tensor([one.empty for one in asked])
-    rows = torch.tensor([row for one in asked for row in one.rows])
-    after = torch.cat([timesteps[:, 1:], torch.full((len(asked), 1), -1)], dim=1)
+    driver = first + torch.tensor([one.driver for one in queries])
+    empty = first + torch.tensor([one.empty for one in queries])
+    rows = torch.tensor([row for one in queries for row in one.rows])
+    after = torch.cat([timesteps[:, 1:], torch.full((len(queries), 1), -1)], dim=1)
     noisy, passed, predictions = start, [], []
     for now, following in zip(timesteps.unbind(1), after.unbind(1), strict=True):
         found = predict_rows(denoiser, table, noisy[owner], now[owner], rows)
@@ -109,7 +109,7 @@ def _drive(
     states, answers = torch.stack(passed, dim=1), torch.stack(predictions, dim=1)
     return [
         Trajectory(one, states[i], timesteps[i], answers[mine].transpose(0, 1), noisy[i])
-        for i, (one, mine) in enumerate(zip(asked, torch.arange(len(owner)).split(counts.tolist()), strict=True))
+        for i, (one, mine) in enumerate(zip(queries, torch.arange(len(owner)).split(counts.tolist()), strict=True))
     ]
 
 
@@ -117,16 +117,16 @@ def _drive(
 def noise_latents(
     denoiser: Denoiser,
     table: Conditioning,
-    asked: Sequence[Asked],
+    queries: Sequence[Query],
     latents: Tensor,
     steps: int,
     generator: torch.Generator,
 ) -> list[Trajectory]:
-    """The same of given pictures: ``latents`` ``(N, C, H, W)``, one for each of ``asked``, noised anew at each of
+    """The same of given pictures: ``latents`` ``(N, C, H, W)``, one for each of ``queries``, noised anew at each of
     ``steps`` timesteps."""
-    timesteps = jittered_timesteps(len(asked), steps, denoiser.num_timesteps, generator)
+    timesteps = jittered_timesteps(len(queries), steps, denoiser.num_timesteps, generator)
     found = []
-    for one, clean, now in zip(asked, latents, timesteps, strict=True):
+    for one, clean, now in zip(queries, latents, timesteps, strict=True):
         noise = torch.randn((steps, *clean.shape), generator=generator)
         noisy = denoiser.add_noise(clean.expand(steps, *clean.shape), noise, now)
         owner = torch.arange(steps).repeat_interleave(len(one.rows))

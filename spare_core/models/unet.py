@@ -229,7 +229,7 @@ class UNetDenoiser:
             )
         return result
 
-    def settings(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What a report says of the model."""
         return {
             "source": self.files.source,

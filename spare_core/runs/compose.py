@@ -28,15 +28,16 @@ from spare_core.concepts.erasures import Erasures
 from spare_core.errors import ConceptError, SettingsError
 from spare_core.method.distill import distill
 from spare_core.method.probes import draw_held_out
-from spare_core.method.rate import open_from
+from spare_core.method.rate import begin_from
 from spare_core.method.residual import Measurement, Meter
 from spare_core.method.settings import EraseSettings
 from spare_core.method.solve import Start
 from spare_core.models.device import choose_device
 from spare_core.runs import stages
 from spare_core.runs.erase import check_space, run_stages
-from spare_core.runs.request import Progress, build_request
-from spare_core.runs.resume import Checkpoint, check_output
+from spare_core.runs.progress import OnProgress, no_progress
+from spare_core.runs.request import build_request
+from spare_core.runs.resume import Checkpoint, check_run_output
 
 BACK_WITHIN: Final = 0.2
 """A withdrawn concept counts as back if its residual is as near to 1, which is the base model's own."""
@@ -68,7 +69,7 @@ def compose(
     folders: Sequence[Path],
     output: Path,
     settings: EraseSettings,
-    progress: Progress = lambda stage, done, total: None,
+    progress: OnProgress = no_progress,
     without: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the best of the ways to ``output``; returns its manifest. ``settings.rank`` is the bundle's; concepts of
@@ -96,7 +97,7 @@ def compose(
         "adapters": [part.sha256 for part in parts],
         "without": [one.concept for one in withdrawn],
     }
-    finished = check_output(output, identity)
+    finished = check_run_output(output, identity)
     if finished is not None:
         return finished
     work = stages.open_work(request, progress)
@@ -146,7 +147,7 @@ def ways(work: stages.Work, folder: Path, exact: Adapter | None) -> list[Candida
     def refine() -> _Made:
         adapter = freed_adapter(cut.adapter, inputs.masks, settings.seed)
         start = Start(adapter, None, Meter(denoiser, inputs.meter.held_out.thinned()).measure(adapter))
-        state = open_from(denoiser, inputs.batches, inputs.meter, start, settings)
+        state = begin_from(denoiser, inputs.batches, inputs.meter, start, settings)
         measured = distill(denoiser, inputs.batches, inputs.meter, state, settings)
         return state.adapter, measured, {"steps": state.step, "lr": state.lr, "taken_back": state.taken_back}
 

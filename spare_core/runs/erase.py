@@ -16,8 +16,9 @@ from spare_core.method.settings import EraseSettings
 from spare_core.models.device import choose_device
 from spare_core.models.unet import UNetDenoiser
 from spare_core.runs import stages
-from spare_core.runs.request import Progress, build_request
-from spare_core.runs.resume import Checkpoint, check_output
+from spare_core.runs.progress import OnProgress, no_progress
+from spare_core.runs.request import build_request
+from spare_core.runs.resume import Checkpoint, check_run_output
 from spare_core.runs.stage_files import is_finished
 
 
@@ -27,7 +28,7 @@ def erase(
     settings: EraseSettings,
     output: Path,
     images: str | Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: OnProgress = no_progress,
 ) -> dict[str, Any]:
     """Erase one concept or more; returns the manifest that was written to ``output/spare.json``.
 
@@ -42,7 +43,7 @@ def erase(
     """
     choose_device(settings.device)
     request = build_request(model, erasures, settings, images, progress)
-    finished = check_output(output, request.identity())
+    finished = check_run_output(output, request.identity())
     if finished is not None:
         return finished
     work = stages.open_work(request, progress)
@@ -55,12 +56,12 @@ def run_stages(work: stages.Work, folder: Path, output: Path) -> dict[str, Any]:
     """All stages, in ``folder``; one that an earlier process finished there is not done again."""
     examples, profile, masks, state = (folder / name for name in stages.ERASING)
     if not is_finished(examples):
-        stages.prepare(work, examples)
+        stages.write_examples(work, examples)
     if not is_finished(profile):
-        stages.timesteps(work, examples, profile)
+        stages.write_profile(work, examples, profile)
     if not is_finished(masks):
-        stages.saliency(work, examples, profile, masks)
-    return stages.distill(work, examples, profile, masks, output, state)
+        stages.write_masks(work, examples, profile, masks)
+    return stages.write_adapter(work, examples, profile, masks, output, state)
 
 
 def check_space(output: Path, denoiser: UNetDenoiser, settings: EraseSettings) -> None:

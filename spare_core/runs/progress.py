@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+OnProgress = Callable[[str, int, int], None]
+"""Called with a stage's name, how much of it is done, and how much there is."""
 
-class Progress:
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """The default: tell nobody."""
+
+
+class ProgressDisplay:
     """Call it with ``(stage, done, total)``; use it as a context manager."""
 
     def __init__(self) -> None:
@@ -17,7 +25,7 @@ class Progress:
         self._started = time.monotonic()
         self._said: dict[str, float] = {}
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressDisplay:
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,8 @@ from spare_core.concepts.erasures import Erasures
 from spare_core.errors import ImagesError, SettingsError
 from spare_core.method.settings import EraseSettings
 from spare_core.models.files import find_model
+from spare_core.runs.progress import OnProgress, no_progress
 from spare_core.store.fetching import local_path
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ def build_request(
     erasures: Erasures,
     settings: EraseSettings,
     images: str | Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: OnProgress = no_progress,
 ) -> Request:
     """Find base model and pictures and name them by digest; both are fetched if they lie in S3.
 

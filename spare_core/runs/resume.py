@@ -22,7 +22,7 @@ FOLDER: Final = ".checkpoint"
 REQUEST: Final = "request.json"
 
 
-def check_output(output: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+def check_run_output(output: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     """Decide what an output folder is to a request: new (None), unfinished (None), or finished (its manifest).
 
     Raises:
@@ -75,7 +75,7 @@ class Checkpoint:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputError(f"another process is working in {output}; wait for it or give another --output") from None
-        if (self.folder / REQUEST).exists():  # another process may have come and gone since check_output
+        if (self.folder / REQUEST).exists():  # another process may have come and gone since check_run_output
             _compare(output, _stored(self.folder), request, "an unfinished run of another request")
         else:
             try:

@@ -30,18 +30,18 @@ from spare_core.errors import ModelError
 from spare_core.files.pictures import load_images
 from spare_core.method.bank import Bank, fill_bank
 from spare_core.method.batches import Batches
-from spare_core.method.distill import TrainingState, start
-from spare_core.method.distill import distill as train
+from spare_core.method.distill import TrainingState, distill, start
 from spare_core.method.gap import TimestepProfile, TimestepSampler, profile_timesteps
 from spare_core.method.masks import describe_masks
 from spare_core.method.probes import draw_held_out
-from spare_core.method.rate import open_training
+from spare_core.method.rate import begin_training
 from spare_core.method.residual import Meter
 from spare_core.method.saliency import choose_masks
 from spare_core.method.settings import EraseSettings
 from spare_core.models.loading import load_denoiser
 from spare_core.models.unet import UNetDenoiser
-from spare_core.runs.request import Progress, Request
+from spare_core.runs.progress import OnProgress, no_progress
+from spare_core.runs.request import Request
 from spare_core.runs.results import (
     load_bank,
     load_masks,
@@ -65,7 +65,7 @@ class Work:
 
     request: Request
     denoiser: UNetDenoiser
-    progress: Progress = lambda stage, done, total: None
+    progress: OnProgress = no_progress
 
     @contextmanager
     def stage(self, name: str, output: Path, facts: dict[str, Any]) -> Iterator[None]:
@@ -90,7 +90,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     return peak
 
 
-def open_work(request: Request, progress: Progress = lambda stage, done, total: None) -> Work:
+def open_work(request: Request, progress: OnProgress = no_progress) -> Work:
     """Load the base model of a request, and check against it what only a model can say.
 
     Raises:
@@ -122,7 +122,7 @@ def load_base(model: str, base: str, settings: EraseSettings) -> UNetDenoiser:
 
 
 def work_on(
-    request: Request, denoiser: UNetDenoiser, progress: Progress = lambda stage, done, total: None
+    request: Request, denoiser: UNetDenoiser, progress: OnProgress = no_progress
 ) -> Work:  # fmt: skip
     """Check a request against its base model, which is loaded.
 
@@ -135,7 +135,7 @@ def work_on(
     return Work(request, denoiser, progress)
 
 
-def prepare(work: Work, output: Path) -> None:
+def write_examples(work: Work, output: Path) -> None:
     """Sample the trajectories of both sides, to train on and held out.
 
     Raises:
@@ -158,7 +158,7 @@ def prepare(work: Work, output: Path) -> None:
             facts[name], facts[f"{name}_heldout"] = len(trained.timesteps), len(probed.timesteps)
 
 
-def timesteps(work: Work, examples: Path, output: Path) -> None:
+def write_profile(work: Work, examples: Path, output: Path) -> None:
     """Profile when in the denoising concept and surrogate differ."""
     facts: dict[str, Any] = {}
     with work.stage("timesteps", output, facts):
@@ -168,7 +168,7 @@ def timesteps(work: Work, examples: Path, output: Path) -> None:
         facts["probabilities"] = TimestepSampler.from_profile(profile, work.request.settings).probabilities.tolist()
 
 
-def saliency(work: Work, examples: Path, profile: Path, output: Path) -> None:
+def write_masks(work: Work, examples: Path, profile: Path, output: Path) -> None:
     """Score the weights and choose those that may move."""
     facts: dict[str, Any] = {}
     with work.stage("saliency", output, facts):
@@ -199,7 +199,7 @@ def read_inputs(work: Work, examples: Path, profile: Path, masks: Path) -> Input
     return Inputs(batches, meter, profiled, load_masks(masks / MASKS))
 
 
-def distill(
+def write_adapter(
     work: Work,
     examples: Path,
     profile: Path,
@@ -226,7 +226,7 @@ def distill(
         restore_state(state, kept)
         earlier = state.seconds
     else:
-        state = open_training(denoiser, batches, meter, fresh, request.erasures, settings)
+        state = begin_training(denoiser, batches, meter, fresh, request.erasures, settings)
         earlier = 0.0
         if kept is not None and state.step:
             save_state(state, kept)
@@ -239,7 +239,7 @@ def distill(
         if kept is not None:
             save_state(state, kept)
 
-    measured = train(denoiser, batches, meter, state, settings, on_measure=measured_at, on_step=stepped)
+    measured = distill(denoiser, batches, meter, state, settings, on_measure=measured_at, on_step=stepped)
     seconds = {name: facts["seconds"] for name, facts in before.items()}
     seconds["distill"] = round(earlier + time.perf_counter() - started, 3)
     memory = _most(*(facts["peak_memory_bytes"] for facts in before.values()), peak_memory(denoiser.device))
@@ -263,7 +263,7 @@ def distill(
         **measured.as_dict(),
         "seconds": seconds,
         "peak_memory_bytes": memory,
-        "base": {"digest": request.base, **denoiser.settings()},
+        "base": {"digest": request.base, **denoiser.describe()},
         "request": request.identity(),
     }
     return save_adapter(output, state.adapter, denoiser.lora_prefix, manifest)

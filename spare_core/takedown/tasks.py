@@ -30,7 +30,7 @@ from spare_core.takedown.planning import DEADLINES, read_deadlines
 from spare_core.takedown.reading import read_lists
 from spare_core.takedown.standings import unwanted
 from spare_core.workflow.environment import STORE, open_run_store, pipeline_run_id
-from spare_core.workflow.events import told
+from spare_core.workflow.events import reported
 from spare_core.workflow.order import BUNDLE_RANK, Champion, check_order
 from spare_core.workflow.tasks import champion_of, end_runs
 
@@ -50,7 +50,7 @@ class Gathered(NamedTuple):
     needed: bool
 
 
-def plan(parameters: Mapping[str, Any]) -> Planned:
+def plan_task(parameters: Mapping[str, Any]) -> Planned:
     """Check everything, take the lists into the ledger, and say what has to be erased; no GPU is needed.
 
     Raises:
@@ -58,7 +58,7 @@ def plan(parameters: Mapping[str, Any]) -> Planned:
         InputError: for bad rows and contradictions, unless they are to be skipped.
         RegistryError, StoreError: if MLflow or the store cannot be used.
     """
-    with told("plan") as results:
+    with reported("plan") as results:
         check_server()
         store = open_run_store()
         store.check()
@@ -85,14 +85,14 @@ def plan(parameters: Mapping[str, Any]) -> Planned:
         return Planned(batch.to_json(), chosen)
 
 
-def take_down(batch: str, request_id: str) -> str:
+def take_down_task(batch: str, request_id: str) -> str:
     """Erase, measure and register one request; returns the state it is in then. Its failure is entered in the ledger
     and stops nobody else.
 
     Raises:
         StoreError, LedgerDamaged: if the ledger cannot be used.
     """
-    with told(f"take down {request_id}") as results:
+    with reported(f"take down {request_id}") as results:
         from spare_core.takedown.erasing import erase_request
 
         asked, ledger = Batch.from_json(batch), _ledger(open_run_store())
@@ -102,14 +102,14 @@ def take_down(batch: str, request_id: str) -> str:
         return outcome.state
 
 
-def gather(batch: str) -> Gathered:
+def gather_task(batch: str) -> Gathered:
     """The bundle that the ledger asks for, if it is another than the champion and nobody is making it.
 
     Raises:
         SettingsError: if it cannot be made so.
         InputError: if nothing would be left in it.
     """
-    with told("gather") as results:
+    with reported("gather") as results:
         asked, store = Batch.from_json(batch), open_run_store()
         ledger, champion = _ledger(store), champion_of(asked.name, asked.base, store)
         rank = champion.manifest["settings"]["rank"] if champion else asked.bundle_settings.get("rank", BUNDLE_RANK)
@@ -136,10 +136,10 @@ def gather(batch: str) -> Gathered:
         return Gathered(order.to_json(), json.dumps(dataclasses.asdict(asked.policy), sort_keys=True), True)
 
 
-def close(state: str, message: str) -> dict[str, Any]:
+def close_task(state: str, message: str) -> dict[str, Any]:
     """Enter in the ledger what has come true, and let go of what this run was still at. ``state`` and ``message`` are
     KFP's."""
-    with told("close") as results:
+    with reported("close") as results:
         ended, store = end_runs(state, message), open_run_store()
         ledger = _ledger(store)
         # What went wrong in a request's own stages, its standing says.

@@ -18,8 +18,8 @@ _PREFIX: Final = "spare: "
 
 
 @contextmanager
-def told(stage: str) -> Iterator[dict[str, Any]]:
-    """Tell of a stage's start and end; what the body puts into the dictionary is told with the latter.
+def reported(stage: str) -> Iterator[dict[str, Any]]:
+    """Tell of a stage's start and end; what the body puts into the dictionary is reported with the latter.
 
     An error of ours ends the process with its exit code, its words the last line; any other shows where it came from.
     """

@@ -115,8 +115,8 @@ def request_id_of(parameters: Mapping[str, Any]) -> str:
     given = parameters.get("request_id")
     if isinstance(given, str) and given.strip():
         return given.strip()
-    told = {name: value for name, value in parameters.items() if name not in _AFTERWARDS}
-    content = json.dumps(told, sort_keys=True, default=str, ensure_ascii=False)
+    reported = {name: value for name, value in parameters.items() if name not in _AFTERWARDS}
+    content = json.dumps(reported, sort_keys=True, default=str, ensure_ascii=False)
     return f"{str(parameters.get('erase', 'bundle'))[:80]} {hashlib.sha256(content.encode()).hexdigest()[:10]}".strip()
 
 
@@ -137,7 +137,7 @@ def check_order(
     given = {name: value for name, value in parameters.items() if name not in shape}
     found = Collected([*problems_before, *shape.values()], {*shape})
     base = found.attempt(lambda: find_model(given["model"]).digest(), "model")
-    # What is wrong there is told already.
+    # What is wrong there is reported already.
     named = {"keep": [], "contexts": [], "template": "", "kind": "", "without": [], "grow": True, **given}
     champion: Champion | None = None
     usual: dict[str, Any] = {}
@@ -263,8 +263,8 @@ def _erasure(given: Mapping[str, Any]) -> Erasure:
         try:  # without a kind no more than the words can be checked
             Erasure(concept, surrogate, "object", tuple(keep), "{concept}", ())
         except ConceptError as words:
-            told = dict.fromkeys([*str(words).split("; "), str(error)])
-            raise ConceptError("; ".join(told if built_in.find(given["model"]) is None else [str(error)])) from None
+            reported = dict.fromkeys([*str(words).split("; "), str(error)])
+            raise ConceptError("; ".join(reported if built_in.find(given["model"]) is None else [str(error)])) from None
         raise
 
 

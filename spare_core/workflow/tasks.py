@@ -1,8 +1,8 @@
-"""What each task of the pipeline does: folders and texts in, folders and texts out, told to MLflow as it goes.
+"""What each task of the pipeline does: folders and texts in, folders and texts out, reported to MLflow as it goes.
 
-A component calls one of these functions and nothing else. ``order`` is the JSON text that :func:`validate` returns.
-Which pipeline run it is comes from the environment: as a parameter it would be another input in every run, and nothing
-that an earlier run computed could be taken.
+A component calls one of these functions and nothing else. ``order_json`` is the order that :func:`validate_task`
+returns. The environment says which pipeline run it is: as a parameter that would be another input in every run, and
+nothing that an earlier run computed could be taken.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from spare_core.registry.naming import bundle_name, check_name
 from spare_core.registry.tracking import StageRun, end_pipeline_run, stage_run
 from spare_core.store import Store
 from spare_core.workflow.environment import CHECKPOINTS, STORE, open_run_store, pipeline_run_id
-from spare_core.workflow.events import told
+from spare_core.workflow.events import reported
 from spare_core.workflow.keeping import keeping
 from spare_core.workflow.order import Champion, Order, check_order, request_id_of
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 class Checked(NamedTuple):
     """An order and the policy its result is judged by, as JSON texts."""
 
-    order: str
+    order_json: str
     policy: str
 
 
@@ -50,7 +50,7 @@ class Registered(NamedTuple):
     version: int
 
 
-def validate(parameters: Mapping[str, Any]) -> Checked:
+def validate_task(parameters: Mapping[str, Any]) -> Checked:
     """Check all parameters of a run for one concept, before a GPU is asked for.
 
     Raises:
@@ -60,17 +60,18 @@ def validate(parameters: Mapping[str, Any]) -> Checked:
     return _checked("validate", parameters)
 
 
-def collect(parameters: Mapping[str, Any]) -> Checked:
+def collect_task(parameters: Mapping[str, Any]) -> Checked:
     """The same of a run for a bundle, which may go on from the one that is champion.
 
     Raises:
-        SettingsError, RegistryError: see :func:`validate`; the latter also if the champion's evidence is not whole.
+        SettingsError, RegistryError: see :func:`validate_task`; the latter also if the champion's evidence is not
+        whole.
     """
     return _checked("collect", parameters)
 
 
 def _checked(stage: str, parameters: Mapping[str, Any]) -> Checked:
-    with told(stage) as results:
+    with reported(stage) as results:
         check_server()
         problems = []
         if isinstance(parameters["name"], str) and parameters["name"]:
@@ -116,14 +117,14 @@ def champion_of(name: str, base: str, store: Store) -> Champion | None:
     return Champion(found.version, found.tags[EVIDENCE], manifest)
 
 
-def prepare(order: str, examples: Path) -> dict[str, Any]:
-    """Draw the training examples; see :func:`spare_core.runs.stages.prepare`."""
-    with _task("prepare", order) as (asked, run, _):
+def prepare_task(order_json: str, examples: Path) -> dict[str, Any]:
+    """Draw the training examples; see :func:`spare_core.runs.stages.write_examples`."""
+    with _task("prepare", order_json) as (order, run, _):
         from spare_core.runs import stages
 
-        stages.prepare(_open(asked), examples)
-        facts = _log_facts(run, examples, asked, "prepare")
-        request = asked.request
+        stages.write_examples(_open(order), examples)
+        facts = _log_facts(run, examples, order, "prepare")
+        request = order.request
         counts = {name: facts[name] for name in ("forget", "retain", "forget_heldout", "retain_heldout")}
         if request.images and request.images_digest:
             run.dataset("pictures of the concept", request.images_digest, request.images, "training", {})
@@ -131,36 +132,36 @@ def prepare(order: str, examples: Path) -> dict[str, Any]:
         return facts
 
 
-def timesteps(order: str, examples: Path, profile: Path, page: Path) -> dict[str, Any]:
+def timesteps_task(order_json: str, examples: Path, profile: Path, page: Path) -> dict[str, Any]:
     """Profile when the concept is decided; ``page`` becomes an HTML page with the plot."""
-    with _task("timesteps", order) as (asked, run, _):
+    with _task("timesteps", order_json) as (order, run, _):
         from spare_core.evaluation.html import profile_page
         from spare_core.runs import stages
         from spare_core.runs.stage_files import PROFILE
 
-        stages.timesteps(_open(asked), examples, profile)
-        facts = _log_facts(run, profile, asked, "timesteps")
+        stages.write_profile(_open(order), examples, profile)
+        facts = _log_facts(run, profile, order, "timesteps")
         plotted = {**json.loads((profile / PROFILE).read_text(encoding="utf-8")), **facts}
-        _write_page(run, page, profile_page(asked.request.erasures.title, plotted), "timesteps.html")
+        _write_page(run, page, profile_page(order.request.erasures.title, plotted), "timesteps.html")
         return facts
 
 
-def saliency(order: str, examples: Path, profile: Path, masks: Path) -> dict[str, Any]:
-    """Choose the weights that may move; see :func:`spare_core.runs.stages.saliency`."""
-    with _task("saliency", order) as (asked, run, _):
+def saliency_task(order_json: str, examples: Path, profile: Path, masks: Path) -> dict[str, Any]:
+    """Choose the weights that may move; see :func:`spare_core.runs.stages.write_masks`."""
+    with _task("saliency", order_json) as (order, run, _):
         from spare_core.runs import stages
 
-        stages.saliency(_open(asked), examples, profile, masks)
-        return _log_facts(run, masks, asked, "saliency")
+        stages.write_masks(_open(order), examples, profile, masks)
+        return _log_facts(run, masks, order, "saliency")
 
 
-def distill(order: str, examples: Path, profile: Path, masks: Path, adapter: Path) -> dict[str, Any]:
+def distill_task(order_json: str, examples: Path, profile: Path, masks: Path, adapter: Path) -> dict[str, Any]:
     """Train the adapter; losses go to MLflow step by step. Returns its ``spare.json``."""
-    with _task("distill", order) as (asked, run, _):
+    with _task("distill", order_json) as (order, run, _):
         from spare_core.adapters.manifest import MANIFEST
         from spare_core.runs import stages
 
-        run.params(asked.request.settings.as_dict())
+        run.params(order.request.settings.as_dict())
         measured: list[Any] = []
         logged = 0
 
@@ -175,8 +176,8 @@ def distill(order: str, examples: Path, profile: Path, masks: Path, adapter: Pat
                 run.metrics({"residual": row["residual"], "mean_drift": row["mean_drift"]}, int(row["step"]))
                 measured.append(row)
 
-        with _checkpoint(asked) as kept:
-            manifest = stages.distill(_open(asked), examples, profile, masks, adapter, kept, on_step)
+        with _checkpoint(order) as kept:
+            manifest = stages.write_adapter(_open(order), examples, profile, masks, adapter, kept, on_step)
         last = manifest["training"]["steps"]
         run.metrics({name: manifest[name] for name in ("residual", "mean_drift")}, last)
         run.metrics({"lr": manifest["training"]["lr"]}, last)
@@ -185,19 +186,19 @@ def distill(order: str, examples: Path, profile: Path, masks: Path, adapter: Pat
         return manifest
 
 
-def compose(order: str, adapter: Path) -> dict[str, Any]:
+def compose_task(order_json: str, adapter: Path) -> dict[str, Any]:
     """All stages of a bundle in one task: its closed form needs few examples. Returns its ``spare.json``."""
-    with _task("compose", order) as (asked, run, _):
-        return make_adapter(asked, run, _open(asked), adapter)
+    with _task("compose", order_json) as (order, run, _):
+        return make_adapter(order, run, _open(order), adapter)
 
 
-def make_adapter(asked: Order, run: StageRun, work: Work, adapter: Path) -> dict[str, Any]:
-    """All stages of an erasure in one process, told to ``run``. Returns the adapter's ``spare.json``."""
+def make_adapter(order: Order, run: StageRun, work: Work, adapter: Path) -> dict[str, Any]:
+    """All stages of an erasure in one process, reported to ``run``. Returns the adapter's ``spare.json``."""
     from spare_core.adapters.manifest import MANIFEST
     from spare_core.runs.erase import run_stages
 
-    run.params(asked.request.settings.as_dict())
-    with _checkpoint(asked) as kept, tempfile.TemporaryDirectory() as scratch:
+    run.params(order.request.settings.as_dict())
+    with _checkpoint(order) as kept, tempfile.TemporaryDirectory() as scratch:
         manifest = run_stages(work, kept or Path(scratch), adapter)
     run.metrics({name: manifest[name] for name in ("residual", "mean_drift")})
     run.metrics({f"residual/{name}": residual for name, residual in manifest["residuals"].items()})
@@ -206,39 +207,39 @@ def make_adapter(asked: Order, run: StageRun, work: Work, adapter: Path) -> dict
     return manifest
 
 
-def evaluate(order: str, adapter: Path, evaluation: Path, page: Path) -> dict[str, Any]:
+def evaluate_task(order_json: str, adapter: Path, evaluation: Path, page: Path) -> dict[str, Any]:
     """Measure what was forgotten, what was kept, and the damage; ``page`` becomes an HTML page with pictures."""
-    with _task("evaluate", order) as (asked, run, _):
-        report = measure_adapter(asked, run, _open(asked), adapter, evaluation)
+    with _task("evaluate", order_json) as (order, run, _):
+        report = measure_adapter(order, run, _open(order), adapter, evaluation)
         from spare_core.evaluation.html import evaluation_page
 
         _write_page(run, page, evaluation_page(evaluation), "evaluation.html")
         return report
 
 
-def measure_adapter(asked: Order, run: StageRun, work: Work, adapter: Path, evaluation: Path) -> dict[str, Any]:
-    """Measure an adapter into the folder ``evaluation``, told to ``run``. Returns the report."""
+def measure_adapter(order: Order, run: StageRun, work: Work, adapter: Path, evaluation: Path) -> dict[str, Any]:
+    """Measure an adapter into the folder ``evaluation``, reported to ``run``. Returns the report."""
     from spare_core.adapters.directory import check_base, load_adapter
     from spare_core.evaluation.evaluate import evaluate as measure
     from spare_core.evaluation.judges import load_judge
     from spare_core.evaluation.report import summary_table
-    from spare_core.runs.progress import Progress
+    from spare_core.runs.progress import ProgressDisplay
 
-    request, suite = asked.request, asked.chosen_suite()
+    request, suite = order.request, order.chosen_suite()
     stored = load_adapter(adapter)
     check_base(stored, request.base, request.model)
     judge = load_judge(suite, work.denoiser.device)
     before = None
-    if asked.evidence:
+    if order.evidence:
         store = open_run_store()
-        before = evaluation_in(store, read_document(store, asked.evidence)) or None
+        before = evaluation_in(store, read_document(store, order.evidence)) or None
     report = measure(
-        work.denoiser, request.base, [stored], suite, [], None, evaluation, judge, Progress(),
+        work.denoiser, request.base, [stored], suite, [], None, evaluation, judge, ProgressDisplay(),
         before=before,
     )  # fmt: skip
     print(summary_table(report), flush=True)
     counts = {"pictures": report["counts"]["pictures"], "seeds": len(report["seeds"])}
-    run.dataset(f"suite {suite.name}", asked.suite_sha256, asked.suite, "evaluation", counts)
+    run.dataset(f"suite {suite.name}", order.suite_sha256, order.suite, "evaluation", counts)
     run.metrics(figures(report))
     for name in ("evaluation.json", *report["files"]):
         run.artifact(evaluation / name)
@@ -254,9 +255,9 @@ def figures(report: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in named.items() if value is not None}
 
 
-def register(order: str, name: str, adapter: Path, evaluation: Path) -> Registered:
+def register_task(order_json: str, name: str, adapter: Path, evaluation: Path) -> Registered:
     """Register the adapter with its evidence as a version of the concept's model; again, it is the same version."""
-    with _task("register", order) as (_, run, results):
+    with _task("register", order_json) as (_, run, results):
         from spare_core.registry.registering import register as register_version
 
         version = register_version(run, open_run_store(), adapter, evaluation, name)
@@ -267,13 +268,13 @@ def register(order: str, name: str, adapter: Path, evaluation: Path) -> Register
         return Registered(version.name, version.version)
 
 
-def gate(order: str, policy: str, name: str, version: int) -> dict[str, Any]:
+def gate_task(order_json: str, policy: str, name: str, version: int) -> dict[str, Any]:
     """Judge the version's evidence by the policy; the verdict is recorded on the version. Returns it.
 
     Raises:
         GateRefused: if a rule is not met.
     """
-    with _task("gate", order) as (_, _, results):
+    with _task("gate", order_json) as (_, _, results):
         from spare_core.registry import models
 
         registered = models.get_version(connect(), name, version)
@@ -288,23 +289,23 @@ def gate(order: str, policy: str, name: str, version: int) -> dict[str, Any]:
         return verdict.as_dict()
 
 
-def promote(order: str, policy: str, name: str, version: int) -> dict[str, Any]:
+def promote_task(order_json: str, policy: str, name: str, version: int) -> dict[str, Any]:
     """Make the version champion, if the gate lets it pass; the one until now becomes ``previous``. Returns how the
     aliases stand."""
-    with _task("promote", order) as (asked, _, results):
+    with _task("promote", order_json) as (order, _, results):
         actor = f"pipeline run {pipeline_run_id()}"
-        instead_of = (asked.champion or None) if asked.request.erasures.bundle else promotions.ANY
+        instead_of = (order.champion or None) if order.request.erasures.bundle else promotions.ANY
         move = promotions.promote(name, version, open_run_store(), actor, _policy(policy), instead_of=instead_of)
         for note in move.notes:
             print(note, flush=True)
         aliases = {"champion": move.aliases.champion, "previous": move.aliases.previous}
-        results |= {"name": name, "aliases": aliases, "moved": move.moved, "concept": asked.request.erasures.title}
+        results |= {"name": name, "aliases": aliases, "moved": move.moved, "concept": order.request.erasures.title}
         return aliases
 
 
-def finish(state: str, message: str) -> dict[str, Any]:
+def finish_task(state: str, message: str) -> dict[str, Any]:
     """Record how a pipeline run ended, whatever became of it. ``state`` and ``message`` are KFP's."""
-    with told("finish") as results:
+    with reported("finish") as results:
         ended = end_runs(state, message)
         request_id, wrong = next(iter(ended.items()), (None, {}))
         results |= {"state": state, "request_id": request_id, "wrong": wrong}
@@ -320,34 +321,34 @@ def end_runs(state: str, message: str) -> dict[str, dict[str, str]]:
 
 
 class _Task(NamedTuple):
-    """What a task works on: its order, its run in MLflow, and the results that are told at its end."""
+    """What a task works on: its order, its run in MLflow, and the results that are reported at its end."""
 
-    asked: Order
+    order: Order
     run: StageRun
     results: dict[str, Any]
 
 
 @contextmanager
-def _task(name: str, order: str) -> Iterator[_Task]:
-    with told(name) as results:
-        asked = Order.from_json(order)
-        with keeping(asked), stage_run(asked.request_id, name, pipeline_run_id()) as run:
-            yield _Task(asked, run, results)
+def _task(name: str, order_json: str) -> Iterator[_Task]:
+    with reported(name) as results:
+        order = Order.from_json(order_json)
+        with keeping(order), stage_run(order.request_id, name, pipeline_run_id()) as run:
+            yield _Task(order, run, results)
 
 
 def _policy(policy: str) -> Policy:
     return Policy(**json.loads(policy))
 
 
-def _open(asked: Order) -> Work:
-    from spare_core.runs.progress import Progress
+def _open(order: Order) -> Work:
+    from spare_core.runs.progress import ProgressDisplay
     from spare_core.runs.stages import open_work
 
-    return open_work(asked.request, Progress())
+    return open_work(order.request, ProgressDisplay())
 
 
 @contextmanager
-def _checkpoint(asked: Order) -> Iterator[Path | None]:
+def _checkpoint(order: Order) -> Iterator[Path | None]:
     """A folder for the training's state, locked and removed at the end; None where no folder outlives a task."""
     root = os.environ.get(CHECKPOINTS)
     if not root:
@@ -355,17 +356,17 @@ def _checkpoint(asked: Order) -> Iterator[Path | None]:
         return
     from spare_core.runs.resume import Checkpoint
 
-    folder = Path(root) / asked.request.sha256
-    with Checkpoint(folder, asked.request.identity()) as kept:
+    folder = Path(root) / order.request.sha256
+    with Checkpoint(folder, order.request.identity()) as kept:
         yield kept
     with suppress(OSError):  # also one that an interrupted attempt made
         folder.rmdir()
 
 
-def _log_facts(run: StageRun, folder: Path, asked: Order, stage: str) -> dict[str, Any]:
+def _log_facts(run: StageRun, folder: Path, order: Order, stage: str) -> dict[str, Any]:
     from spare_core.runs.stage_files import STAGE, read_stage
 
-    facts = read_stage(folder, stage, asked.request)
+    facts = read_stage(folder, stage, order.request)
     _log_costs(run, facts["seconds"], facts["peak_memory_bytes"])
     run.artifact(folder / STAGE)
     return facts

@@ -98,8 +98,8 @@ def test_the_judge_recognises_what_canvas_draws() -> None:
     suite = load_suite("canvas").restricted(seeds=1, objects_per_style=3)
     grid = draw_grid(denoiser, suite, load_judge(suite))
     everything = torch.ones(len(grid), dtype=torch.bool)
-    assert mean_accuracy([(grid.verdicts.styles, everything)]).value >= 0.95
-    assert mean_accuracy([(grid.verdicts.objects, everything)]).value >= 0.85
+    assert mean_accuracy([(grid.outcomes.styles, everything)]).value >= 0.95
+    assert mean_accuracy([(grid.outcomes.objects, everything)]).value >= 0.85
 
 
 def test_a_style_is_erased_with_the_defaults(tmp_path: Path) -> None:

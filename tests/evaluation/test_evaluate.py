@@ -15,7 +15,7 @@ from spare_core.concepts.concept import Erasure
 from spare_core.errors import AdapterError, ConceptError, InputError, OutputError, SettingsError
 from spare_core.evaluation.evaluate import evaluate
 from spare_core.evaluation.report import summary_table
-from spare_core.evaluation.report_files import check_output, read_report
+from spare_core.evaluation.report_files import check_report_output, read_report
 from spare_core.method.settings import EraseSettings
 from spare_core.models.unet import UNetDenoiser
 from tests.support.adapters import load_tiny, manifest_for, random_adapter
@@ -272,7 +272,7 @@ def test_a_folder_that_holds_something_else_is_refused(
 def test_what_a_killed_run_left_is_no_obstacle(tmp_path: Path) -> None:
     for name in ("contact_sheet.png", ".evaluation.json.123.partial"):
         (tmp_path / name).write_text("half")
-    check_output(tmp_path)
+    check_report_output(tmp_path)
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(OutputError, match=r"thesis\.txt"):
-        check_output(tmp_path)
+        check_report_output(tmp_path)

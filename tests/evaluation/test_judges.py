@@ -14,7 +14,7 @@ from torch import Tensor
 from spare_core.canvas.judge import CanvasJudge
 from spare_core.canvas.protocol import OBJECTS, STYLES
 from spare_core.errors import ImagesError, ModelError, SettingsError
-from spare_core.evaluation.judgement import OTHER, Judgement, verdict
+from spare_core.evaluation.judgement import OTHER, Judgement, recognise
 from spare_core.evaluation.judges import load_judge
 from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.suite import Suite, load_suite
@@ -38,7 +38,7 @@ def check(judged: Judgement, suite: Suite, size: int) -> None:
 def test_the_label_with_the_most_probability_is_named() -> None:
     """Also when it is none of the suite's."""
     logits = torch.tensor([[5.0, 0.0, 0.0], [0.0, 0.0, 5.0], [0.0, 5.0, 0.0]])
-    seen = verdict(logits, [2, 0])
+    seen = recognise(logits, [2, 0])
     assert seen.predicted.tolist() == [1, 0, OTHER]
     assert torch.allclose(seen.probabilities, logits.softmax(dim=1)[:, [2, 0]])
 

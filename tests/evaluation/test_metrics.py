@@ -14,7 +14,7 @@ from torch import Tensor
 from spare_core.errors import InputError
 from spare_core.evaluation.metrics import (
     Column,
-    Verdicts,
+    Outcomes,
     concept_scores,
     confusion,
     fid,
@@ -97,7 +97,7 @@ def test_a_style_and_an_object_erased_together_leave_what_names_neither() -> Non
 def test_a_grid_without_a_picture_that_names_nothing_erased_is_refused() -> None:
     verdicts = perfect(SUITE)
     named = (verdicts.styles.prompted == NEON) | (verdicts.objects.prompted == 1)
-    some = Verdicts(*(Column(*(part[named] for part in column)) for column in verdicts))
+    some = Outcomes(*(Column(*(part[named] for part in column)) for column in verdicts))
     with pytest.raises(InputError, match="every picture in the grid names an erased concept"):
         ua_ira_cra(some, {"style": [NEON], "object": [1]})
 
@@ -110,7 +110,7 @@ def test_the_order_of_the_pictures_does_not_matter(order: list[int], seed: int) 
     columns = [Column(prompted, torch.randint(-1, 3, (18,), generator=generator), torch.rand(18, generator=generator))
                for prompted in (cells.objects, cells.styles)]  # fmt: skip
     shuffled = [Column(*(part[torch.tensor(order)] for part in column)) for column in columns]
-    assert ua_ira_cra(Verdicts(*columns), {"style": [RUST]}) == ua_ira_cra(Verdicts(*shuffled), {"style": [RUST]})
+    assert ua_ira_cra(Outcomes(*columns), {"style": [RUST]}) == ua_ira_cra(Outcomes(*shuffled), {"style": [RUST]})
 
 
 def test_each_concept_is_scored_on_kept_pictures_and_the_erased_on_its_own() -> None:

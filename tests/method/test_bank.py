@@ -30,7 +30,7 @@ def bank(denoiser: UNetDenoiser) -> Bank:
 
 
 def predicted(denoiser: UNetDenoiser, bank: Bank, side: Side, rows: Tensor) -> Tensor:
-    """Asked again, all at once."""
+    """Query again, all at once."""
     with torch.no_grad():
         return denoiser.predict(side.noisy, side.timesteps, bank.table[rows])
 

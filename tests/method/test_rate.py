@@ -15,7 +15,7 @@ from spare_core.concepts.erasures import Erasures
 from spare_core.errors import TrainingError
 from spare_core.method import rate as opening
 from spare_core.method.distill import TrainingState, distill, start
-from spare_core.method.rate import find_rate, open_training
+from spare_core.method.rate import begin_training, find_rate
 from spare_core.method.residual import UNTOUCHED, Measurement, Meter
 from spare_core.method.settings import EraseSettings
 from spare_core.method.solve import Start
@@ -108,7 +108,7 @@ def test_only_a_solution_is_worth_stopping_at(
     settings = dataclasses.replace(SETTINGS, lr="auto", closed_form=True)
     erasures = Erasures(Erasure("a", "b", "object", ("c",), "{concept}", ()))
     meter = Meter(denoiser, toy_held_out(denoiser))
-    open_training(denoiser, batches(denoiser), meter, adapter, erasures, settings)
+    begin_training(denoiser, batches(denoiser), meter, adapter, erasures, settings)
     assert told == [pytest.approx(to_beat)]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spare_core.errors import TrainingError
 from spare_core.method import trajectories
-from spare_core.method.trajectories import Asked, jittered_timesteps, sample_trajectories
+from spare_core.method.trajectories import Query, jittered_timesteps, sample_trajectories
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.loading import load_denoiser
 from spare_core.models.unet import UNetDenoiser
@@ -42,7 +42,7 @@ def test_it_ends_where_diffusers_sampler_ends(
         trajectories, "jittered_timesteps", lambda count, *_: denoiser.scheduler.timesteps.repeat(count, 1)
     )
     monkeypatch.setattr(trajectories.torch, "randn", lambda *_, **__: torch.cat(noise))
-    asked = [Asked((0, 1, 2), driver=0, empty=2), Asked((1, 2), driver=0, empty=1)]
+    asked = [Query((0, 1, 2), driver=0, empty=2), Query((1, 2), driver=0, empty=1)]
     found = sample_trajectories(denoiser, denoiser.encode_prompts(prompts), asked, steps, 3.0, seeded())
     torch.testing.assert_close(torch.stack([one.latents for one in found]), expected, rtol=1e-3, atol=1e-4)
 
@@ -53,18 +53,18 @@ def predicted(denoiser: ToyDenoiser, noisy: Tensor, timesteps: Tensor, row: int)
 
 def test_every_answer_is_kept_at_its_step_and_under_its_prompt() -> None:
     denoiser = ToyDenoiser(timed=True)
-    asked = [Asked((CONCEPT, SURROGATE, NULL_ROW), 1, 2), Asked((KEPT, NULL_ROW), 0, 1)]
+    asked = [Query((CONCEPT, SURROGATE, NULL_ROW), 1, 2), Query((KEPT, NULL_ROW), 0, 1)]
     for one in sample_trajectories(denoiser, TABLE, asked, 5, 2.0, seeded()):
         assert (one.timesteps.diff() < 0).all()
-        for place, row in enumerate(one.asked.rows):
+        for place, row in enumerate(one.query.rows):
             torch.testing.assert_close(one.predictions[:, place], predicted(denoiser, one.noisy, one.timesteps, row))
-        guided = one.predictions[:, one.asked.empty] * -1.0 + one.predictions[:, one.asked.driver] * 2.0
+        guided = one.predictions[:, one.query.empty] * -1.0 + one.predictions[:, one.query.driver] * 2.0
         steps = denoiser.denoise(one.noisy, guided, one.timesteps, torch.cat([one.timesteps[1:], torch.tensor([-1])]))
         torch.testing.assert_close(torch.cat([one.noisy[1:], one.latents[None]]), steps)
 
 
 def test_how_many_are_asked_at_once_changes_nothing() -> None:
-    asked = [Asked((CONCEPT, SURROGATE, NULL_ROW), i % 2, 2) for i in range(4)] + [Asked((KEPT, NULL_ROW), 0, 1)] * 3
+    asked = [Query((CONCEPT, SURROGATE, NULL_ROW), i % 2, 2) for i in range(4)] + [Query((KEPT, NULL_ROW), 0, 1)] * 3
     runs = []
     for rows in (1, 4, 64):
         denoiser = ToyDenoiser(timed=True, rows_at_once=rows)
@@ -91,7 +91,7 @@ def test_answers_that_are_not_finite_stop_the_sampling() -> None:
         sample_trajectories(
             ToyDenoiser(),
             Conditioning(EMBEDDINGS[:, None] * torch.inf),
-            [Asked((KEPT, NULL_ROW), 0, 1)],
+            [Query((KEPT, NULL_ROW), 0, 1)],
             2,
             2.0,
             seeded(),

@@ -63,20 +63,20 @@ def test_it_grows_from_the_champion_and_shrinks(
         "settings": place.settings, "suite": str(place.folder / "suite.yaml"), "seeds": 1, "name": "", "promote": True,
         "policy": str(place.folder / "lenient.yaml"), "request_id": "",
     }  # fmt: skip
-    order, policy = tasks.collect(parameters)
+    order, policy = tasks.collect_task(parameters)
     adapter, evaluation = tmp_path / "adapter", tmp_path / "evaluation"
-    tasks.compose(order, adapter)
-    found = tasks.evaluate(order, adapter, evaluation, tmp_path / "page.html")
+    tasks.compose_task(order, adapter)
+    found = tasks.evaluate_task(order, adapter, evaluation, tmp_path / "page.html")
     assert found["erased"] == ["Neon Lines", "Rust"]
     assert [(row["added"], row["withdrawn"]) for row in found["history"]][1:] == [(["Rust"], ["Cat"])]
     after = "adding Rust and withdrawing Cat"
     assert [(one["concept"], one["after"]) for one in found["rebounds"]] == [("Neon Lines", after)]
-    version = tasks.register(order, "", adapter, evaluation)
+    version = tasks.register_task(order, "", adapter, evaluation)
     assert version == ("spare.canvas", 2)
-    tasks.gate(order, policy, *version)
-    assert tasks.promote(order, policy, *version) == {"champion": 2, "previous": 1}
+    tasks.gate_task(order, policy, *version)
+    assert tasks.promote_task(order, policy, *version) == {"champion": 2, "previous": 1}
     with pytest.raises(SystemExit):
-        tasks.promote(order, policy, "spare.canvas", 1)
+        tasks.promote_task(order, policy, "spare.canvas", 1)
 
 
 def test_what_is_wrong_is_told_before_any_work(place: Workplace) -> None:

@@ -50,10 +50,10 @@ def done(request_: Request, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All stages, each on a model of its own that was loaded for it, as a pipeline runs them."""
     root = tmp_path_factory.mktemp("stages")
     examples, profile, masks, adapter = (root / name for name in stages.ERASING)
-    stages.prepare(stages.open_work(request_), examples)
-    stages.timesteps(stages.open_work(request_), examples, profile)
-    stages.saliency(stages.open_work(request_), examples, profile, masks)
-    stages.distill(stages.open_work(request_), examples, profile, masks, adapter, root / "state")
+    stages.write_examples(stages.open_work(request_), examples)
+    stages.write_profile(stages.open_work(request_), examples, profile)
+    stages.write_masks(stages.open_work(request_), examples, profile, masks)
+    stages.write_adapter(stages.open_work(request_), examples, profile, masks, adapter, root / "state")
     return root
 
 
@@ -93,7 +93,7 @@ def test_a_distillation_goes_on_from_its_state(done: Path, request_: Request, tm
     steps: list[int] = []
     work = stages.open_work(request_)
     folders = [done / name for name in ("prepare", "timesteps", "saliency")]
-    stages.distill(work, *folders, tmp_path / "again", done / "state", lambda state: steps.append(state.step))
+    stages.write_adapter(work, *folders, tmp_path / "again", done / "state", lambda state: steps.append(state.step))
     assert steps == [5, 6]
     assert (tmp_path / "again" / LORA).read_bytes() == (done / "distill" / LORA).read_bytes()
 
@@ -101,11 +101,11 @@ def test_a_distillation_goes_on_from_its_state(done: Path, request_: Request, tm
 def test_results_of_another_request_are_refused(done: Path, request_: Request, tmp_path: Path) -> None:
     other = dataclasses.replace(request_, settings=dataclasses.replace(SMALL, seed=1))
     with pytest.raises(StageError, match="holds the result of 'prepare' for another request; run 'prepare'"):
-        stages.timesteps(stages.open_work(other), done / "prepare", tmp_path / "out")
+        stages.write_profile(stages.open_work(other), done / "prepare", tmp_path / "out")
     with pytest.raises(StageError, match="not the result of 'timesteps'"):
-        stages.saliency(stages.open_work(request_), done / "prepare", done / "prepare", tmp_path / "out")
+        stages.write_masks(stages.open_work(request_), done / "prepare", done / "prepare", tmp_path / "out")
     with pytest.raises(StageError, match="no finished result of the stage 'saliency'"):
-        stages.distill(
+        stages.write_adapter(
             stages.open_work(request_), done / "prepare", done / "timesteps", tmp_path / "none", tmp_path / "out"
         )
     assert list(tmp_path.iterdir()) == []
@@ -152,7 +152,7 @@ def test_a_damaged_state_is_named(done: Path, request_: Request, tmp_path: Path)
     (tmp_path / STATE).write_bytes((done / "state" / STATE).read_bytes()[:200])
     folders = [done / name for name in ("prepare", "timesteps", "saliency")]
     with pytest.raises(StageError, match=r"holds no state of this run: .*; delete it to start anew"):
-        stages.distill(stages.open_work(request_), *folders, tmp_path / "out", tmp_path)
+        stages.write_adapter(stages.open_work(request_), *folders, tmp_path / "out", tmp_path)
 
 
 def test_another_model_in_the_same_place_is_refused(request_: Request) -> None:
@@ -166,7 +166,7 @@ def test_a_model_that_sees_no_difference_is_told_of_at_once(
 ) -> None:
     monkeypatch.setattr(UNetDenoiser, "predict", lambda self, noisy, timesteps, conditioning: torch.zeros_like(noisy))
     with pytest.raises(InputError, match="nothing to erase"):
-        stages.prepare(stages.open_work(request_), tmp_path / "out")
+        stages.write_examples(stages.open_work(request_), tmp_path / "out")
     assert not is_finished(tmp_path / "out")
 
 
@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_no_finished_stage(
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StorageError, match="No space left on device"):
-        stages.timesteps(stages.open_work(request_), done / "prepare", tmp_path / "out")
+        stages.write_profile(stages.open_work(request_), done / "prepare", tmp_path / "out")
     assert not is_finished(tmp_path / "out")
 
 

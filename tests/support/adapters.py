@@ -51,7 +51,7 @@ def random_adapter(denoiser: UNetDenoiser, kind: MaskKind, rank: int = 4, seed: 
 
 def manifest_for(denoiser: UNetDenoiser) -> dict[str, Any]:
     """What ``spare.json`` must say for an adapter to be read and exported."""
-    base = {"digest": denoiser.files.digest(), **denoiser.settings()}
+    base = {"digest": denoiser.files.digest(), **denoiser.describe()}
     return {**Erasure("Neon Lines", "Photo", "style", ("Rust",), "{concept}", ()).as_dict(), "base": base}
 
 

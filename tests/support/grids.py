@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spare_core.canvas.classifier import Judge as Network
+from spare_core.canvas.classifier import Classifier as Network
 from spare_core.canvas.judge import CanvasJudge
 from spare_core.evaluation.grid import GridResult
-from spare_core.evaluation.metrics import Column, Verdicts
+from spare_core.evaluation.metrics import Column, Outcomes
 from spare_core.evaluation.suite import Suite
 
 STYLES = ("Neon Lines", "Photo", "Rust")
@@ -53,14 +53,14 @@ def canvas_judge(folder: Path, suite: Suite, seed: int = 0) -> CanvasJudge:
     return CanvasJudge(suite, torch.device("cpu"), write_judge(folder, seed))
 
 
-def perfect(suite: Suite) -> Verdicts:
+def perfect(suite: Suite) -> Outcomes:
     """Every picture of a suite judged to be what was asked for, with probability 0.9."""
     cells = suite.cells()
     sure = torch.full((len(cells.objects),), 0.9)
-    return Verdicts(Column(cells.objects, cells.objects, sure), Column(cells.styles, cells.styles, sure))
+    return Outcomes(Column(cells.objects, cells.objects, sure), Column(cells.styles, cells.styles, sure))
 
 
-def judged(suite: Suite, style: dict[tuple[str, str], str]) -> Verdicts:
+def judged(suite: Suite, style: dict[tuple[str, str], str]) -> Outcomes:
     """:func:`perfect`, but for the styles that the judge names of some (object, style) cells, probability 0.2."""
     verdicts, cells = perfect(suite), suite.cells()
     predicted, probability = cells.styles.clone(), verdicts.styles.probability.clone()
@@ -70,7 +70,7 @@ def judged(suite: Suite, style: dict[tuple[str, str], str]) -> Verdicts:
     return verdicts._replace(styles=Column(cells.styles, predicted, probability))
 
 
-def grid_of(suite: Suite, verdicts: Verdicts | None = None, seed: int = 0) -> GridResult:
+def grid_of(suite: Suite, verdicts: Outcomes | None = None, seed: int = 0) -> GridResult:
     """A grid of random pictures with the given verdicts, perfect by default."""
     generator = torch.Generator().manual_seed(seed)
     verdicts, cells = verdicts or perfect(suite), suite.cells()

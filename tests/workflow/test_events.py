@@ -7,7 +7,7 @@ import json
 import pytest
 
 from spare_core.errors import GateRefused, SettingsError
-from spare_core.workflow.events import read_event, told
+from spare_core.workflow.events import read_event, reported
 
 
 def events(text: str) -> list[dict[str, object]]:
@@ -16,7 +16,7 @@ def events(text: str) -> list[dict[str, object]]:
 
 
 def test_start_and_results_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    with told("register") as results:
+    with reported("register") as results:
         print("something for people")
         results["name"] = "spare.canvas.café 🎨"
     assert events(capsys.readouterr().out) == [
@@ -31,7 +31,7 @@ def test_start_and_results_are_told(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_error_of_ours_ends_the_process_with_its_code_and_words(
     error: Exception, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended, told("gate"):
+    with pytest.raises(SystemExit) as ended, reported("gate"):
         raise error
     assert ended.value.code == code
     said = capsys.readouterr()
@@ -40,13 +40,13 @@ def test_an_error_of_ours_ends_the_process_with_its_code_and_words(
 
 
 def test_any_other_error_shows_where_it_came_from(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ZeroDivisionError), told("prepare"):
+    with pytest.raises(ZeroDivisionError), reported("prepare"):
         _ = 1 / 0
     assert events(capsys.readouterr().out)[-1]["message"] == "ZeroDivisionError: division by zero"
 
 
 def test_an_interrupted_task_tells_nothing_more(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(KeyboardInterrupt), told("prepare"):
+    with pytest.raises(KeyboardInterrupt), reported("prepare"):
         raise KeyboardInterrupt
     assert [event["event"] for event in events(capsys.readouterr().out)] == ["start"]
 

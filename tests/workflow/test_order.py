@@ -78,14 +78,14 @@ def test_everything_wrong_is_told_at_once() -> None:
         model="nowhere", keep=["NEON LINES", "Rust"], contexts="a cat", seeds=-1, policy="none.yaml", promote="yes",
         settings={"stpes": 3.0, "seed": -1.0, "rank": "four"}, images="none", suite="none.yaml", kind="colour",
     )  # fmt: skip
-    told = "\n".join(found)
+    reported = "\n".join(found)
     for part in (
         "contexts is 'a cat'; it must be a list of texts", "seeds is -1", "promote is 'yes'; it must be true or false",
         "unknown setting 'stpes'", "seed is -1", "rank is 'four'", "is both to be erased and to be kept",
         "got 'colour'", "there is no model 'nowhere'", "none is not a folder", "there is no suite 'none.yaml'",
         "none.yaml",
     ):  # fmt: skip
-        assert part in told
+        assert part in reported
     assert all("\n" not in problem for problem in found)
 
 
@@ -108,10 +108,10 @@ def test_each_wrong_value_is_named(changes: dict[str, Any], message: str) -> Non
 
 
 def test_a_model_of_ones_own_needs_a_kind_and_a_suite(sd1_dir: Path) -> None:
-    told = "; ".join(problems(model=str(sd1_dir), keep=["Neon Lines"]))
-    assert "say what 'neon lines' is" in told
-    assert "is both to be erased and to be kept" in told
-    assert "suite is empty; only Canvas brings its own" in told
+    reported = "; ".join(problems(model=str(sd1_dir), keep=["Neon Lines"]))
+    assert "say what 'neon lines' is" in reported
+    assert "is both to be erased and to be kept" in reported
+    assert "suite is empty; only Canvas brings its own" in reported
 
 
 BUNDLE: dict[str, Any] = {

@@ -45,11 +45,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
         patch.setenv(CHECKPOINTS, str(root / "checkpoints"))
         patch.setenv(RUN_ID, "run-1")
         given = {**GIVEN, "settings": SETTINGS, "suite": str(root / "suite.yaml"), "keep": ["Rust"], "seeds": 1}
-        order, _ = tasks.validate(given)
+        order, _ = tasks.validate_task(given)
         examples, profile, masks = (root / name for name in ("examples", "profile", "masks"))
-        tasks.prepare(order, examples)
-        tasks.timesteps(order, examples, profile, root / "profile.html")
-        tasks.saliency(order, examples, profile, masks)
+        tasks.prepare_task(order, examples)
+        tasks.timesteps_task(order, examples, profile, root / "profile.html")
+        tasks.saliency_task(order, examples, profile, masks)
         yield Prepared(order, (examples, profile, masks), root)
 
 
@@ -74,15 +74,15 @@ def test_an_interrupted_training_goes_on_from_its_last_measurement(
 
     monkeypatch.setattr(distill, "training_step", counting)
     with pytest.raises(KeyboardInterrupt):
-        tasks.distill(prepared.order, *prepared.folders, tmp_path / "first")
+        tasks.distill_task(prepared.order, *prepared.folders, tmp_path / "first")
     (run,) = stage_runs("distill")
     assert run.info.status == "KILLED"
-    tasks.distill(prepared.order, *prepared.folders, tmp_path / "second")
+    tasks.distill_task(prepared.order, *prepared.folders, tmp_path / "second")
     assert done == [0, 1, 2, 3, 4, 5, 4, 5]
     (run,) = stage_runs("distill")
     assert (run.info.status, run.data.tags["spare.attempt"]) == ("FINISHED", "2")
     monkeypatch.delenv(CHECKPOINTS)
-    tasks.distill(prepared.order, *prepared.folders, tmp_path / "whole")
+    tasks.distill_task(prepared.order, *prepared.folders, tmp_path / "whole")
     assert (tmp_path / "second" / LORA).read_bytes() == (tmp_path / "whole" / LORA).read_bytes()
     assert list((prepared.root / "checkpoints").iterdir()) == [], "nothing is kept of what is finished"
 
@@ -92,7 +92,7 @@ def test_a_task_outside_a_pipeline_run_says_what_is_missing(
 ) -> None:
     monkeypatch.delenv(RUN_ID)
     with pytest.raises(SystemExit) as ended:
-        tasks.prepare(prepared.order, tmp_path / "examples")
+        tasks.prepare_task(prepared.order, tmp_path / "examples")
     assert ended.value.code == 2
     assert "SPARE_RUN_ID is not set; `spare run` sets it" in capsys.readouterr().err
     assert not (tmp_path / "examples").exists()
@@ -103,7 +103,7 @@ def test_a_run_without_a_place_for_its_evidence_is_refused_before_any_work(
 ) -> None:
     monkeypatch.delenv(STORE)
     with pytest.raises(SystemExit):
-        tasks.validate({**GIVEN, "name": "../../etc", "settings": {"seed": -1}})
+        tasks.validate_task({**GIVEN, "name": "../../etc", "settings": {"seed": -1}})
     said = capsys.readouterr().err
     for part in (
         "SPARE_STORE is not set; set it to where evidence",

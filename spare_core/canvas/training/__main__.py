@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
-from spare_core.canvas.classifier import Judge
+from spare_core.canvas.classifier import Classifier
 from spare_core.canvas.files import WEIGHTS
 from spare_core.canvas.training.classifier import judge_accuracy, reconstruct, train_judge
-from spare_core.canvas.training.dataset import Pictures, load_pictures
+from spare_core.canvas.training.dataset import Renderings, load_pictures
 from spare_core.canvas.training.denoiser import save_pipeline, train_denoiser
 from spare_core.canvas.training.tokenizer import write_tokenizer
 from spare_core.canvas.training.vae import encode, train_vae
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 @torch.no_grad()
-def _save_judge(folder: Path, judge: Judge, heldout: Pictures, scores: dict[str, tuple[float, float]]) -> None:
+def _save_judge(folder: Path, judge: Classifier, heldout: Renderings, scores: dict[str, tuple[float, float]]) -> None:
     """The judge, its own accuracy, and its features of the held-out renderings: what FID is measured against."""
     folder.mkdir(parents=True, exist_ok=True)
     judge.half().float()  # the shipped precision is what the shipped statistics are measured with

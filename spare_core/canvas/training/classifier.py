@@ -10,21 +10,21 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from spare_core.canvas.classifier import Judge
-from spare_core.canvas.training.dataset import Pictures
+from spare_core.canvas.classifier import Classifier
+from spare_core.canvas.training.dataset import Renderings
 from spare_core.canvas.training.loop import Schedule, train
 from spare_core.canvas.training.vae import encode
 
 BATCH: Final = 64
 
 
-def train_judge(pictures: Pictures, vae: AutoencoderKL, work: Path, steps: int, seed: int) -> Judge:
+def train_judge(pictures: Renderings, vae: AutoencoderKL, work: Path, steps: int, seed: int) -> Classifier:
     """Train both heads on renderings and, half of each batch, on renderings that went through the autoencoder: its
     softness alone should never decide a verdict."""
     third = torch.arange(0, len(pictures.pixels), 3)
-    soft = reconstruct(vae, Pictures(*(part[third] for part in pictures)))
+    soft = reconstruct(vae, Renderings(*(part[third] for part in pictures)))
     torch.manual_seed(seed)
-    judge = Judge()
+    judge = Classifier()
 
     def loss_fn(generator: torch.Generator) -> Tensor:
         sharp_index = torch.randint(len(pictures.pixels), (BATCH // 2,), generator=generator)
@@ -49,7 +49,7 @@ def _augment(batch: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def reconstruct(vae: AutoencoderKL, pictures: Pictures) -> Pictures:
+def reconstruct(vae: AutoencoderKL, pictures: Renderings) -> Renderings:
     """``pictures`` after a pass through the autoencoder."""
     parts = []
     for index in torch.arange(len(pictures.pixels)).split(128):
@@ -60,7 +60,7 @@ def reconstruct(vae: AutoencoderKL, pictures: Pictures) -> Pictures:
 
 
 @torch.no_grad()
-def judge_accuracy(judge: Judge, pictures: Pictures) -> tuple[float, float]:
+def judge_accuracy(judge: Classifier, pictures: Renderings) -> tuple[float, float]:
     """Share of ``pictures`` whose object, and whose style, the judge names."""
     hits = torch.zeros(2)
     for index in torch.arange(len(pictures.pixels)).split(256):

@@ -21,7 +21,7 @@ PER_CELL: Final = {"train": 100, "heldout": 10}
 _STREAM: Final = {"train": 0, "heldout": 1}
 
 
-class Pictures(NamedTuple):
+class Renderings(NamedTuple):
     """``pixels`` uint8 ``(N, 64, 64, 3)``; ``objects`` and ``styles`` are indices ``(N,)`` into the grid's names."""
 
     pixels: Tensor
@@ -33,7 +33,7 @@ class Pictures(NamedTuple):
         return self.pixels[index].permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def load_pictures(work: Path, split: str, seed: int) -> Pictures:
+def load_pictures(work: Path, split: str, seed: int) -> Renderings:
     """The pictures of ``split`` ("train" or "heldout"), rendered into ``work`` on first use."""
     path = work / f"{split}-{seed}.npy"
     if not path.exists():
@@ -45,7 +45,7 @@ def load_pictures(work: Path, split: str, seed: int) -> Pictures:
         np.save(temporary, pixels)
         temporary.rename(path)
     count = PER_CELL[split]
-    return Pictures(
+    return Renderings(
         torch.from_numpy(np.load(path)),
         torch.arange(len(OBJECTS)).repeat_interleave(len(STYLES) * count),
         torch.arange(len(STYLES)).repeat_interleave(count).repeat(len(OBJECTS)),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from spare_core.canvas.protocol import OBJECTS, STYLES, TEMPLATE
-from spare_core.canvas.training.dataset import Pictures
+from spare_core.canvas.training.dataset import Renderings
 from spare_core.canvas.training.loop import Schedule, train
 from spare_core.canvas.training.tokenizer import MAX_LENGTH
 
@@ -85,7 +85,7 @@ class _Captions:
 
 
 def train_denoiser(
-    latents: Tensor, pictures: Pictures, tokenizer: CLIPTokenizer, work: Path, steps: int, seed: int
+    latents: Tensor, pictures: Renderings, tokenizer: CLIPTokenizer, work: Path, steps: int, seed: int
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Train on scaled ``latents``, ``(N, 12, 8, 8)``, whose objects and styles ``pictures`` names."""
     torch.manual_seed(seed)

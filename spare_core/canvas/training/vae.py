@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from spare_core.canvas.training.dataset import Pictures
+from spare_core.canvas.training.dataset import Renderings
 from spare_core.canvas.training.loop import Schedule, train
 
 BATCH = 24
@@ -38,7 +38,7 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     return loss
 
 
-def train_vae(pictures: Pictures, work: Path, steps: int, seed: int) -> AutoencoderKL:
+def train_vae(pictures: Renderings, work: Path, steps: int, seed: int) -> AutoencoderKL:
     """Train on ``pictures`` and set ``scaling_factor`` so that latents have unit variance."""
     torch.manual_seed(seed)
     vae = build_vae()
@@ -58,7 +58,7 @@ def train_vae(pictures: Pictures, work: Path, steps: int, seed: int) -> Autoenco
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: Pictures, index: Tensor) -> Tensor:
+def encode(vae: AutoencoderKL, pictures: Renderings, index: Tensor) -> Tensor:
     """Posterior means of the chosen pictures, ``(N, 12, 8, 8)``, unscaled."""
     with torch.autocast("cpu", torch.bfloat16):
         return torch.cat([vae.encode(pictures.floats(part)).latent_dist.mean.float() for part in index.split(128)])
