@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spare_core.adapters.layer_mask import LayerMask, Masks
 from spare_core.errors import AdapterError, SettingsError
 from spare_core.models.denoiser import Denoiser
+from spare_core.streams import stream
 
 
 class LowRankUpdate(nn.Module):
@@ -97,7 +98,7 @@ class Adapter:
     @classmethod
     def initialise(cls, denoiser: Denoiser, masks: Masks, rank: int, alpha: float, seed: int) -> Adapter:
         """A fresh adapter that changes nothing: A is normal with deviation 1/sqrt(in), B is zero."""
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + 7)
+        generator = stream(seed, "adapter")
         layers = denoiser.target_layers()
         check_rank(layers, rank)
         updates = {}

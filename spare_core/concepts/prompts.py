@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
+from spare_core.streams import stream_seed
 
 NULL: Final = ""
 """The empty prompt, which guidance is measured against."""
@@ -53,7 +54,7 @@ class PromptPlan:
         self._frames = erasures.frames
         self._contexts = [_split(frame.contexts, heldout) for frame in self._frames]
         self._parts = [[part for part in erasures if erasures.frame(part) == frame] for frame in self._frames]
-        self._random = random.Random(2 * seed + heldout)
+        self._random = random.Random(stream_seed(seed, "prompts", "held out" if heldout else "trained"))
 
     def text(self, prompt: Prompt) -> str:
         """The prompt as the model reads it."""

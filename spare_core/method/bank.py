@@ -23,6 +23,7 @@ from spare_core.method.settings import EraseSettings
 from spare_core.method.trajectories import Trajectory, noise_latents, sample_trajectories
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import Denoiser
+from spare_core.streams import stream
 
 
 class Side(NamedTuple):
@@ -71,7 +72,7 @@ def fill_bank(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, p
     forget = plan.forget(settings.examples if pictures is None else max(settings.examples, 2 * len(pictures)))
     retain = plan.retain(settings.retain_examples)
     rows, table, overwritten, held = build_prompt_table(denoiser, plan, forget, retain, settings.resolution)
-    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + 5)
+    generator = stream(settings.seed, "bank")
     given: list[Trajectory] = []
     if pictures is not None:
         own, overwritten = overwritten[::2], overwritten[1::2]

@@ -12,6 +12,7 @@ from spare_core.method.bank import Bank, Side
 from spare_core.method.gap import StateSampler, TimestepProfile, TimestepSampler
 from spare_core.method.settings import EraseSettings
 from spare_core.models.conditioning import Conditioning
+from spare_core.streams import stream
 
 _NULL_SHARE: Final = 0.125
 """Share of the retain side that holds the empty prompt, on states of both sides: guidance asks it wherever sampling
@@ -63,7 +64,7 @@ class Batches:
     def draw(self, step: int) -> tuple[Batch, Batch]:
         """Forget and retain side of ``step``, ``batch_size`` rows each."""
         size = self.settings.batch_size
-        generator = torch.Generator().manual_seed((self.settings.seed + 1) * 1_000_003 + step)
+        generator = stream(self.settings.seed, "batch", step)
         forget = self.bank.forget.take(self._forget.sample(size, generator))
         # Fractions of a row add up over the steps.
         empty = int((step + 1) * _NULL_SHARE * size) - int(step * _NULL_SHARE * size)

@@ -22,6 +22,7 @@ from spare_core.errors import ConceptError
 from spare_core.method.settings import EraseSettings
 from spare_core.method.trajectories import Query, sample_trajectories
 from spare_core.models.unet import UNetDenoiser
+from spare_core.streams import stream, stream_seed
 
 _CONTEXTS: Final = 4
 """Trajectories, each in a context of its own; with eight states each, 32 samples of a distance."""
@@ -46,7 +47,7 @@ def rank_neighbours(
     if not names:
         raise ConceptError(f"there is no candidate to replace {erasure.concept!r}; name one or more others")
     contexts = list(erasure.contexts or ("",))
-    random.Random(settings.seed).shuffle(contexts)
+    random.Random(stream_seed(settings.seed, "neighbours")).shuffle(contexts)
     contexts = contexts[:_CONTEXTS]
     prompts = [NULL, *(erasure.prompt(name, context) for context in contexts for name in (erasure.concept, *names))]
     denoiser.check_prompts(prompts)
@@ -55,7 +56,7 @@ def rank_neighbours(
     asked = [
         Query((*range(1 + i * width, 1 + (i + 1) * width), 0), driver=0, empty=width) for i in range(len(contexts))
     ]
-    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + 43)
+    generator = stream(settings.seed, "neighbours")
     driven = sample_trajectories(
         denoiser, table, asked, settings.example_steps, settings.guidance, generator, settings.resolution
     )

@@ -18,6 +18,7 @@ from spare_core.method.settings import EraseSettings
 from spare_core.method.trajectories import predict_rows, sample_trajectories
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import Denoiser
+from spare_core.streams import stream
 
 NO_DIFFERENCE = (
     "the model predicts the same noise for the concept and its surrogate: it does not know one of them, so there is "
@@ -72,7 +73,7 @@ def draw_held_out(denoiser: Denoiser, erasures: Erasures, settings: EraseSetting
     beside = plan.pairs_beside(retain)
     further = [prompt for pair in beside for prompt in pair]
     rows, table, overwritten, held = build_prompt_table(denoiser, plan, forget, retain, settings.resolution, further)
-    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + 31)
+    generator = stream(settings.seed, "probes")
     steps = max(2, settings.example_steps // 2)
     drawn = sample_trajectories(
         denoiser, table, overwritten + held, steps, settings.guidance, generator, settings.resolution

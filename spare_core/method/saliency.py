@@ -20,6 +20,7 @@ from spare_core.method.gap import StateSampler, TimestepProfile, TimestepSampler
 from spare_core.method.masks import Score, build_masks, whole_layers
 from spare_core.method.settings import EraseSettings
 from spare_core.models.denoiser import FP16_LOSS_SCALE, Denoiser
+from spare_core.streams import stream
 
 Target = Callable[[Denoiser, Bank, Side], Tensor]
 
@@ -90,7 +91,7 @@ def _accumulate(
         handles.append(layer.weight.register_post_accumulate_grad_hook(_collector(scores[name])))
     try:
         for batch in range(settings.saliency_batches):
-            generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + 1009 + batch)
+            generator = stream(settings.seed, "saliency", batch)
             chosen = side.take(sampler.sample(settings.batch_size, generator))
             prediction = denoiser.predict(
                 chosen.noisy.to(denoiser.device), chosen.timesteps.to(denoiser.device), bank.table[chosen.student]

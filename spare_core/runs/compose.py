@@ -38,6 +38,7 @@ from spare_core.runs.erase import check_space, run_stages
 from spare_core.runs.progress import OnProgress, no_progress
 from spare_core.runs.request import build_request
 from spare_core.runs.resume import Checkpoint, check_run_output
+from spare_core.streams import stream
 
 BACK_WITHIN: Final = 0.2
 """A withdrawn concept counts as back if its residual is as near to 1, which is the base model's own."""
@@ -208,7 +209,7 @@ def _withdrawn(work: stages.Work, erasures: Sequence[Erasure], adapter: Adapter)
 def freed_adapter(adapter: Adapter, masks: Masks, seed: int) -> Adapter:
     """The same change, which training may carry on to all that ``masks`` let move. A direction of the rank that is not
     used gets an A to begin with, as in a fresh adapter: where A and B are zero nothing is learnt."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + 7)
+    generator = stream(seed, "adapter")
     updates = {}
     for name, update in adapter.updates.items():
         assert isinstance(update, LowRankUpdate)
