@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workbench import Workbench
 from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
@@ -26,6 +25,7 @@ from spare_core.evaluation.grid import base_grid, draw_grid
 from spare_core.evaluation.judges import load_judge
 from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.suite import domain_of, load_suite
+from spare_core.method.algorithm import overwrite, prepare
 from spare_core.method.masks import describe_masks
 from spare_core.method.settings import EraseSettings
 from spare_core.models.loading import load_denoiser
@@ -122,7 +122,7 @@ class Bench:
     ) -> Any:
         """One row for each variant that is not done."""
         erasure = build_erasure("canvas", concept, surrogate, kind)  # type: ignore[arg-type]
-        workbench = None
+        prepared = None
         finished: dict[str, dict[str, Any]] = {
             json.dumps(row["settings"], sort_keys=True): row for row in done if row["concept"] == concept
         }
@@ -133,11 +133,11 @@ class Bench:
                     yield {**finished[key], "variant": name}
                 continue
             started = time.perf_counter()
-            if workbench is None:
-                workbench = Workbench.prepare(self.denoiser, Erasures(erasure), settings)
+            if prepared is None:
+                prepared = prepare(self.denoiser, Erasures(erasure), settings)
                 shared = time.perf_counter() - started
                 started = time.perf_counter()
-            state, measured, masks = workbench.erase(settings)
+            state, measured, masks = overwrite(prepared, settings)
             seconds = shared + time.perf_counter() - started
             found = self.findings(erasure, state.adapter)
             row = {

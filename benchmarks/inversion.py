@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.ablation import CONCEPTS, VARIANTS
-from benchmarks.workbench import Workbench
 from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.lists import build_erasure
 from spare_core.evaluation.judgement import Judge
 from spare_core.evaluation.judges import load_judge
 from spare_core.evaluation.suite import Suite, load_suite
+from spare_core.method.algorithm import Prepared, overwrite, prepare
 from spare_core.method.settings import EraseSettings
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.loading import load_denoiser
@@ -52,12 +52,12 @@ def main() -> None:
         if concept not in options.concepts:
             continue
         erasure = build_erasure("canvas", concept, surrogate, kind)  # type: ignore[arg-type]
-        workbench = Workbench.prepare(denoiser, Erasures(erasure), EraseSettings())
+        prepared = prepare(denoiser, Erasures(erasure), EraseSettings())
         for variant in options.variants:
-            state, measured, _ = workbench.erase(EraseSettings.from_mapping(dict(VARIANTS[variant])))
+            state, measured, _ = overwrite(prepared, EraseSettings.from_mapping(dict(VARIANTS[variant])))
             named = seen(denoiser, suite, judge, state.adapter, kind, concept, concept, options.seeds)
             with learning(denoiser, concept) as vector:
-                attack(workbench, concept, state.adapter, vector, options.steps, options.lr)
+                attack(prepared, concept, state.adapter, vector, options.steps, options.lr)
                 found = seen(denoiser, suite, judge, state.adapter, kind, concept, TOKEN, options.seeds)
             figures = f"{measured.residual:.3f} | {measured.mean_drift:.4f} | {named:.2f} | {found:.2f}"
             print(f"| {concept} | {variant} | {figures} |", flush=True)
@@ -86,10 +86,10 @@ def learning(denoiser: UNetDenoiser, concept: str) -> Iterator[torch.nn.Paramete
 
 
 def attack(
-    workbench: Workbench, concept: str, adapter: Adapter, vector: torch.nn.Parameter, steps: int, lr: float
+    prepared: Prepared, concept: str, adapter: Adapter, vector: torch.nn.Parameter, steps: int, lr: float
 ) -> None:
     """Train the vector."""
-    denoiser, bank = workbench.denoiser, workbench.bank
+    denoiser, bank = prepared.denoiser, prepared.bank
     assert isinstance(denoiser, UNetDenoiser)
     texts = [prompt.replace(concept, TOKEN) for prompt in bank.prompts]
     optimizer = torch.optim.Adam([vector], lr=lr * float(vector.detach().norm()) / len(vector) ** 0.5)

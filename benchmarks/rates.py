@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.workbench import Workbench
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.lists import build_erasure
+from spare_core.method.algorithm import overwrite, prepare
 from spare_core.method.saliency import choose_masks
 from spare_core.method.settings import EraseSettings
 from spare_core.models.loading import load_denoiser
@@ -50,12 +50,12 @@ def show(name: str, model: str, kind: str, concept: str, surrogate: str) -> None
     base = EraseSettings(dtype="float32")
     denoiser = load_denoiser(model, precision="float32")
     erasure = build_erasure("canvas", concept, surrogate, kind)  # type: ignore[arg-type]
-    workbench = Workbench.prepare(denoiser, Erasures(erasure), base)
-    masks = choose_masks(denoiser, workbench.bank, workbench.profile, base)
+    prepared = prepare(denoiser, Erasures(erasure), base)
+    masks = choose_masks(denoiser, prepared.bank, prepared.profile, base)
 
     def run(**changes: object) -> tuple[str, str]:
         """What it came to, and the rate."""
-        state, measured, _ = workbench.erase(dataclasses.replace(base, **changes), masks)  # type: ignore[arg-type]
+        state, measured, _ = overwrite(prepared, dataclasses.replace(base, **changes), masks)  # type: ignore[arg-type]
         return f"{measured.residual:.3f}/{measured.mean_drift:.4f}", f"{state.lr:g}"
 
     start, _ = run(enough_residual=1.0, enough_drift=1.0)

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from spare_core.adapters.directory import lora_tensors
 from spare_core.adapters.manifest import LORA, MANIFEST
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.lists import build_erasure
 from spare_core.errors import InputError, ModelError, StageError, StorageError
+from spare_core.method.algorithm import overwrite, prepare
 from spare_core.method.settings import EraseSettings
+from spare_core.models.loading import load_denoiser
 from spare_core.models.unet import UNetDenoiser
 from spare_core.runs import stages
 from spare_core.runs.erase import erase
@@ -68,6 +72,16 @@ def test_stages_apart_give_the_adapter_of_one_process(done: Path, request_: Requ
     assert {k: v for k, v in apart.items() if k not in changing} == {
         k: v for k, v in whole.items() if k not in changing
     }
+
+
+def test_the_algorithm_in_memory_gives_the_adapter_of_the_stages(done: Path, request_: Request) -> None:
+    denoiser = load_denoiser(request_.model, "cpu", "float32")
+    erased = overwrite(prepare(denoiser, request_.erasures, SMALL), SMALL)
+    written = load_file(done / "distill" / LORA)
+    assert written.keys() == lora_tensors(erased.adapter.updates, denoiser.lora_prefix).keys()
+    for name, tensor in lora_tensors(erased.adapter.updates, denoiser.lora_prefix).items():
+        torch.testing.assert_close(tensor, written[name], rtol=0, atol=0)
+    assert erased.measured.residual == json.loads((done / "distill" / MANIFEST).read_text())["residual"]
 
 
 def test_every_stage_says_what_it_did(done: Path, request_: Request) -> None:
