@@ -32,6 +32,8 @@ from pathlib import Path
 from kfp.local import subprocess_task_handler
 
 _SERVICES = ("spare_core.takedown.tasks", "mlflow")
+_EMBEDDED = ("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store")
+"""What MLflow imports when it is first asked for anything, if its registry is a database: most of a second."""
 _MODEL = ("spare_core.runs.stages", "spare_core.evaluation.html", "peft")
 _RUN_THE_MODEL = {"prepare", "timesteps", "saliency", "distill", "compose", "evaluate", "take_down"}
 _CALLED = re.compile(r"\btasks\.(\w+)_task\(")
@@ -58,6 +60,8 @@ def _import_for(source: str) -> None:
     """Import what a task with this source will; nothing for one that is not ours."""
     called = {*_CALLED.findall(source)}
     names = [*(_SERVICES if called else ()), *(_MODEL if called & _RUN_THE_MODEL else ())]
+    if called and not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
+        names += _EMBEDDED
     if all(name in sys.modules for name in names):
         return
     for name in names:

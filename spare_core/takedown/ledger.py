@@ -258,6 +258,20 @@ class Ledger:
                 for content in pool.map(self._chain.read, numbers):
                     self._take(content)
                 folder += 1
+                if len(numbers) < PACK:
+                    self._read_end(folder)
+                    return
+
+    def _read_end(self, following: int) -> None:
+        """Read on after the last folder, which was not full when it was listed: others may have gone on since, even
+        into the ``following`` one. An entry that is missing while later ones are there was removed."""
+        self.catch_up()
+        later = self.store.list(f"ledger/entries/{following:04d}")
+        if later and self.number < following * PACK:
+            self.catch_up()
+            if self.number < following * PACK:
+                where = self._chain.where(self.number + 1)
+                raise LedgerDamaged(f"{where} is missing; the next there is {later[0].rpartition('/')[2]!r}")
 
     def _packed(self, key: str) -> bytes:
         try:

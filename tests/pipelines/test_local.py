@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
         assert len(below) >= 2, "the runner, and a task below it"
         _, alive = psutil.wait_procs(below, timeout=10)
         assert alive == [], f"{stage}: processes outlive the one that started them"
-    done = place.run()
+    done = place.run_in_a_fresh_python()
     assert done.returncode == 0, done.stderr
     place.first = json.loads(done.stdout)
     return place

@@ -16,6 +16,7 @@ import psutil
 import yaml
 
 from pipelines.definition import SPARE
+from tests.support.forking import Command, popen
 
 SETTINGS = {
     "steps": 4, "lr": 1e-3, "measure_every": 2, "examples": 4, "retain_examples": 4, "heldout": 3, "example_steps": 2,
@@ -48,17 +49,20 @@ class Workplace:
             "suite=suite.yaml", "seeds=1",
         ]  # fmt: skip
 
-    def start(self, *more: str, policy: str = "lenient", **environment: str) -> subprocess.Popen[str]:
-        """``spare run`` at work, or another command that takes a pipeline's parameters."""
+    def start(self, *more: str, policy: str = "lenient", **environment: str) -> Command:
+        """``spare run`` at work, or another command that takes a pipeline's parameters; a fork (see ``forking``)."""
+        return popen([*self._command(policy), *more], self.folder, {**self.environment, **environment})
+
+    def _command(self, policy: str) -> list[str]:
         spare = [sys.executable, "-P", "-m", "spare_core.cli", *self.command]
         file = ["-f", str(self.pipeline)] if self.command == ["run"] else []
-        command = [*spare, *file, "--output", "results", "--json", *self.arguments]
-        return subprocess.Popen(
-            [*command, f"policy={policy}.yaml", *more], cwd=self.folder, env={**self.environment, **environment},
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            # Tests that a shell runs in the background ignore Ctrl-C, and children inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+        return [*spare, *file, "--output", "results", "--json", *self.arguments, f"policy={policy}.yaml"]
+
+    def run_in_a_fresh_python(self) -> subprocess.CompletedProcess[str]:
+        """``spare run`` to its end as a user starts it: all processes import what they need themselves."""
+        return subprocess.run(
+            self._command("lenient"), cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300
+        )
 
     def run(self, *more: str, policy: str = "lenient", **environment: str) -> subprocess.CompletedProcess[str]:
         """``spare run`` to its end."""
@@ -70,7 +74,7 @@ class Workplace:
         """Send a signal to ``spare run`` once a stage is at work; its exit code, and what was running below it."""
         process = self.start()
         wait_for_stage(process, stage)
-        time.sleep(0.3)
+        time.sleep(0.1)
         below = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(how)
         process.communicate(timeout=60)
@@ -96,7 +100,7 @@ class Workplace:
         return MlflowClient(self.tracking, self.tracking)
 
 
-def wait_for_stage(process: subprocess.Popen[str], stage: str) -> None:
+def wait_for_stage(process: Command, stage: str) -> None:
     """Until ``spare run`` says that a stage is at work."""
     assert process.stderr
     heard = []
@@ -105,3 +109,12 @@ def wait_for_stage(process: subprocess.Popen[str], stage: str) -> None:
             return
         heard.append(line)
     raise AssertionError(f"{stage} never started; it said:\n{''.join(heard)}")
+
+
+def wait_until(holds: Callable[[], bool], what: str, process: Command) -> None:
+    """Until something is true while a command is at work: a test that kills it there depends on no timing."""
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert process.poll() is None, f"it ended before {what}: {process.communicate()[1]}"
+        assert time.monotonic() < deadline, f"in two minutes it never came true: {what}"
+        time.sleep(0.02)

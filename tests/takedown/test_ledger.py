@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -118,6 +119,36 @@ def test_many_writers_lose_nothing(store: Store) -> None:
     assert read.number == 32
     assert len(store.list("ledger/packs")) == 6
     read.check_packed()
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("seen", [1, 4])
+def test_what_is_added_while_it_is_read_is_no_damage(store: Store, seen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others fill a folder and begin the next one between the listings of the two."""
+    filled(store, 7)
+    shutil.rmtree(Path(store.uri) / "ledger" / "packs")
+    listing, first = type(store).list, True
+
+    def stale(self: Store, prefix: str = "") -> list[str]:
+        nonlocal first
+        found = listing(self, prefix)
+        if prefix == "ledger/entries/0000" and first:
+            first = False
+            return found[:seen]
+        return found
+
+    monkeypatch.setattr(type(store), "list", stale)
+    assert Ledger(store, "reader").number == 7
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("number", [2, 5])
+def test_an_entry_that_was_removed_is_missed_though_later_ones_are_there(store: Store, number: int) -> None:
+    filled(store, 7)
+    shutil.rmtree(Path(store.uri) / "ledger" / "packs")
+    entry(Path(store.uri), number).unlink()
+    with pytest.raises(LedgerDamaged, match=rf"entry {number} of the ledger .* is missing"):
+        Ledger(store, "reader")
 
 
 @pytest.mark.usefixtures("small")

@@ -1,0 +1,284 @@
+"""Commands as forks of one process that has done their imports: what a test of the whole command need not wait for.
+
+``spare run`` and its like import KFP, MLflow, torch and diffusers, ten seconds on a slow machine, and many tests start
+dozens of them. :func:`popen` starts ``python -m MODULE …`` as a fork of a server that has all that imported (one a
+process of pytest, started when it is first needed). It is a process of its own, with its own output, environment,
+folder, children and exit code, and dies by signals as any other; and so is each ``python -m`` that it starts itself.
+
+What imports do at a command's start is not tested this way: every such module has tests that start a real Python too.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).parents[2]
+OURS = ("spare_core", "pipelines", "serving", "tests")
+IMPORTED = (
+    "spare_core.cli.main", "spare_core.takedown.tasks", "spare_core.runs.stages", "spare_core.runs.compose",
+    "spare_core.evaluation.html", "spare_core.registry.registering", "mlflow", "mlflow.diffusers", "peft", "kfp.local",
+    "pipelines.local", "pipelines.warm", "boto3", "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_store",
+)  # fmt: skip
+
+
+class Command:
+    """A started command; used as :class:`subprocess.Popen` is."""
+
+    def __init__(self, args: Sequence[str], cwd: Path | None, env: Mapping[str, str] | None) -> None:
+        self.args, self.returncode = list(args), None
+        self._status = b""
+        (out, out_end), (err, err_end), (self._status_fd, status_end), (request, request_end) = (
+            os.pipe() for _ in "abcd"
+        )
+        _send([request, out_end, err_end, status_end])
+        for fd in (request, out_end, err_end, status_end):
+            os.close(fd)
+        asked = {"args": self.args, "cwd": str(cwd or Path.cwd()), "env": dict(os.environ if env is None else env)}
+        with os.fdopen(request_end, "w") as file:
+            json.dump(asked, file)
+        self.stdout: IO[str] = os.fdopen(out, errors="replace")
+        self.stderr: IO[str] = os.fdopen(err, errors="replace")
+        self.pid = self._word(60)
+
+    def _word(self, timeout: float | None) -> int:
+        """The next number that the server says of the command: its process id, then its exit code."""
+        while b"\n" not in self._status:
+            if not select.select([self._status_fd], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            read = os.read(self._status_fd, 64)
+            assert read, "the process that forks commands has died"
+            self._status += read
+        word, _, self._status = self._status.partition(b"\n")
+        return int(word)
+
+    def poll(self) -> int | None:
+        """The exit code, if it has ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0.001)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, as soon as it has ended."""
+        if self.returncode is None:
+            self.returncode = self._word(timeout)
+            os.close(self._status_fd)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """All that it still writes, once it has ended."""
+        texts = ["", ""]
+
+        def read(place: int, stream: IO[str]) -> None:
+            texts[place] = stream.read()
+
+        readers = [threading.Thread(target=read, args=pair) for pair in enumerate((self.stdout, self.stderr))]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join(timeout)
+            if reader.is_alive():
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        self.wait(timeout)
+        self.stdout.close()
+        self.stderr.close()
+        return texts[0], texts[1]
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it is known to have ended."""
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it by SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Ask it to end, by SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+
+def popen(args: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Command:
+    """Start ``[sys.executable, …, "-m", MODULE, …]``."""
+    assert _module(args), f"not a module of ours: {args}"
+    return Command(args, cwd, env)
+
+
+def run(
+    args: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """The same to its end."""
+    process = popen(args, cwd, env)
+    try:
+        out, err = process.communicate(timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(process.args, process.wait(), out, err)
+
+
+def _module(args: Any) -> tuple[str, list[str]] | None:
+    """Module and arguments of a command that runs one of ours with this Python; None for any other."""
+    if isinstance(args, str) or len(args) < 3 or args[0] != sys.executable:
+        return None
+    rest = [str(word) for word in args[1:]]
+    while rest and rest[0] in ("-P", "-u"):
+        rest.pop(0)
+    if (
+        len(rest) < 2
+        or rest[0] != "-m"
+        or rest[1].partition(".")[0] not in ("spare_core", "pipelines", "serving", "tests")
+    ):
+        return None
+    return rest[1], rest[2:]
+
+
+_server: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+
+
+def _send(fds: list[int]) -> None:
+    global _server
+    if _server is None or _server[0].poll() is not None:
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "tests.support.forking", str(theirs.fileno())]
+        server = subprocess.Popen(command, cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        theirs.close()
+        _server = server, ours
+        atexit.register(_stop)
+    socket.send_fds(_server[1], [b"x"], fds)
+
+
+def _stop() -> None:
+    if _server is not None:
+        _server[1].close()
+        _server[0].wait(10)
+
+
+class _Fork(subprocess.Popen):  # type: ignore[type-arg]
+    """A Popen that forks this process where the command is a module of ours, instead of starting a Python anew."""
+
+    def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any, cwd: Any,
+                       env: Any, startupinfo: Any, creationflags: Any, shell: Any, p2cread: int, p2cwrite: int,
+                       c2pread: int, c2pwrite: int, errread: int, errwrite: int, *more: Any) -> None:  # fmt: skip
+        found = _module(args)
+        if found is None:
+            super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo,  # type: ignore[misc]
+                                   creationflags, shell, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite,
+                                   *more)  # fmt: skip
+            return
+        new_session = bool(more[-2]) if len(more) >= 2 else False
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become(found, (p2cread, c2pwrite, errwrite), cwd, env, new_session)
+        self._child_created = True
+        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
+
+
+def _become(found: tuple[str, list[str]], streams: tuple[int, int, int], cwd: Any, env: Any, new_session: bool) -> None:
+    """In the fork: run the module as a fresh Python would, and never return."""
+    code = 1
+    try:
+        if new_session:
+            os.setsid()
+        for target, fd in enumerate(streams):
+            if fd != -1:
+                os.dup2(fd, target)
+        os.closerange(3, 1024)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        if env is not None:
+            os.environ.clear()
+            os.environ.update(env)
+        if cwd is not None:
+            os.chdir(cwd)
+        sys.stdin, sys.stdout, sys.stderr = os.fdopen(0, closefd=False), _text(1), _text(2)
+        module, arguments = found
+        sys.argv = [module, *arguments]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+
+def _text(fd: int) -> IO[str]:
+    return os.fdopen(fd, "w", buffering=1, errors="backslashreplace", closefd=False)
+
+
+def _serve(connection: socket.socket) -> None:
+    """Fork a keeper for each command asked for, until whoever asks is gone."""
+    for name in IMPORTED:
+        importlib.import_module(name)
+    from diffusers import StableDiffusionPipeline  # noqa: F401 imported when it is first asked for
+
+    assert threading.active_count() == 1, "a fork takes one thread along: what the others hold is held for good"
+    gc.collect()
+    gc.freeze()
+    subprocess.Popen = _Fork  # type: ignore[misc,assignment]
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    fds = array.array("i")
+    while True:
+        message, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_LEN(4 * fds.itemsize))
+        if not message:
+            return
+        received = array.array("i", ancillary[0][2])
+        if os.fork() == 0:
+            connection.close()
+            _keep(*received)
+        for fd in received:
+            os.close(fd)
+
+
+def _keep(request: int, out: int, err: int, status: int) -> None:
+    """In a process of its own: start the command, say its process id, wait, say how it ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        with os.fdopen(request) as file:
+            asked = json.load(file)
+        process = _Fork(
+            asked["args"], cwd=asked["cwd"], env=asked["env"], stdin=subprocess.DEVNULL, stdout=out, stderr=err
+        )
+        os.close(out)
+        os.close(err)
+        os.write(status, f"{process.pid}\n".encode())
+        os.write(status, f"{process.wait()}\n".encode())
+    finally:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    # As tests.support.forking, not as __main__, so that what is forked finds the same module.
+    from tests.support import forking
+
+    forking._serve(socket.socket(fileno=int(sys.argv[1])))
