@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from spare_core.cli.main import app
+from tests.support import forking
+from tests.support.tiny import PIXELS
 
 SMALL = ["--steps", "2", "--rank", "2", "--dtype", "float32", "--device", "cpu"]
 CONFIG = """{examples: 2, retain_examples: 2, heldout: 2, example_steps: 1, batch_size: 1, bins: 2,
@@ -20,11 +21,8 @@ lr: 1e-3}"""
 
 
 def spare(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the real command."""
-    command = [sys.executable, "-m", "spare_core.cli", *map(str, arguments)]
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment)
+    """Run the command, in a process of its own."""
+    return forking.run([sys.executable, "-m", "spare_core.cli", *map(str, arguments)], cwd)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +63,7 @@ def test_generate_writes_a_picture_for_each_prompt(adapter: Path, sd1_dir: Path,
     assert done.returncode == 0, done.stderr
     files = [Path(row["file"]) for row in json.loads(done.stdout)["pictures"]]
     assert [file.name for file in files] == ["0000-seed0.png", "0001-seed0.png"]
-    assert all(Image.open(file).size == (32, 32) for file in files)
+    assert all(Image.open(file).size == (PIXELS, PIXELS) for file in files)
 
 
 def test_export_writes_a_kohya_file(adapter: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from spare_core.method.settings import EraseSettings
 from spare_core.models.unet import UNetDenoiser
 from tests.support.adapters import load_tiny, manifest_for, random_adapter
 from tests.support.grids import ACCURACY, small_suite
+from tests.support.tiny import PIXELS
 
 SUITE = small_suite()
 SETTINGS = EraseSettings(heldout=2, example_steps=1, rank=2, dtype="float32", device="cpu")
@@ -61,7 +62,7 @@ def test_an_evaluation_is_complete(denoiser: UNetDenoiser, judge: CanvasJudge, t
     assert (written["suite"], written["erased"], written["kinds"]) == ("small", ["Neon Lines"], ["style"])
     assert written["judge"] == {"name": "canvas", "digest": judge.digest, "accuracy": ACCURACY}
     assert (written["sampler"], written["steps"], written["guidance"]) == ("DDIM, eta 0", 2, 3.0)
-    assert (written["seeds"], written["subset"], written["resolution"]) == ([188, 288], None, 32)
+    assert (written["seeds"], written["subset"], written["resolution"]) == ([188, 288], None, PIXELS)
     assert written["counts"]["pictures"] == 18
     for side in ("base", "adapted"):
         assert 0 <= written[side]["ua"] <= 1

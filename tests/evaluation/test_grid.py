@@ -19,6 +19,7 @@ from spare_core.evaluation.grid import GridResult, base_grid, batch_size_for, de
 from spare_core.models.unet import UNetDenoiser
 from tests.support.adapters import load_tiny, random_adapter
 from tests.support.grids import canvas_judge, grid_of, small_suite
+from tests.support.tiny import PIXELS
 
 SUITE = small_suite()
 
@@ -39,7 +40,7 @@ def test_every_architecture_draws_and_judges_its_grid(
                      on_batch=lambda done, total: seen.append((done, total)))  # fmt: skip
     assert seen == [(0, 9), (4, 9), (8, 9), (9, 9)]
     assert len(grid) == 9
-    assert grid.thumbnails.shape == (9, 32, 32, 3)
+    assert grid.thumbnails.shape == (9, PIXELS, PIXELS, 3)
     assert grid.thumbnails.dtype == torch.uint8
     assert all(len(getattr(grid, f.name)) == 9 for f in dataclasses.fields(grid))
     assert ((grid.style_probability > 0) & (grid.style_probability < 1)).all()

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.support import forking
 from tests.support.workplaces import SETTINGS, Workplace
 
 STAGES = ("validate", "prepare", "timesteps", "saliency", "distill", "evaluate", "register", "gate", "promote")
@@ -163,7 +164,7 @@ def test_ctrl_c_ends_every_process_and_is_recorded(place: Workplace) -> None:
 )
 def test_what_cannot_be_started_is_refused_at_once(place: Workplace, arguments: list[str], message: str) -> None:
     command = [sys.executable, "-P", "-m", "spare_core.cli", "run", "--output", "other", *arguments]
-    done = subprocess.run(command, cwd=place.folder, env=place.environment, capture_output=True, text=True, timeout=60)
+    done = forking.run(command, place.folder, place.environment, timeout=60)
     assert done.returncode == 2
     assert message in done.stderr
     assert not (place.folder / "other").exists()

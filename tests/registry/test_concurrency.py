@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from spare_core.registry.log import PromotionLog
 from spare_core.registry.promotions import read_aliases
 from spare_core.registry.views import verify
 from spare_core.store import Store, open_store
+from tests.support import forking
 from tests.support.mlflow_servers import Server
 from tests.support.registrations import register_one
 
@@ -36,9 +36,7 @@ def rounds(server: Server, *arguments: object) -> list[Any]:
     """What tests.support.forked printed of each."""
     command = [sys.executable, "-m", "tests.support.forked", *map(str, arguments)]
     environment = {**os.environ, **server.environment}
-    done = subprocess.run(
-        command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=400
-    )
+    done = forking.run(command, env=environment, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -33,6 +33,7 @@ from spare_core.registry.naming import bundle_name, model_name
 from spare_core.registry.registering import register
 from spare_core.registry.tracking import stage_run
 from spare_core.store import open_store
+from tests.support import forking
 from tests.support.adapters import store
 from tests.support.mlflow_servers import PASSWORD, Server
 from tests.support.registrations import FORGOT_NOTHING, register_one, set_source, write_adapter, write_evaluation
@@ -126,8 +127,8 @@ def die(*arguments: str, at: tuple[str, int, str], server: Server) -> None:
     """Run tests.support.dying, which must not survive."""
     command = [sys.executable, "-m", "tests.support.dying", *map(str, at), *arguments]
     environment = {**os.environ, **server.environment}
-    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    done = forking.run(command, env=environment, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
 
 
 def logged_models(client: MlflowClient, version: RegisteredVersion) -> list[Any]:

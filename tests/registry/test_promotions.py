@@ -6,7 +6,6 @@ import dataclasses
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from spare_core.registry.naming import model_name
 from spare_core.registry.promotions import Move, read_aliases
 from spare_core.registry.views import history, list_models, show_model, verify
 from spare_core.store import Store, open_store
+from tests.support import forking
 from tests.support.mlflow_servers import Server
 from tests.support.registrations import register_one, write_adapter
 
@@ -290,8 +290,8 @@ def die(method: str, nth: int, when: str, name: str, version: int, folder: Path,
         str(folder),
     ]
     environment = {**os.environ, **server.environment}
-    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    done = forking.run(command, env=environment, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
 
 
 def test_an_announced_version_that_was_deleted_is_given_up(

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from spare_core.canvas.training.tokenizer import MAX_LENGTH, write_tokenizer
 
-PIXELS = 32
+PIXELS = 16
 _WIDTH = 32
 """Hidden size of each text encoder."""
 

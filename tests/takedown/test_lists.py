@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -82,6 +82,8 @@ def test_a_list_is_the_same_in_every_form(tmp_path: Path, suffix: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(min_size=1, max_size=60), st.sampled_from([".yaml", ".jsonl", ".csv"]))
+@example("0\x850", ".jsonl")
+@example("0\x850", ".yaml")
 def test_any_text_is_read_as_it_is_or_refused_by_its_line(
     tmp_path_factory: pytest.TempPathFactory, text: str, suffix: str
 ) -> None:
@@ -96,6 +98,8 @@ def test_any_text_is_read_as_it_is_or_refused_by_its_line(
     except InputError:  # what no YAML can hold
         assert suffix == ".yaml"
         return
+    if suffix == ".yaml":  # PyYAML folds U+0085 into a space as it writes
+        assume(yaml.safe_load(path.read_text("utf-8"))["requests"][1]["concept"] == text)
     assert found.rows[0].request == request()
     if len(found.rows) == 2:
         assert found.rows[1].request.concept == text.strip()

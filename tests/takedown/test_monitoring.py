@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 import urllib.request
@@ -18,6 +17,7 @@ from spare_core.registry.log import Aliases, PromotionLog
 from spare_core.store import open_store
 from spare_core.takedown.ledger import Event, Ledger
 from spare_core.takedown.monitoring import Watch
+from tests.support import forking
 
 MODEL = "spare.canvas"
 METRICS = [sys.executable, "-m", "spare_core.cli", "takedown", "metrics", "--store"]
@@ -133,16 +133,15 @@ def test_they_are_served_and_follow_the_ledger(folder: Path, tmp_path: Path) -> 
 
 def test_a_store_that_is_not_there_is_told_before_anything_is_served(tmp_path: Path) -> None:
     command = [*METRICS, str(tmp_path / "nowhere"), "--port", str(free_port())]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    refused = forking.run(command, timeout=60)
     assert refused.returncode == 2
     assert f"there is no folder {tmp_path / 'nowhere'}" in refused.stderr
 
 
 def test_printed_once_and_a_port_that_is_taken(folder: Path) -> None:
-    once = subprocess.run([*METRICS, str(folder)], capture_output=True, text=True, check=True)
+    once = forking.run([*METRICS, str(folder)])
+    assert once.returncode == 0, once.stderr
     assert figures(once.stdout)["spare_takedown_late"] == 1
-    taken = subprocess.run(
-        [*METRICS, str(folder), "--port", "1", "--host", "203.0.113.1"], capture_output=True, text=True, check=False
-    )
+    taken = forking.run([*METRICS, str(folder), "--port", "1", "--host", "203.0.113.1"])
     assert taken.returncode == 2
     assert "cannot serve on 203.0.113.1:1" in taken.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from spare_core.takedown.bundling import Deployed, claim, settle, wanted
 from spare_core.takedown.leases import lease, renewed
 from spare_core.takedown.ledger import Event, Ledger
 from spare_core.takedown.request import TakedownRequest
+from tests.support import forking
 from tests.support import takedown_stub as stub
 from tests.takedown.test_lists import request
 
@@ -253,7 +253,9 @@ def test_a_bundle_is_made_by_one_run_and_left_to_the_next_when_that_fails(store:
 def stubbed(*arguments: str) -> Any:
     """What the stub prints, in a process that forks."""
     command = [sys.executable, "-m", "tests.support.takedown_stub", *arguments]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout)
+    done = forking.run(command, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def check_all_done(store: Store, count: int) -> None:
