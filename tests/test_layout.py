@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    ("errors", "fields", "built_in", "streams"), ("files",), ("store",), ("concepts",), ("models",), ("adapters",),
+    ("errors", "built_in", "streams"), ("checks",), ("files",), ("store",), ("concepts",), ("models",), ("adapters",),
     ("method",), ("runs",), ("evaluation",), ("registry", "canvas"), ("workflow",), ("takedown",), ("cli",),
 )  # fmt: skip
 """The rooms of spare_core from the ground up. A room imports from floors below it and from itself only. The package

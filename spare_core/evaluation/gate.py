@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from spare_core.checks import field_problems
 from spare_core.concepts.concept import normalise
 from spare_core.errors import SettingsError
-from spare_core.fields import field_problems
 from spare_core.store.fetching import read_yaml_mapping
 
 DEFAULT: Final = "default"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+from spare_core.checks import field_problems
 from spare_core.errors import SettingsError
-from spare_core.fields import field_problems
 from spare_core.models.device import Device, Precision
 from spare_core.store.fetching import read_yaml_mapping
 

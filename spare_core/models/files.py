@@ -69,6 +69,16 @@ def _readable(path: Path) -> Iterator[None]:
         raise ModelError(f"{path} is not a readable safetensors file ({error}); fetch it again") from None
 
 
+def check_source(source: str) -> None:
+    """Refuse what cannot be a model, as far as this machine can tell without fetching anything.
+
+    Raises:
+        ModelError: if ``source`` names no built-in model, no usable local directory, no address and no hub id.
+    """
+    if not is_s3(source) and not _on_hub(source):
+        find_model(source)
+
+
 def find_model(source: str, on_progress: Callable[[int, int], None] = lambda done, total: None) -> ModelFiles:
     """The checked files of ``source``: a built-in model's name, a local diffusers directory, ``s3://bucket/prefix``, or
     a hub id.
@@ -87,19 +97,26 @@ def find_model(source: str, on_progress: Callable[[int, int], None] = lambda don
             return _check(source, path)
         except ModelError as error:
             raise ModelError(f"model {source!r}: {error}") from None
-    path = Path(source)
-    try:
-        exists = path.exists()
-    except OSError as error:
-        raise ModelError(f"model {source[:60]!r}… is no usable path: {error.strerror}") from None
-    if exists:
-        return _check(source, path)
-    if HUB_ID.fullmatch(source) and not source.startswith((".", "/")):
+    if _exists(source):
+        return _check(source, Path(source))
+    if _on_hub(source):
         return _check(source, _download(source))
     raise ModelError(
         f"there is no model {source!r}; give {' or '.join(map(repr, built_in.names()))}, a local diffusers directory, "
         "s3://bucket/prefix, or a hub id 'org/name'"
     )
+
+
+def _exists(source: str) -> bool:
+    try:
+        return Path(source).exists()
+    except OSError as error:
+        raise ModelError(f"model {source[:60]!r}… is no usable path: {error.strerror}") from None
+
+
+def _on_hub(source: str) -> bool:
+    """Whether ``source`` can only be a hub id."""
+    return not _exists(source) and HUB_ID.fullmatch(source) is not None and not source.startswith((".", "/"))
 
 
 def _download(hub_id: str) -> Path:

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
 from spare_core.errors import OutputError
 from spare_core.method.settings import EraseSettings
@@ -24,7 +25,7 @@ from spare_core.runs.stage_files import is_finished
 
 def erase(
     model: str,
-    erasures: Erasures,
+    erasures: Erasure | Erasures,
     settings: EraseSettings,
     output: Path,
     images: str | Path | None = None,
@@ -42,6 +43,8 @@ def erase(
         StorageError: if the disk would not take a file.
     """
     choose_device(settings.device)
+    if isinstance(erasures, Erasure):
+        erasures = Erasures(erasures)
     request = build_request(model, erasures, settings, images, progress)
     finished = check_run_output(output, request.identity())
     if finished is not None:

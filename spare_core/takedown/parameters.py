@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from spare_core import built_in
+from spare_core.checks import Collected
 from spare_core.concepts.concept import KINDS, Erasure, Kind, bare_name, normalise, same_concept
 from spare_core.concepts.defaults import DEFAULTS
 from spare_core.concepts.erasures import Erasures
@@ -25,7 +26,6 @@ from spare_core.registry.naming import bundle_name, check_name
 from spare_core.runs.request import Request
 from spare_core.takedown.request import AUTO, TakedownRequest
 from spare_core.workflow.order import (
-    Collected,
     Order,
     checked_suite,
     shape_problems,

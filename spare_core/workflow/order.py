@@ -15,10 +15,11 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from spare_core import built_in
 from spare_core.adapters.manifest import versions
+from spare_core.checks import Collected
 from spare_core.concepts.concept import KINDS, Erasure
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.lists import build_erasure, build_erasures, check_kept
-from spare_core.errors import ConceptError, InputError, SettingsError, SpareError
+from spare_core.errors import ConceptError, InputError, SettingsError
 from spare_core.evaluation.gate import Policy
 from spare_core.evaluation.suite import Suite, domain_of, load_suite
 from spare_core.method.settings import EraseSettings
@@ -184,26 +185,6 @@ def _bundle(given: Mapping[str, Any], settings: EraseSettings | None, champion: 
     if settings:
         check_room(erasures, settings)
     return erasures
-
-
-class Collected:
-    """Attempts that go on after a failure, and what went wrong in all of them; ``wrong`` names the parameters that are
-    wrong in themselves."""
-
-    def __init__(self, problems: list[str], wrong: set[str]) -> None:
-        self.problems, self.wrong = problems, wrong
-
-    def attempt(self, check: Callable[[], _T], *needs: str) -> _T | None:
-        """What ``check`` returns; None if it fails, or if a parameter that it needs is wrong in itself."""
-        if self.wrong & {*needs}:
-            return None
-        try:
-            return check()
-        except SettingsError as error:
-            self.problems += error.problems
-        except SpareError as error:
-            self.problems.append(str(error))
-        return None
 
 
 def shape_problems(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from spare_core.cli.main import app
+from spare_core.method.settings import EraseSettings
 from tests.support import forking
 from tests.support.tiny import PIXELS
 
@@ -121,6 +123,25 @@ def test_bad_input_is_one_clear_line_exit_2_and_nothing_left(
         assert done.stderr.count("\n") == 1, done.stderr
         assert done.stdout == ""
         assert not out.exists()
+
+
+def test_every_problem_of_a_request_is_told_at_once_and_a_missing_model_first(tmp_path: Path) -> None:
+    command = ["erase", str(tmp_path / "nowhere"), "--erase", "Cat", "--surrogate", "Dog", "--rank", "0"]
+    done = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    places = [done.stderr.index(part) for part in ("there is no model", "rank is 0", "--kind style, object, person")]
+    assert places == sorted(places)
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"spare {importlib.metadata.version('spare-unlearning')}\n"
+
+
+def test_help_tells_the_default_of_every_setting() -> None:
+    told = " ".join(CliRunner().invoke(app, ["erase", "--help"], env={"COLUMNS": "300"}).stdout.split())
+    for name in ("mask", "density", "rank", "steps", "lr", "timesteps", "seed", "dtype", "device"):
+        option = told[told.index(f" --{name} ") :]
+        assert option.partition("[default: (")[2].startswith(f"{getattr(EraseSettings(), name)})"), name
 
 
 def test_a_list_becomes_one_adapter(sd1_dir: Path, tmp_path: Path) -> None:

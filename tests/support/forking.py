@@ -43,7 +43,8 @@ class Command:
     """A started command; used as :class:`subprocess.Popen` is."""
 
     def __init__(self, args: Sequence[str], cwd: Path | None, env: Mapping[str, str] | None) -> None:
-        self.args, self.returncode = list(args), None
+        self.args = list(args)
+        self.returncode: int | None = None
         self._status = b""
         (out, out_end), (err, err_end), (self._status_fd, status_end), (request, request_end) = (
             os.pipe() for _ in "abcd"
@@ -171,7 +172,7 @@ def _stop() -> None:
         _server[0].wait(10)
 
 
-class _Fork(subprocess.Popen):  # type: ignore[type-arg]
+class _Fork(subprocess.Popen):
     """A Popen that forks this process where the command is a module of ours, instead of starting a Python anew."""
 
     def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any, cwd: Any,
@@ -245,7 +246,7 @@ def _serve(connection: socket.socket) -> None:
     assert threading.active_count() == 1, "a fork takes one thread along: what the others hold is held for good"
     gc.collect()
     gc.freeze()
-    subprocess.Popen = _Fork  # type: ignore[misc,assignment]
+    subprocess.Popen = _Fork  # type: ignore[misc]
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     fds = array.array("i")
     while True:

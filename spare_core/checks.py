@@ -1,4 +1,4 @@
-"""Settings objects whose fields carry their meaning and range as metadata, and the one check of all of them.
+"""Checks that name every problem at once: the fields of settings objects, and attempts that go on after a failure.
 
 A field of a frozen dataclass that has ``low`` in its metadata is checked against its type and against ``low``, ``high``
 (inclusive; ``open_low``: without ``low`` itself); ``meaning`` is told in errors and in ``--help``.
@@ -7,8 +7,13 @@ A field of a frozen dataclass that has ``low`` in its metadata is checked agains
 from __future__ import annotations
 
 import typing
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from spare_core.errors import SettingsError, SpareError
+
+_T = TypeVar("_T")
 
 
 def field_problems(settings: Any) -> list[str]:
@@ -53,3 +58,23 @@ def _as_float(value: int | str) -> float | int | str:
         return float(value)
     except (ValueError, OverflowError):
         return value
+
+
+class Collected:
+    """Attempts that go on after a failure, and what went wrong in all of them; ``wrong`` names the parameters that are
+    wrong in themselves."""
+
+    def __init__(self, problems: list[str], wrong: set[str]) -> None:
+        self.problems, self.wrong = problems, wrong
+
+    def attempt(self, check: Callable[[], _T], *needs: str) -> _T | None:
+        """What ``check`` returns; None if it fails, or if a parameter that it needs is wrong in itself."""
+        if self.wrong & {*needs}:
+            return None
+        try:
+            return check()
+        except SettingsError as error:
+            self.problems += error.problems
+        except SpareError as error:
+            self.problems.append(str(error))
+        return None

@@ -1,0 +1,156 @@
+"""``spare erase`` and ``spare compose``: from concepts to an adapter, from adapters to one adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from spare_core.cli.options import Config, Model, Output, read_settings, setting
+from spare_core.cli.reporting import Json, print_result, reporting
+from spare_core.errors import ConceptError, SettingsError
+
+WHAT: Final = "What to erase"
+METHOD: Final = "The method"
+EXAMPLES: Final = "Examples"
+MACHINE: Final = "The machine"
+
+
+@reporting
+def erase(
+    model: Model,
+    output: Output,
+    concept: Annotated[
+        list[str] | None,
+        typer.Option("--erase", help="the concept to erase, as people write it; repeatable", rich_help_panel=WHAT),
+    ] = None,
+    surrogate: Annotated[
+        list[str] | None, typer.Option(help="what replaces it; one for each --erase, in turn", rich_help_panel=WHAT)
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="style, object or person; a built-in model finds it itself", rich_help_panel=WHAT),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="a concept to hold fixed, in place of the kind's everyday ones; repeatable", rich_help_panel=WHAT
+        ),
+    ] = None,
+    requests: Annotated[
+        str | None,
+        typer.Option(help="in place of all those a YAML list of requests, local or s3://", rich_help_panel=WHAT),
+    ] = None,
+    mask: Annotated[str | None, setting("mask", METHOD)] = None,
+    density: Annotated[float | None, setting("density", METHOD)] = None,
+    rank: Annotated[int | None, setting("rank", METHOD)] = None,
+    steps: Annotated[int | None, setting("steps", METHOD)] = None,
+    lr: Annotated[str | None, setting("lr", METHOD)] = None,
+    timesteps: Annotated[str | None, setting("timesteps", METHOD)] = None,
+    seed: Annotated[int | None, setting("seed", METHOD)] = None,
+    config: Config = None,
+    images: Annotated[
+        str | None,
+        typer.Option(help="folder of pictures of the concept; local or s3://", rich_help_panel=EXAMPLES),
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="prompt with {concept} and {context}", rich_help_panel=EXAMPLES)
+    ] = None,
+    context: Annotated[
+        list[str] | None, typer.Option(help="what fills {context}; repeatable", rich_help_panel=EXAMPLES)
+    ] = None,
+    dtype: Annotated[str | None, setting("dtype", MACHINE)] = None,
+    device: Annotated[str | None, setting("device", MACHINE)] = None,
+    low_memory: Annotated[bool | None, setting("low_memory", MACHINE, "--low-memory")] = None,
+    as_json: Json = False,
+) -> None:
+    """Erase one concept, or several together: writes an adapter directory. Killed, it goes on with the same command.
+
+    Example: spare erase canvas --erase "Neon Lines" --surrogate Photo --output out/neon
+    """
+    from spare_core.checks import Collected
+    from spare_core.concepts.lists import build_erasures
+    from spare_core.models.files import check_source
+
+    options = {
+        "mask": mask, "density": density, "rank": rank, "steps": steps, "lr": lr, "timesteps": timesteps, "seed": seed,
+        "dtype": dtype, "device": device, "low_memory": low_memory,
+    }  # fmt: skip
+    more = {"kind": kind, "keep": keep, "template": template, "contexts": context}
+    found = Collected([], set())
+    found.attempt(lambda: check_source(model))
+    settings = found.attempt(lambda: read_settings(config, options))
+    erasures = found.attempt(lambda: build_erasures(model, _rows(concept or [], surrogate or [], requests, more)))
+    if settings is None or erasures is None or found.problems:
+        raise SettingsError(found.problems)
+
+    from spare_core.runs.erase import erase as run  # with torch, seconds: only for what may work
+    from spare_core.runs.progress import ProgressDisplay
+
+    with ProgressDisplay() as progress:
+        manifest = run(model, erasures, settings, output, images, progress)
+    seconds = sum(manifest["seconds"].values())
+    residuals = manifest["residuals"]
+    told = [f"{part.concept} -> {part.surrogate}: residual {residuals[part.concept]:.3f}" for part in erasures]
+    text = (
+        "\n".join(told) + f", mean drift {manifest['mean_drift']:.4f} after {manifest['training']['steps']} steps in "
+        f"{seconds:.0f} s\n"
+        f"{manifest['mask']['moving']:,} of {manifest['mask']['weights']:,} target weights may move "
+        f"({manifest['mask']['density']:.1%}, mask {manifest['mask']['kind']})\nadapter: {output}"
+    )
+    print_result(manifest, as_json, text)
+
+
+@reporting
+def compose(
+    model: Model,
+    adapter: Annotated[list[Path], typer.Option(help="adapter directory, of one concept or several; repeatable")],
+    output: Output,
+    without: Annotated[
+        list[str] | None, typer.Option(help="a concept of theirs that is not to be erased any more; repeatable")
+    ] = None,
+    rank: Annotated[int | None, setting("rank", METHOD)] = None,
+    seed: Annotated[int | None, setting("seed", METHOD)] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Make one adapter that suppresses what several do: the best of three ways, by measurement. Killed, it goes on with
+    the same command."""
+    from spare_core.runs.compose import compose as run
+    from spare_core.runs.progress import ProgressDisplay
+
+    settings = read_settings(config, {"rank": rank, "seed": seed})
+    with ProgressDisplay() as progress:
+        manifest = run(model, adapter, output, settings, progress, without or ())
+    ways = manifest["composition"]
+    lines = [
+        f"{name:<13} rank {one['rank']:>3}, worst residual {max(one['residuals'].values()):.3f}, mean drift "
+        f"{one['mean_drift']:.4f}, {one['seconds']:.1f} s{'  <- taken' if name == ways['chosen'] else ''}"
+        for name, one in ways["candidates"].items()
+    ]
+    lines += [
+        f"{name} is {'back' if one['back'] else 'NOT back'}: residual {one['residual']:.3f} (base 1)"
+        for name, one in manifest["withdrawn"].items()
+    ]
+    concepts = ", ".join(request["concept"] for request in manifest["requests"])
+    print_result(manifest, as_json, "\n".join([f"{concepts}:", *lines, f"adapter: {output}"]))
+
+
+def _rows(concepts: list[str], surrogates: list[str], requests: str | None, more: dict[str, Any]) -> list[Any]:
+    """What is asked for, a row each: of the options, or of a file."""
+    from spare_core.concepts.lists import read_rows
+
+    given = {name: value for name, value in more.items() if value}
+    if requests is not None:
+        if concepts or surrogates or given:
+            raise SettingsError(["--requests says it all; leave out --erase, --surrogate and what belongs to them"])
+        return read_rows(requests)
+    if not concepts:
+        raise ConceptError("there is nothing to erase; give --erase and --surrogate, or --requests FILE.yaml")
+    if len(concepts) != len(surrogates):
+        raise ConceptError(
+            f"{len(concepts)} concepts and {len(surrogates)} surrogates are given; give one --surrogate "
+            "for each --erase, in turn"
+        )
+    return [{"concept": c, "surrogate": s, **given} for c, s in zip(concepts, surrogates, strict=True)]

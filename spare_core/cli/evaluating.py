@@ -1,0 +1,55 @@
+"""``spare evaluate``: what was forgotten, what was kept, and the damage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spare_core.cli.options import AnyBase, Model, Output
+from spare_core.cli.reporting import Json, print_result, reporting
+
+
+@reporting
+def evaluate(
+    model: Model,
+    output: Output,
+    erased: Annotated[
+        list[str] | None, typer.Option(help="an erased concept; repeatable; all that the adapters erase if not given")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="style or object, where a suite has both of that name")] = None,
+    suite: Annotated[str, typer.Option(help="canvas, unlearncanvas or a YAML file, local or s3://")] = "canvas",
+    adapter: Annotated[list[Path] | None, typer.Option(help="adapter directory; repeatable, they add up")] = None,
+    seeds: Annotated[int, typer.Option(help="draw only the first so many of the suite's seeds; 0: all", min=0)] = 0,
+    objects_per_style: Annotated[int, typer.Option(help="draw only so many objects of each style; 0: all", min=0)] = 0,
+    before: Annotated[
+        Path | None, typer.Option(help="evaluation of the bundle before it changed: did anything come back?")
+    ] = None,
+    any_base: AnyBase = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what was forgotten, what was kept, and the damage; draws pictures before and after."""
+    from spare_core.adapters.directory import check_base, load_adapter
+    from spare_core.evaluation.evaluate import evaluate as run
+    from spare_core.evaluation.judges import load_judge
+    from spare_core.evaluation.report import summary_table
+    from spare_core.evaluation.report_files import check_report_output, read_report
+    from spare_core.evaluation.suite import load_suite
+    from spare_core.models.files import find_model
+    from spare_core.models.loading import load_denoiser
+    from spare_core.runs.progress import ProgressDisplay
+
+    chosen = load_suite(suite).restricted(seeds, objects_per_style)
+    check_report_output(output)
+    earlier = None if before is None else read_report(before)
+    stored = [load_adapter(folder) for folder in adapter or []]
+    digest = find_model(model).digest()
+    for one in stored if not any_base else []:
+        check_base(one, digest, model)
+    denoiser = load_denoiser(model)
+    judge = load_judge(chosen, denoiser.device)
+    with ProgressDisplay() as progress:
+        report = run(denoiser, digest, stored, chosen, erased or [], kind, output, judge, progress, before=earlier)
+    files = "\n".join(f"{output / name}" for name in ("evaluation.json", *report["files"]))
+    print_result(report, as_json, f"{summary_table(report)}\n{files}")

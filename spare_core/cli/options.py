@@ -1,0 +1,41 @@
+"""Options that several commands have, and those that are settings of an erasure."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from spare_core.method.settings import EraseSettings
+
+if TYPE_CHECKING:
+    from typer.models import OptionInfo
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="'canvas', a local diffusers directory, s3://bucket/prefix, or a hub id")
+]
+AnyBase = Annotated[bool, typer.Option("--any-base", help="accept an adapter that was trained for another base model")]
+Output = Annotated[Path, typer.Option("--output", help="folder to write to")]
+Config = Annotated[
+    str | None, typer.Option(help="YAML file of settings, local or s3://; options win", rich_help_panel="The method")
+]
+
+_FIELDS: Final = {field.name: field for field in dataclasses.fields(EraseSettings)}
+
+
+def setting(name: str, panel: str, *declared: str) -> OptionInfo:
+    """The option of a setting, with the meaning and the default of :class:`EraseSettings`. One that is not given is
+    None, so that a file of settings may say it."""
+    field = _FIELDS[name]
+    option: OptionInfo = typer.Option(
+        *declared, help=field.metadata["meaning"], show_default=str(field.default), rich_help_panel=panel
+    )
+    return option
+
+
+def read_settings(config: str | None, options: dict[str, Any]) -> EraseSettings:
+    """The settings of a file, with the options that were given on top."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return EraseSettings.from_file(config, **given) if config else EraseSettings.from_mapping(given)
