@@ -12,7 +12,7 @@ TOOLS := .venv-tools/.installed
 PINNED := image/requirements
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-services pipelines test docker-test k8s-test lint format image pins canvas clean distclean
+.PHONY: help demo demo-services pipelines test check docs docker-test k8s-test lint format image pins canvas clean distclean
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,17 @@ pipelines: $(STAMP) ## compile the pipelines, for your registry with IMAGE=regis
 # Two processes of one thread each: torch's own threads in two processes would slow each other down.
 test: $(STAMP) ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What needs neither a server nor a pipeline: a contributor's answer in two minutes.
+FAST := tests/test_layout.py tests/test_streams.py tests/test_docs.py tests/test_pins.py tests/concepts tests/files tests/method \
+	tests/adapters tests/models tests/cli/test_main.py tests/evaluation tests/workflow/test_order.py tests/workflow/test_events.py
+
+check: lint ## lint, types and the fast tests, in two minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(FAST)
+
+docs: $(STAMP) .venv-docs/.installed ## the documentation as a site in out/site; a dead link fails
+	$(BIN)/python -m docs.generate
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
 
 docker-test: $(STAMP) $(TOOLS) ## build the image and run the pipeline in it; without a Docker engine, root on Debian gets one
 	$(BIN)/python -m pytest image
@@ -67,6 +78,7 @@ pins: $(TOOLS) ## the newest releases of everything, but for what image/requirem
 	rm $(PINNED)/.torch-cpu.in
 	$(COMPILE) --generate-hashes $(PINNED)/build.in --output-file $(PINNED)/build.txt
 	$(COMPILE) --generate-hashes --python-platform x86_64-manylinux_2_28 $(PINNED)/tools.in --output-file $(PINNED)/tools.txt
+	$(COMPILE) --generate-hashes --python-platform x86_64-manylinux_2_28 docs/requirements.in --output-file docs/requirements.txt
 
 canvas: $(STAMP) ## train the built-in model again from nothing (hours on two cores; resumes; needs npm)
 	$(BIN)/python -m spare_core.canvas.training
@@ -76,7 +88,7 @@ clean: ## remove caches and builds; keeps .venv, out and .canvas
 	find spare_core tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove .venv too
-	rm -rf $(VENV) .venv-tools
+	rm -rf $(VENV) .venv-tools .venv-docs
 
 # Installed again whenever what is to be installed changes.
 $(STAMP): pyproject.toml constraints.txt
@@ -87,4 +99,9 @@ $(STAMP): pyproject.toml constraints.txt
 $(TOOLS): $(PINNED)/tools.txt
 	test -x .venv-tools/bin/python || $(PYTHON) -m venv .venv-tools
 	.venv-tools/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(PINNED)/tools.txt
+	touch $@
+
+.venv-docs/.installed: docs/requirements.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r docs/requirements.txt
 	touch $@

@@ -18,6 +18,7 @@ _HOMES = {
     "SpareError": "spare_core.errors",
     "build_erasure": "spare_core.concepts.lists",
     "erase": "spare_core.runs.erase",
+    "find_model": "spare_core.models.files",
     "load_adapter": "spare_core.adapters.directory",
     "load_denoiser": "spare_core.models.loading",
 }

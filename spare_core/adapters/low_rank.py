@@ -2,7 +2,7 @@
 
 An update is added to a layer's output by a forward hook, so the base weights are never written and taking the adapter
 off is exact. PEFT is what loads the finished LoRA elsewhere; it is not used here because its layers cannot hold a mask,
-and its variant API is private (DESIGN 5).
+and its variant API is private.
 """
 
 from __future__ import annotations

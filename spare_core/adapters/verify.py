@@ -17,7 +17,7 @@ from spare_core.models.loading import load_denoiser
 from spare_core.models.unet import UNetDenoiser
 
 TOLERANCE: Final = 1e-5
-"""Largest difference of a float32 noise prediction that still counts as the same (DESIGN 4): 84 units in the last place
+"""Largest difference of a float32 noise prediction that still counts as the same: 84 units in the last place
 of a prediction of 1. What only rounds otherwise, as kernels do that add up in another order, stays below it."""
 
 

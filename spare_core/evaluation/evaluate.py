@@ -1,4 +1,4 @@
-"""One evaluation from end to end: forgetting, retention, damage, pictures; schema ``spare.evaluation/1`` (DESIGN 4)."""
+"""One evaluation from end to end: forgetting, retention, damage, pictures; schema ``spare.evaluation/1``."""
 
 from __future__ import annotations
 

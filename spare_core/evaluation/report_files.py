@@ -1,4 +1,4 @@
-"""An evaluation on disk: schema ``spare.evaluation/1`` (DESIGN 4), a folder with a report and its pictures."""
+"""An evaluation on disk: schema ``spare.evaluation/1``, a folder with a report and its pictures."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """When in the denoising a concept is decided, and samplers that spend the training there.
 
-The SPARE paper's own formula is not public; the profile and the ``gap`` sampler are our reconstruction (DESIGN 3).
+The SPARE paper's own formula is not public; the profile and the ``gap`` sampler are our reconstruction.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def bin_edges(num_timesteps: int, bins: int) -> Tensor:
 
 
 def profile_timesteps(bank: Bank, num_timesteps: int, bins: int) -> TimestepProfile:
-    """gap(t) = E ||eps(x_t, c) - eps(x_t, s)||^2 per bin, of the frozen model, as the bank holds it (DESIGN 3,
-    Timesteps). A bin that no state of the forget side lies in gets the value between its neighbours'."""
+    """gap(t) = E ||eps(x_t, c) - eps(x_t, s)||^2 per bin, of the frozen model, as the bank holds it. A bin without a
+    state of the forget side gets the value between its neighbours'."""
     edges = bin_edges(num_timesteps, min(bins, num_timesteps))
     side = bank.forget
     gaps = (side.under_student - side.under_teacher).pow(2).flatten(1).mean(dim=1).double()

@@ -65,7 +65,11 @@ class EraseSettings:
         open_low=True,
         only=_SCORED,
     )
-    saliency: SaliencyLoss = _setting("gap", "loss whose gradient scores the weights (DESIGN 3)", only=_SCORED)
+    saliency: SaliencyLoss = _setting(
+        "gap",
+        "loss whose gradient scores the weights: 'denoise' the distance to the noise, 'gap' that to the surrogate",
+        only=_SCORED,
+    )
     contrast: bool = _setting(True, "divide the score by the same score on the retain set", only=_SCORED)
     saliency_batches: int = _setting(6, "batches the saliency is summed over", 1, 10_000, only=_SCORED)
     # The adapter

@@ -45,7 +45,7 @@ def _found(source: str, adapter: Path, revision: str | None) -> Path:
 
 def _fetched(uri: str) -> Path:
     try:
-        from spare_core.models.files import find_model
+        from spare_core import find_model
     except ImportError:
         raise RuntimeError(
             f"the base model of this adapter is {uri}; to load it from there, install spare-unlearning[server], or "

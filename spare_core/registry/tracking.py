@@ -1,4 +1,4 @@
-"""Runs: one parent a request, one child a stage and KFP run, in the experiment ``spare`` (DESIGN 4).
+"""Runs: one parent a request, one child a stage and KFP run, in the experiment ``spare``.
 
 MLflow has no "create if absent", so a run is found by a tag, created if there is none, and looked for again: of
 several that raced, the oldest stays and the others are deleted. Tags that are searched for hold a sha256 of what they

@@ -21,7 +21,7 @@ from tests.support import stock
 from tests.support.adapters import deltas, load_tiny, predict, random_adapter, random_masks, store
 
 TOLERANCE = 1e-5
-"""DESIGN 4: of noise predictions in float32."""
+"""Largest difference of float32 noise predictions that counts as none."""
 
 
 @pytest.fixture(scope="module", params=["sd1_dir", "sd2_dir", "sdxl_dir"])

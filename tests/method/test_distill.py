@@ -1,4 +1,4 @@
-"""One step is the equation of DESIGN 3; the loop changes the adapter, nothing else, and stops when it stops helping."""
+"""One step is the equation; the loop changes the adapter, nothing else, and stops when it stops helping."""
 
 from __future__ import annotations
 

@@ -1,0 +1,92 @@
+"""Pages of docs/reference made from the code: ``python -m docs.generate`` writes them, a test compares them."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from typer.cli import get_docs_for_click
+from typer.main import get_command
+
+import spare_core.errors
+from spare_core.evaluation.gate import Policy
+from spare_core.method.settings import EraseSettings
+
+REFERENCE = Path(__file__).parent / "reference"
+_MADE = "<!-- Made by `python -m docs.generate`; do not edit. -->\n\n"
+
+
+def pages() -> dict[str, str]:
+    """The content of each page by its name."""
+    return {"cli.md": _cli(), "settings.md": _settings(), "exit-codes.md": _exit_codes()}
+
+
+def _cli() -> str:
+    from spare_core.cli.main import app
+
+    command: Any = get_command(app)
+    context: Any = command.make_context("spare", [], resilient_parsing=True)
+    text = get_docs_for_click(obj=command, ctx=context, name="spare", title="Commands")
+    lines = [line.rstrip() for line in text.splitlines()]
+    return _MADE + "\n".join(lines).strip() + "\n"
+
+
+def _settings() -> str:
+    text = (
+        f"{_MADE}# Settings\n\nOf an erasure: a YAML file for `--config`, the `settings` of a pipeline, or "
+        "`EraseSettings(…)` in Python. A setting that would be ignored is refused.\n\n"
+        "| setting | default | allowed | meaning |\n|---|---|---|---|\n"
+    )
+    text += "".join(_row(EraseSettings, field, str(field.default)) for field in dataclasses.fields(EraseSettings))
+    text += (
+        "\n# Policy\n\nWhat the gate asks for: a YAML file for `policy` or `--policy` that names every threshold. "
+        "`spare_core/evaluation/policies/default.yaml` gives a reason for each of its values.\n\n"
+        "| threshold | in the default policy | allowed | meaning |\n|---|---|---|---|\n"
+    )
+    default = Policy.find("")
+    return text + "".join(
+        _row(Policy, field, str(getattr(default, field.name))) for field in dataclasses.fields(Policy)
+    )
+
+
+def _row(owner: type, field: dataclasses.Field[Any], value: str) -> str:
+    hint = typing.get_type_hints(owner)[field.name]
+    meta = field.metadata
+    if typing.get_origin(hint) is Literal:
+        allowed = ", ".join(typing.get_args(hint))
+    elif meta.get("low") is not None:
+        allowed = f"{'(' if meta['open_low'] else '['}{meta['low']:g}, {meta['high']:g}]"
+        allowed += ", or auto" if field.name == "lr" else ""
+    else:
+        allowed = "true, false" if hint is bool else "a mapping"
+    only = meta.get("only")
+    needs = f" (only with {only.setting} {' or '.join(only.values)})" if only else ""
+    meaning = meta["meaning"].replace("|", "\\|")
+    return f"| `{field.name}` | {value} | {allowed} | {meaning}{needs} |\n"
+
+
+def _exit_codes() -> str:
+    assert spare_core.errors.__doc__
+    tree = spare_core.errors.__doc__.partition("::\n\n")[2].partition("\n\nA message")[0]
+    codes = {
+        "0": "done",
+        "1": "it failed: a service, a storage, a numerical failure; or a monitor found something late or out of order",
+        "2": "bad input: nothing was started",
+        "3": "the gate refused",
+        "130": "stopped by Ctrl-C",
+    }
+    rows = "".join(f"| {code} | {meaning} |\n" for code, meaning in codes.items())
+    raised = "Every error that SPARE raises on purpose, and its code:"
+    return f"{_MADE}# Exit codes\n\n| code | means |\n|---|---|\n{rows}\n{raised}\n\n```\n{tree.strip(chr(10))}\n```\n"
+
+
+def main() -> None:
+    """Write every page."""
+    for name, text in pages().items():
+        (REFERENCE / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
