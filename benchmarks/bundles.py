@@ -68,7 +68,7 @@ def part(concept: str, folder: Path) -> tuple[Erasure, Adapter]:
 
 
 def erasure_of(concept: str) -> Erasure:
-    """As the other benchmarks erase it."""
+    """The erasure of a concept as the other benchmarks erase it."""
     kind, _, surrogate = next(one for one in CONCEPTS if one[1] == concept)
     return build_erasure("canvas", concept, surrogate, kind)  # type: ignore[arg-type]
 

@@ -36,7 +36,7 @@ def count_unet(unet_class: Any) -> Callable[[], dict[str, float]]:
 
 
 def write(path: Path, found: dict[str, float]) -> None:
-    """As JSON; seconds instead of the clock's readings."""
+    """Write the counts as JSON; seconds instead of the clock's readings."""
     facts = {name: found[name] for name in ("rows", "forward_equivalents")}
     facts["seconds"] = round(found["last"] - found["first"], 2)
     # Not getrusage: its figure begins with that of the process this one was forked from.

@@ -42,7 +42,7 @@ def started(host: dict[str, str], tag: str, command: tuple[str, ...]) -> float:
 
 
 def megabytes(host: dict[str, str], tag: str, paths: str) -> float:
-    """Of what lies there, unpacked."""
+    """Megabytes of what lies there, unpacked."""
     told = docker(host, "run", "--rm", "--network=none", "--entrypoint", "sh", tag, "-c", f"du -cksx {paths} | tail -1")
     return int(told.stdout.split()[0]) / 1e3
 

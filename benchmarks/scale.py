@@ -30,7 +30,7 @@ STAGES = ("prepare", "saliency", "distill")
 
 
 class Point(NamedTuple):
-    """Of one process: seconds, whole and by stage, the most memory in bytes, and what the adapter measures."""
+    """What one process took: seconds, whole and by stage, the most memory in bytes, and what the adapter measures."""
 
     value: Any
     whole: float
@@ -68,7 +68,7 @@ def measure(axis: str, value: Any, output: Path) -> Point:
 
 
 def line(point: Point) -> str:
-    """Of a table."""
+    """A line of a table."""
     stages = " | ".join(f"{seconds:.1f}" for seconds in point.stages)
     return (
         f"| {point.value} | {point.whole:.1f} | {stages} | {point.peak / 1e6:.0f} | {point.residual:.3f} "

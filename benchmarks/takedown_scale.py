@@ -87,7 +87,7 @@ def told(what: str, count: int, of: str, arguments: Sequence[str]) -> None:
 
 
 class Memory:
-    """As much of a store as a ledger needs."""
+    """A store in memory, as much of one as a ledger needs."""
 
     uri = "memory"
 

@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def by_stage() -> None:
-    """Of a whole process."""
+    """Seconds of a whole process, stage by stage."""
     with tempfile.TemporaryDirectory() as folder:
         run = erase_cat(Path(folder) / "adapter")
     stages = run.manifest["seconds"]

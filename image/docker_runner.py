@@ -38,7 +38,7 @@ def confinement(network: str) -> dict[str, Any]:
 
 
 def options(network: str) -> list[str]:
-    """The same for the command ``docker run``."""
+    """How a container is held, as options of the command ``docker run``."""
     how = confinement(network)
     tmpfs = [part for path, mount in how["tmpfs"].items() for part in ("--tmpfs", f"{path}:{mount}")]
     return ["--network", network, "--read-only", *tmpfs, "--cap-drop", *how["cap_drop"], "--security-opt",

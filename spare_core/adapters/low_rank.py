@@ -119,7 +119,7 @@ class Adapter:
                 update.project()
 
     def to(self, device: torch.device) -> Adapter:
-        """The same on ``device``."""
+        """This adapter, moved to ``device``."""
         for update in self.updates.values():
             update.to(device)
         return self

@@ -20,8 +20,10 @@ class Frame(NamedTuple):
 
 
 class Erasures:
-    """One concept or more. A surrogate that another of them erases is followed to the last one; what one of them keeps
-    and another erases is not kept. ``bundle`` says whether it is a list to its users, which may have a single entry.
+    """One concept or more that are erased together.
+
+    A surrogate that another of them erases is followed to the last one; what one of them keeps and another erases is
+    not kept. ``bundle`` says whether the caller asked for a list, possibly of one.
 
     Raises:
         ConceptError: at construction, for a concept that is erased twice and for surrogates that go round in a circle.
@@ -77,18 +79,18 @@ class Erasures:
         return title_of([part.concept for part in self.parts])
 
     def as_dict(self) -> dict[str, Any]:
-        """As ``spare.json`` says it: one erasure's facts, or ``requests``; :meth:`of` reads both."""
+        """Plain values as ``spare.json`` has them: one erasure's facts, or ``requests``; :meth:`of` reads both."""
         facts = [part.as_dict() for part in self.parts]
         return {"requests": facts} if self.bundle else facts[0]
 
     @property
     def frames(self) -> tuple[Frame, ...]:
-        """The distinct ones, in the order of the erasures."""
+        """The distinct frames, in the order of the erasures."""
         return tuple(dict.fromkeys(self.frame(part) for part in self.parts))
 
     @staticmethod
     def frame(part: Erasure) -> Frame:
-        """That of one erasure."""
+        """The frame of one erasure."""
         return Frame(part.template, part.contexts or ("",))
 
     def surrogate(self, name: str) -> str:
@@ -111,7 +113,7 @@ class Erasures:
         return {name: part.surrogate for part in self.parts for name in part.names}
 
     def named(self, names: Sequence[str]) -> list[Erasure]:
-        """Those that erase one of the ``names``.
+        """The erasures that erase one of the ``names``.
 
         Raises:
             ConceptError: if one of the names is not erased.
@@ -142,6 +144,6 @@ class Erasures:
 
 
 def title_of(concepts: Sequence[str]) -> str:
-    """For people; of a long list the first ones."""
+    """The concepts as one text for people; a long list is cut to its first ones."""
     more = len(concepts) - _TITLE
     return ", ".join(concepts) if more <= 0 else f"{', '.join(concepts[:_TITLE])} and {more} more"

@@ -25,8 +25,8 @@ class Prompt(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A prompt that names an erased concept, and what the frozen model is asked in its place: no erased concept in it,
-    nor in its context."""
+    """A prompt that names an erased concept, and the prompt whose prediction replaces it; neither the name nor the
+    context of the latter is an erased concept."""
 
     concept: Prompt
     surrogate: Prompt
@@ -68,9 +68,9 @@ class PromptPlan:
         return [self._pair(part, name, context) for context in self._contexts[self._frame(part)]]
 
     def forget(self, count: int) -> list[Pair]:
-        """``count``, or some more, that all names of all concepts share, each at least two; two of a context in a row,
-        one for the concept and one for the surrogate to drive: sampling an erased model starts on latents of the first
-        kind and ends on the second."""
+        """At least ``count`` prompt pairs, two or more for each name. Consecutive pairs share a context: the first
+        trajectory is driven by the concept, the second by the surrogate, because sampling an erased model drifts from
+        the one to the other."""
         names = [(part, name) for part in self.erasures for name in part.names]
         each = max(min(count, 2), -(-count // len(names)))
         drawn = []

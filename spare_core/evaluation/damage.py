@@ -22,7 +22,8 @@ _LUMA: Final = (0.299, 0.587, 0.114)
 
 
 class Texture(NamedTuple):
-    """Of each picture ``(N,)``: ``contrast``, the standard deviation of its brightness, and ``high_frequency``, the
+    """Texture of each picture ``(N,)``: ``contrast``, the standard deviation of its brightness, and
+    ``high_frequency``, the
     share of the brightness's variance that lies above :data:`HIGH_FREQUENCY` (0.8 for white noise)."""
 
     contrast: Tensor
@@ -38,7 +39,7 @@ class Pictures(NamedTuple):
 
 
 def measure_texture(pixels: Tensor) -> Texture:
-    """Of RGB ``(B, 3, H, W)`` in [0, 1]; a flat picture has no frequencies, so both are 0."""
+    """Texture of RGB pictures ``(B, 3, H, W)`` in [0, 1]; a flat picture has no frequencies, so both are 0."""
     brightness = (pixels.float() * pixels.new_tensor(_LUMA)[:, None, None]).sum(dim=1)
     centred = brightness - brightness.mean(dim=(1, 2), keepdim=True)
     power = torch.fft.fft2(centred).abs().pow(2)

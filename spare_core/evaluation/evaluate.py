@@ -31,10 +31,10 @@ from spare_core.runs.progress import OnProgress, no_progress
 _HELD_OUT: Final = 24
 """Trajectories a side that an evaluation measures on, if the training measured on fewer."""
 _EACH: Final = 4
-"""Of each kept concept at least so many: a policy bounds every single drift, and one trajectory of a concept may show
-five times the drift that the next one does."""
+"""Minimum trajectories of each kept concept: single trajectories differ by a factor of five, and the gate bounds each
+concept's drift."""
 _EACH_ERASED: Final = 8
-"""Of each erased one: a policy bounds how much more is left of one than when it was added."""
+"""Minimum trajectories of each erased concept: the gate bounds how much more is left of one than when it was added."""
 
 
 def evaluate(

@@ -28,7 +28,8 @@ from spare_core.evaluation.suite import DOMAINS, Domain, Suite
 
 @dataclass(frozen=True)
 class Question:
-    """Of which suite, which concepts are said to be gone; ``erased`` are rows of one domain, or of each.
+    """What an evaluation asks: of which suite, which concepts are said to be gone; ``erased`` are rows of one domain,
+    or of each.
 
     ``kept`` and ``surrogates`` are the names that the adapters' own requests give. ``aside`` are further concepts, by
     domain, that the adapters erase and that are not asked about: a picture whose prompt names one is neither to show it
@@ -52,7 +53,7 @@ class Question:
 
     @property
     def erased_names(self) -> tuple[str, ...]:
-        """As the suite writes them."""
+        """The erased concepts as the suite writes them."""
         return tuple(self.suite.names(kind)[row] for kind in self.kinds for row in self.erased[kind])
 
     def surrogate_rows(self, kind: Domain) -> list[int]:
@@ -82,7 +83,7 @@ def findings(
 
 
 def _kept_features(reference: Reference, question: Question) -> Tensor:
-    """Of the real pictures without the erased concepts."""
+    """Features of the real pictures that show no erased concept."""
     shown: dict[Domain, Tensor] = {"style": reference.styles, "object": reference.objects}
     gone = {kind: (*question.erased.get(kind, ()), *question.aside.get(kind, ())) for kind in DOMAINS}
     return reference.features[~names_erased(shown, gone)]

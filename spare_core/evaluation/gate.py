@@ -45,7 +45,7 @@ class Policy:
         SettingsError: at construction, with every value that is out of range.
     """
 
-    intervals: bool = _limit("the end of the 95 % interval that speaks against the adapter decides, not the figure")
+    intervals: bool = _limit("judge by the pessimistic end of the 95 % interval")
     min_samples: int = _limit("fewest pictures of each erased concept", 1, 10_000_000)
     min_ua: float = _limit("least UA", 0.0, 1.0)
     max_ira_loss: float = _limit("largest fall of IRA", 0.0, 1.0)
@@ -97,7 +97,7 @@ class Policy:
 
     @property
     def sha256(self) -> str:
-        """Of the values; comments and order make no difference."""
+        """sha256 of the values; comments and order make no difference."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
 
 
@@ -189,14 +189,14 @@ def judge_figures(evaluation: Mapping[str, Any], policy: Policy) -> Verdict:
 
 
 def _each_ua(figures: _Figures, allowed: float) -> Iterator[Reason]:
-    """Of several erased concepts each for itself: a mean hides one that is left."""
+    """A rule for each of several erased concepts: a mean hides one that is left."""
     names = figures.erased()
     for name in names if len(names) > 1 else []:
         yield _at_least("min_ua", figures.ua_of(name), allowed, f"UA of {name!r}{figures.bound('lower')}")
 
 
 def _rebounds(figures: _Figures, policy: Policy) -> Iterator[Reason]:
-    """Of every concept that a bundle erased before its last change."""
+    """A rule for every concept that a bundle erased before its last change."""
     for i, (name, change) in enumerate(figures.rebounds()):
         then, now = figures.number("rebounds", i, "then"), figures.number("rebounds", i, "now")
         allowed = max(policy.rebound_from, policy.max_rebound * (then or 0.0))

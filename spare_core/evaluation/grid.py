@@ -30,7 +30,7 @@ from spare_core.models.denoiser import Denoiser
 THUMBNAIL: Final = 128
 """Longest side of a stored picture in pixels."""
 _FORMAT: Final = 1
-"""Of the cache; raised whenever what is stored or how it is measured changes."""
+"""Version of the cache; raised whenever what is stored or how it is measured changes."""
 _LARGEST_BATCH: Final = 128
 _BATCH_PIXELS: Final = 2**21
 """Pixels drawn at once: 128 pictures of 64 x 64, 8 of 512 x 512, 2 of 1024 x 1024."""
@@ -63,7 +63,7 @@ class GridResult:
         return len(self.objects)
 
     def take(self, rows: Tensor) -> GridResult:
-        """Those of the pictures that ``rows`` bool ``(N,)`` marks."""
+        """The pictures that ``rows`` bool ``(N,)`` marks."""
         return GridResult(**{name: values[rows] for name, values in vars(self).items()})
 
     @property

@@ -21,7 +21,8 @@ OTHER: Final = -1
 
 
 class Recognition(NamedTuple):
-    """Of one domain: probabilities ``(B, n)`` of the suite's concepts, in its order, and the concept named ``(B,)``.
+    """What a judge sees of one domain: probabilities ``(B, n)`` of the suite's concepts, in its order, and the concept
+    named ``(B,)``.
 
     A judge that knows further labels leaves them the rest of the probability; if one of them wins, :data:`OTHER`.
     """
@@ -31,7 +32,7 @@ class Recognition(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """Of a batch: both recognised, and features ``(B, D)``; float32 and int64 on the CPU."""
+    """What a judge says of a batch: objects, styles, and features ``(B, D)``; float32 and int64 on the CPU."""
 
     objects: Recognition
     styles: Recognition
@@ -76,13 +77,14 @@ def matching(labels: Sequence[str], names: Sequence[str], what: str) -> list[int
 
 
 def recognise(logits: Tensor, columns: Sequence[int]) -> Recognition:
-    """From ``logits`` ``(B, L)`` over all of a judge's labels; ``columns[i]`` is the label of concept i."""
+    """The recognition in ``logits`` ``(B, L)`` over all of a judge's labels; ``columns[i]`` is the label of concept
+    i."""
     probabilities = logits.double().softmax(dim=-1).float().cpu()
     return Recognition(probabilities[:, columns], concepts_of(columns, logits.shape[1])[logits.argmax(dim=-1).cpu()])
 
 
 def sha256(files: Sequence[Path]) -> str:
-    """Of one file its sha256; of several, that of their digests."""
+    """sha256 of one file, or of the digests of several."""
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 

@@ -53,7 +53,7 @@ def continued(before: Mapping[str, Any] | None, report: Mapping[str, Any]) -> li
 
 
 def rebounds(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of each concept that was erased before the last change, its residual when it was added (``then``) and now, and
+    """Each concept that was erased before the last change: its residual when it was added (``then``) and now, and
     what was changed since the last row."""
     *earlier, last = history
     found = []

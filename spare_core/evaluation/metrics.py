@@ -116,7 +116,7 @@ class Scores(NamedTuple):
 
 
 class ConceptScore(NamedTuple):
-    """Of one concept: the judge's accuracy on its pictures and the mean probability it gives."""
+    """The score of one concept: the judge's accuracy on its pictures and the mean probability it gives."""
 
     kind: Domain
     concept: int

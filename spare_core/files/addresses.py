@@ -30,7 +30,7 @@ class S3Address(NamedTuple):
 
     @property
     def uri(self) -> str:
-        """As people write it."""
+        """The address as people write it."""
         return f"s3://{self.bucket}/{self.prefix}" if self.prefix else f"s3://{self.bucket}"
 
     def key(self, key: str) -> str:

@@ -34,7 +34,7 @@ class Batch(NamedTuple):
         return Batch(torch.cat(noisy), torch.cat(timesteps), Conditioning.cat(conditioning), torch.cat(target))
 
     def to(self, device: torch.device) -> Batch:
-        """The same on ``device``."""
+        """This batch on ``device``."""
         return Batch(
             self.noisy.to(device), self.timesteps.to(device), self.conditioning.to(device), self.target.to(device)
         )

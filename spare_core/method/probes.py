@@ -28,8 +28,9 @@ NO_DIFFERENCE = (
 
 class Probe(NamedTuple):
     """What is asked again with an adapter on: M noisy latents ``(M, C, H, W)`` at ``timesteps`` ``(M,)`` under rows
-    ``prompt`` ``(M,)`` of the prompt table, and the frozen model's answers ``teacher`` ``(M, C, H, W)`` to what they
-    should give. ``unit`` ``(M,)`` is ||eps(c) - eps(s)||^2: of each row on the forget side, its mean on the other."""
+    ``prompt`` ``(M,)`` of the prompt table, and ``teacher`` ``(M, C, H, W)``, the frozen predictions that the adapter
+    should reproduce. ``unit`` ``(M,)`` is ||eps(c) - eps(s)||^2: of each row on the forget side, its mean on the
+    other."""
 
     noisy: Tensor
     timesteps: Tensor

@@ -28,11 +28,11 @@ _FACTOR: Final = 4.0
 _RANGE: Final = (1e-6, 0.3)
 _STEPS: Final = 3
 _WORTH: Final = 0.99
-"""The climb ends at a rate that costs more than this share of the best so far: ever lower rates come ever closer to
-what the start costs."""
+"""Stop the search once a rate improves the best cost by less than 1 %; very low rates only reproduce the start's own
+cost."""
 _DRIFT_WEIGHT: Final = 5.0
-"""Less than the two are worth to each other in the end, which is about 8 on Canvas: a part of the drift after a few
-steps is noise, which the falling rate takes back."""
+"""Price of drift in units of residual during trials. Lower than the final price (about 8 on Canvas), because part of
+the early drift disappears as the rate decays."""
 
 
 def begin_training(
@@ -59,7 +59,7 @@ def begin_training(
 def begin_from(
     denoiser: Denoiser, batches: Batches, meter: Meter, found: Start, settings: EraseSettings
 ) -> TrainingState:
-    """The same from a start that is known already, measured on a part of the probes.
+    """The state that a run begins with from a known start, which was measured on a part of the probes.
 
     Raises:
         TrainingError: if no rate trains.
@@ -87,11 +87,11 @@ def find_rate(
     settings: EraseSettings,
     at_start: float = math.inf,
 ) -> TrainingState:
-    """The state of the best trial from ``adapter``, which stays as it is; where none comes below ``at_start``, which is
-    its own cost, a state that is stopped before the first step.
+    """The state of the best trial from ``adapter``, which is not changed. If no trial costs less than ``at_start``, the
+    adapter's own cost, it is a state that is stopped before the first step.
 
-    Climbs from a rate that suits a small model: to lower ones while they are better, else to higher ones. A rate at
-    which training or measuring stops being finite has lost.
+    The search starts at a rate that suits a small model and goes to lower rates while they are better, else to higher
+    ones. A rate at which training or measuring stops being finite loses.
 
     Raises:
         TrainingError: if no rate trains.

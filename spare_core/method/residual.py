@@ -41,7 +41,7 @@ class Measurement:
 
     @property
     def worst_residual(self) -> float:
-        """That of the concept that is left most of."""
+        """The largest residual over the erased concepts."""
         return max(self.residuals.values())
 
     @property

@@ -26,16 +26,16 @@ Target = Callable[[Denoiser, Bank, Side], Tensor]
 
 
 def denoise_target(denoiser: Denoiser, bank: Bank, side: Side) -> Tensor:
-    """Of ||eps(x_t, c) - noise||^2, the paper's: the noise between x_t and the picture it is on its way to; for
-    v-prediction, their velocity."""
+    """Target of the paper's loss ||eps(x_t, c) - noise||^2: the noise between x_t and the picture that its trajectory
+    ends in; for v-prediction, their velocity. ``(B, C, H, W)``."""
     latents = side.latents[side.picture]
     noise = denoiser.noise_in(side.noisy, latents, side.timesteps)
     return denoiser.training_target(latents, noise, side.timesteps)
 
 
 def gap_target(denoiser: Denoiser, bank: Bank, side: Side) -> Tensor:
-    """Of ||eps(x_t, c) - sg eps(x_t, s)||^2: what tells the concept from what replaces it, and the first gradient that
-    the training will see.
+    """Target of the loss ||eps(x_t, c) - sg eps(x_t, s)||^2, which tells the concept from what replaces it; its
+    gradient is the first that the training will see. ``(B, C, H, W)``.
 
     On the retain side, where both prompts are the same, a kept concept is told from the empty prompt instead.
     """

@@ -36,7 +36,7 @@ from spare_core.models.denoiser import Denoiser
 
 _RIDGES: Final = (10.0, 30.0, 100.0)
 _DRIFT_WEIGHT: Final = 20.0
-"""Training brings residual down to a half or a third of what the start has, and drift not at all."""
+"""Drift is priced high here: training later halves the residual but does not reduce drift."""
 _EPSILON: Final = 1e-3
 """Share of G's mean diagonal that is added to it."""
 _NEGLIGIBLE: Final = 1e-10
@@ -77,8 +77,8 @@ def best_start(fresh: Adapter, denoiser: Denoiser, erasures: Erasures, meter: Me
 
 
 def prompt_moments(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings) -> Moments:
-    """Of every prompt that may be trained on, every concept with the same weight; the empty prompt is a retained one.
-    Several concepts add up."""
+    """Moments over every prompt that may be trained on, every concept with the same weight. The empty prompt is a
+    retained one; several concepts add up."""
     plan = PromptPlan(erasures, settings.seed, heldout=False)
 
     def embeddings(texts: Sequence[str]) -> Tensor:

@@ -122,7 +122,7 @@ def noise_latents(
     steps: int,
     generator: torch.Generator,
 ) -> list[Trajectory]:
-    """The same of given pictures: ``latents`` ``(N, C, H, W)``, one for each of ``queries``, noised anew at each of
+    """Trajectories of given pictures: ``latents`` ``(N, C, H, W)``, one for each of ``queries``, noised anew at each of
     ``steps`` timesteps."""
     timesteps = jittered_timesteps(len(queries), steps, denoiser.num_timesteps, generator)
     found = []

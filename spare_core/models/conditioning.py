@@ -27,7 +27,7 @@ class Conditioning:
         return Conditioning(self.prompt_embeds[index], {name: value[index] for name, value in self.added.items()})
 
     def to(self, device: torch.device) -> Conditioning:
-        """The same on ``device``."""
+        """This conditioning on ``device``."""
         return Conditioning(
             self.prompt_embeds.to(device), {name: value.to(device) for name, value in self.added.items()}
         )

@@ -40,7 +40,7 @@ class Denoiser(Protocol):
         """The layers that an adapter may change, by name within :attr:`weights`."""
 
     def text_layers(self) -> dict[str, nn.Linear]:
-        """Those of the target layers whose inputs are ``prompt_embeds``."""
+        """The target layers whose inputs are ``prompt_embeds``."""
 
     def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """The tokens of each prompt without padding, in the order of ``prompt_embeds``."""

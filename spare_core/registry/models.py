@@ -62,7 +62,7 @@ class RegisteredVersion:
 
     @property
     def adapter_sha256(self) -> str:
-        """Of the adapter's weights file."""
+        """sha256 of the adapter's weights file."""
         return self.tags[ADAPTER]
 
     @property

@@ -55,7 +55,7 @@ class Candidate(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """Of every layer alike."""
+        """Rank of the update, the same in every layer."""
         ranks = {len(update.down) for update in self.adapter.updates.values() if isinstance(update, LowRankUpdate)}
         (rank,) = ranks
         return rank
@@ -198,7 +198,7 @@ def _split(parts: Sequence[StoredAdapter], without: Sequence[str]) -> tuple[list
 
 
 def _withdrawn(work: stages.Work, erasures: Sequence[Erasure], adapter: Adapter) -> dict[str, Any]:
-    """Of each concept that is to be as before, how far the prediction is from its surrogate's."""
+    """Residual of every withdrawn concept; near 1 means that it is back."""
     if not erasures:
         return {}
     meter = Meter(work.denoiser, draw_held_out(work.denoiser, Erasures(*erasures), work.request.settings))
@@ -207,8 +207,8 @@ def _withdrawn(work: stages.Work, erasures: Sequence[Erasure], adapter: Adapter)
 
 
 def freed_adapter(adapter: Adapter, masks: Masks, seed: int) -> Adapter:
-    """The same change, which training may carry on to all that ``masks`` let move. A direction of the rank that is not
-    used gets an A to begin with, as in a fresh adapter: where A and B are zero nothing is learnt."""
+    """An adapter with the change of ``adapter`` that training may extend to all that ``masks`` let move. A direction of
+    the rank that is not used gets a random A, as in a fresh adapter: where both A and B are zero, nothing is learnt."""
     generator = stream(seed, "adapter")
     updates = {}
     for name, update in adapter.updates.items():

@@ -42,7 +42,7 @@ class Request:
 
     @property
     def sha256(self) -> str:
-        """Of the identity."""
+        """sha256 of the identity."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:

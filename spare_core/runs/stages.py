@@ -210,8 +210,8 @@ def write_adapter(
 ) -> dict[str, Any]:
     """Train the adapter and write its directory; returns its ``spare.json``.
 
-    With ``state_folder``, the state of the training is kept there after its trials and at each measurement, and gone on
-    from if it is there.
+    With ``state_folder``, the state of the training is saved there after the trials and at each measurement, and
+    resumed from.
     """
     request, settings, denoiser = work.request, work.request.settings, work.denoiser
     inputs = {"prepare": examples, "timesteps": profile, "saliency": masks}

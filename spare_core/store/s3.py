@@ -145,7 +145,8 @@ class S3Store(Store):
         return dict(answer)
 
     def entries(self, prefix: str, hasty: bool = False) -> list[Entry]:
-        """As in :class:`Store`; ``hasty`` gives up in under ten seconds if the storage does not answer at all."""
+        """Entries as in :class:`Store`; ``hasty`` gives up in under ten seconds if the storage does not answer at
+        all."""
         whole = self._address.key(check_prefix(prefix))
         skip = len(self.whole_key("x")) - 1
         return [

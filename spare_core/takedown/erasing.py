@@ -103,7 +103,7 @@ def check_pictures(request: TakedownRequest) -> None:
 
 
 def _content(uri: str) -> bytes:
-    """Of a picture, past the cache of what is fetched."""
+    """Bytes of a picture, read past the cache of what is fetched."""
     if not is_s3(uri):
         return Path(uri).read_bytes()
     folder, _, name = uri.rpartition("/")

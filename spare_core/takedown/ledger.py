@@ -181,12 +181,12 @@ class Ledger:
 
     @property
     def number(self) -> int:
-        """Of the last entry; 0 before the first."""
+        """Number of the last entry; 0 before the first."""
         return len(self.hashes)
 
     @property
     def sha256(self) -> str:
-        """Of the last entry."""
+        """sha256 of the last entry."""
         return self.hashes[-1] if self.hashes else NOTHING
 
     @property

@@ -78,7 +78,7 @@ class TakedownRequest(BaseModel):
     @field_validator("regime", mode="before")
     @classmethod
     def _regime(cls, value: Any) -> Any:
-        """As people write it: GDPR Art. 17, court order."""
+        """A regime as people write it: GDPR Art. 17, court order."""
         if not isinstance(value, str):
             return value
         text = value.strip().lower().replace(" ", "_").replace("-", "_")

@@ -12,7 +12,7 @@ FILE: Final = Path(__file__).with_name("takedown.schema.json")
 
 
 def json_schema() -> dict[str, Any]:
-    """Of a YAML file: a list of requests, or a mapping with ``schema`` and that list."""
+    """JSON schema of a YAML file: a list of requests, or a mapping with ``schema`` and that list."""
     row = TakedownRequest.model_json_schema()
     definitions = {**row.pop("$defs"), "request": row}
     rows = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/request"}}

@@ -36,7 +36,8 @@ _LISTS: Final = ("keep", "contexts", "without")
 _NAMED: Final = ("model", "erase", "surrogate")
 """Texts that must not be empty."""
 BUNDLE_RANK: Final = 32
-"""Of a base's first bundle, if it is not given another: its rank is for good, and holds about as many names."""
+"""Rank of a base's first bundle unless another is given. All bundles of a base keep it; it holds about as many
+names."""
 _SWITCHES: Final = ("promote", "grow", "skip_invalid", "retry_failed")
 _MAPPINGS: Final = {"settings": "{steps: 60}", "bundle_settings": "{rank: 64}", "candidates": "{style: [Photo, Rust]}"}
 _NUMBERS: Final = {"seeds": "all of the suite's", "most": "all that is open"}

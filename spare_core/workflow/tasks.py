@@ -61,7 +61,7 @@ def validate_task(parameters: Mapping[str, Any]) -> Checked:
 
 
 def collect_task(parameters: Mapping[str, Any]) -> Checked:
-    """The same of a run for a bundle, which may go on from the one that is champion.
+    """Check all parameters of a run for a bundle, which may go on from the one that is champion.
 
     Raises:
         SettingsError, RegistryError: see :func:`validate_task`; the latter also if the champion's evidence is not

@@ -31,7 +31,7 @@ from spare_core.store import open_store
 
 POLICY = Policy.from_file()
 VERSIONS = (1, 2, 3)
-promotions._PATIENCE_SECONDS = 0.3
+promotions._PATIENCE_SECONDS = 0.3  # type: ignore[misc]
 
 
 def forked(work: Callable[[], Any]) -> tuple[int, Any]:
@@ -73,8 +73,8 @@ def arm(point: int) -> list[int]:
         pass_by()
         return answer
 
-    http.client.HTTPConnection.endheaders = sent  # type: ignore[method-assign]
-    http.client.HTTPConnection.getresponse = received  # type: ignore[assignment]
+    http.client.HTTPConnection.endheaders = sent  # type: ignore[method-assign, assignment]
+    http.client.HTTPConnection.getresponse = received  # type: ignore[method-assign, assignment]
     return passed
 
 
@@ -147,4 +147,7 @@ def attempt(name: str, version: int, store: str, actor: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     what, name, store, *numbers = sys.argv[1:]
-    {"killed": killed, "raced": raced}[what](name, store, *map(int, numbers))
+    if what == "killed":
+        killed(name, store, int(numbers[0]), int(numbers[1]))
+    else:
+        raced(name, store, int(numbers[0]))
