@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.support import forking
 from tests.support.workplaces import wait_for_stage
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_in_the_middle_it_leaves_no_server_behind(how: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "serving.demo_services", "--output", str(tmp_path / "out")]
-    process = subprocess.Popen(
-        command, cwd=Path(__file__).parents[2], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        # Tests that a shell runs in the background ignore Ctrl-C, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    process = forking.popen(command)
     wait_for_stage(process, "validate")
     below = psutil.Process(process.pid).children(recursive=True)
     servers = [one for one in below if {"moto.server", "mlflow"} & {*one.cmdline()}]

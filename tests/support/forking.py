@@ -140,15 +140,10 @@ def _module(args: Any) -> tuple[str, list[str]] | None:
     if isinstance(args, str) or len(args) < 3 or args[0] != sys.executable:
         return None
     rest = [str(word) for word in args[1:]]
-    while rest and rest[0] in ("-P", "-u"):
-        rest.pop(0)
-    if (
-        len(rest) < 2
-        or rest[0] != "-m"
-        or rest[1].partition(".")[0] not in ("spare_core", "pipelines", "serving", "tests")
-    ):
-        return None
-    return rest[1], rest[2:]
+    while rest and rest[0] in ("-P", "-u", "-W"):
+        del rest[: 2 if rest[0] == "-W" else 1]
+    ours = len(rest) > 1 and rest[0] == "-m" and rest[1].partition(".")[0] in OURS
+    return (rest[1], rest[2:]) if ours else None
 
 
 _server: tuple[subprocess.Popen[bytes], socket.socket] | None = None
