@@ -59,7 +59,7 @@ class TrainingState:
     """Spent on the steps so far, by all processes that worked on this run."""
 
 
-def start(adapter: Adapter, lr: float) -> TrainingState:
+def new_state(adapter: Adapter, lr: float) -> TrainingState:
     """Step 0, from ``adapter`` as it is."""
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=lr, betas=_BETAS, weight_decay=0.0, fused=True)
     return TrainingState(0, adapter, optimizer, lr)

@@ -16,7 +16,7 @@ from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.erasures import Erasures
 from spare_core.errors import TrainingError
 from spare_core.method.batches import Batches
-from spare_core.method.distill import TrainingState, advance, enough, start
+from spare_core.method.distill import TrainingState, advance, enough, new_state
 from spare_core.method.residual import UNTOUCHED, Meter
 from spare_core.method.settings import EraseSettings
 from spare_core.method.solve import Start, best_start
@@ -24,7 +24,7 @@ from spare_core.models.denoiser import Denoiser
 
 _FIRST: Final = 4e-3
 _FACTOR: Final = 4.0
-"""Between neighbouring rates. The best one is broad: half or twice as much costs little (benchmarks/rates.py)."""
+"""Ratio of neighbouring rates. The best one is broad: half or twice as much costs little (benchmarks/rates.py)."""
 _RANGE: Final = (1e-6, 0.3)
 _STEPS: Final = 3
 _WORTH: Final = 0.99
@@ -65,7 +65,7 @@ def begin_from(
         TrainingError: if no rate trains.
     """
     if enough(found.measured, settings) and enough(meter.measure(found.adapter), settings):
-        state = start(found.adapter, 0.0)
+        state = new_state(found.adapter, 0.0)
         state.stopped_early = True
     elif settings.lr == "auto":
         # An adapter that changes nothing yet must learn, whatever its first steps cost.
@@ -73,7 +73,7 @@ def begin_from(
         thinned = Meter(denoiser, meter.held_out.thinned())
         state = find_rate(denoiser, batches, thinned, found.adapter, settings, at_start)
     else:
-        state = start(copy.deepcopy(found.adapter), settings.lr)
+        state = new_state(copy.deepcopy(found.adapter), settings.lr)
     if found.measured != UNTOUCHED:
         state.beginning = found.adapter
     return state
@@ -103,7 +103,7 @@ def find_rate(
     def attempt(lr: float) -> bool:
         """Whether this rate is clearly the best so far."""
         nonlocal best, failure
-        state = start(copy.deepcopy(adapter), lr)
+        state = new_state(copy.deepcopy(adapter), lr)
         cost = math.inf
         try:
             for _ in range(min(_STEPS, settings.steps)):
@@ -127,7 +127,7 @@ def find_rate(
         assert failure is not None
         raise failure
     if min(cost for _, cost in tried) >= at_start:
-        best = start(adapter, 0.0)
+        best = new_state(adapter, 0.0)
         best.stopped_early = True
     best.trials = [{"lr": lr, "cost": cost} for lr, cost in sorted(tried) if math.isfinite(cost)]
     return best

@@ -1,8 +1,8 @@
 """The model registry: what MLflow holds of requests, runs and adapters, and which adapter is the champion.
 
 ``naming`` names a registered model after its concept, ``client`` is the one way to the server, ``tracking`` writes
-runs, ``packaging`` and ``models`` register adapters, ``log`` and ``promotions`` move aliases, ``views`` only read.
-MLflow is imported nowhere else in the project.
+runs, ``packaging`` and ``registering`` register adapters, ``models`` knows their versions and what the gate said of
+them, ``log`` and ``promotions`` move aliases, ``views`` only read. MLflow is imported nowhere else in the project.
 """
 
 import os

@@ -116,7 +116,7 @@ def save_state(state: TrainingState, path: Path) -> None:
 
 @torch.no_grad()
 def restore_state(state: TrainingState, path: Path) -> None:
-    """Bring ``state``, fresh from :func:`spare_core.method.distill.start`, to where the saved one stood."""
+    """Bring ``state``, fresh from :func:`spare_core.method.distill.new_state`, to where the saved one stood."""
     with _reading(path, "state of this run; delete it to start anew"):
         tensors, metadata = read_tensors(path)
         facts = json.loads(metadata["facts"])

@@ -30,7 +30,7 @@ from spare_core.errors import ModelError
 from spare_core.files.pictures import load_images
 from spare_core.method.bank import Bank, fill_bank
 from spare_core.method.batches import Batches
-from spare_core.method.distill import TrainingState, distill, start
+from spare_core.method.distill import TrainingState, distill, new_state
 from spare_core.method.gap import TimestepProfile, TimestepSampler, profile_timesteps
 from spare_core.method.masks import describe_masks
 from spare_core.method.probes import draw_held_out
@@ -222,7 +222,7 @@ def write_adapter(
     fresh = Adapter.initialise(denoiser, chosen, settings.rank, settings.alpha, settings.seed)
     kept = None if state_folder is None else state_folder / STATE
     if kept is not None and kept.exists():
-        state = start(fresh, 0.0)
+        state = new_state(fresh, 0.0)
         restore_state(state, kept)
         earlier = state.seconds
     else:

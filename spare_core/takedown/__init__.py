@@ -2,7 +2,7 @@
 
 ``request`` is what a list says, ``reading`` reads lists, ``conflicts`` finds what cannot go together. ``ledger`` keeps
 what became of each, ``standings`` says what is asked for together, ``planning`` what would be done. ``work`` and
-``bundling`` do it as far as the ledger goes, under ``leases``; ``erasing`` asks the model, and ``workflow`` is what a
+``bundling`` do it as far as the ledger goes, under ``leases``; ``erasing`` asks the model, and ``tasks`` is what a
 pipeline's tasks call. Importing the package has every task keep the leases of the requests that it works for.
 """
 

@@ -24,8 +24,8 @@ from spare_core.method.distill import (
     distill,
     enough,
     learning_rate,
+    new_state,
     plateaued,
-    start,
     training_step,
 )
 from spare_core.method.gap import TimestepProfile
@@ -72,7 +72,7 @@ def training(
     adapter: Adapter, settings: EraseSettings, denoiser: ToyDenoiser, lr: float = LR, **hooks: Any
 ) -> TrainingState:
     """A whole run."""
-    state = start(adapter, lr)
+    state = new_state(adapter, lr)
     distill(denoiser, batches(denoiser, settings), Meter(denoiser, toy_held_out(denoiser)), state, settings, **hooks)
     return state
 
@@ -250,7 +250,7 @@ def test_enough_is_both_residual_and_drift(residual: float, drift: float, is_so:
 
 def test_a_run_that_stopped_early_does_not_go_on() -> None:
     denoiser = ToyDenoiser()
-    state = start(moving(denoiser), LR)
+    state = new_state(moving(denoiser), LR)
     state.stopped_early = True
     meter = Meter(denoiser, toy_held_out(denoiser))
     measured = distill(denoiser, batches(denoiser), meter, state, SETTINGS)
@@ -306,7 +306,7 @@ def test_steps_that_make_a_start_worse_are_taken_back() -> None:
     settings = dataclasses.replace(SETTINGS, steps=5)
     for lr, taken_back in ((3.0, True), (1e-4, False)):
         begin = good if taken_back else moving(denoiser)
-        state = start(copy.deepcopy(begin), lr)
+        state = new_state(copy.deepcopy(begin), lr)
         state.beginning = begin
         measured = distill(denoiser, batches(denoiser, settings), meter, state, settings)
         assert state.taken_back is taken_back
@@ -316,13 +316,13 @@ def test_steps_that_make_a_start_worse_are_taken_back() -> None:
 
 def test_what_a_run_began_with_is_saved_and_restored(tmp_path: Path) -> None:
     denoiser = ToyDenoiser()
-    state = start(moving(denoiser), LR)
+    state = new_state(moving(denoiser), LR)
     state.beginning = copy.deepcopy(state.adapter)
     settings = dataclasses.replace(SETTINGS, steps=3)
     for _ in range(3):
         advance(denoiser, batches(denoiser, settings), state, settings)
     save_state(state, tmp_path / "state.safetensors")
-    again = start(Adapter.initialise(denoiser, FULL, SETTINGS.rank, SETTINGS.alpha, seed=5), 0.0)
+    again = new_state(Adapter.initialise(denoiser, FULL, SETTINGS.rank, SETTINGS.alpha, seed=5), 0.0)
     restore_state(again, tmp_path / "state.safetensors")
     assert again.beginning is not None
     for mine, kept in ((again.adapter, state.adapter), (again.beginning, state.beginning)):

@@ -13,8 +13,8 @@ from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
 from spare_core.errors import TrainingError
-from spare_core.method import rate as opening
-from spare_core.method.distill import TrainingState, distill, start
+from spare_core.method import rate
+from spare_core.method.distill import TrainingState, distill, new_state
 from spare_core.method.rate import begin_training, find_rate
 from spare_core.method.residual import UNTOUCHED, Measurement, Meter
 from spare_core.method.settings import EraseSettings
@@ -31,7 +31,7 @@ def test_a_run_from_the_best_trial_is_the_run_at_its_rate() -> None:
     settings = dataclasses.replace(SETTINGS, steps=12)
     denoiser = ToyDenoiser()
     automatic = found(settings, denoiser, moving(denoiser))
-    given = start(moving(denoiser), automatic.lr)
+    given = new_state(moving(denoiser), automatic.lr)
     assert automatic.step > 0
     meter = Meter(denoiser, toy_held_out(denoiser))
     for state in (automatic, given):
@@ -101,10 +101,10 @@ def test_only_a_solution_is_worth_stopping_at(
 
     def finding(*arguments: object) -> TrainingState:
         told.append(arguments[-1])
-        return start(adapter, 1e-3)
+        return new_state(adapter, 1e-3)
 
-    monkeypatch.setattr(opening, "best_start", lambda *arguments: Start(adapter, ridge, measured))
-    monkeypatch.setattr(opening, "find_rate", finding)
+    monkeypatch.setattr(rate, "best_start", lambda *arguments: Start(adapter, ridge, measured))
+    monkeypatch.setattr(rate, "find_rate", finding)
     settings = dataclasses.replace(SETTINGS, lr="auto", closed_form=True)
     erasures = Erasures(Erasure("a", "b", "object", ("c",), "{concept}", ()))
     meter = Meter(denoiser, toy_held_out(denoiser))
@@ -120,13 +120,13 @@ def costing(
 
     def starting(adapter: Adapter, lr: float) -> TrainingState:
         seen.append(lr)
-        return start(adapter, lr)
+        return new_state(adapter, lr)
 
     class Costing(Meter):
         def measure(self, *adapters: Adapter) -> object:
             return _Cost(cost(seen[-1]))
 
-    monkeypatch.setattr(opening, "start", starting)
+    monkeypatch.setattr(rate, "new_state", starting)
     return Costing(denoiser, toy_held_out(denoiser)), seen
 
 
@@ -139,14 +139,14 @@ class _Cost:
 
 
 def test_a_rate_that_stops_being_finite_has_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = opening.advance
+    step = rate.advance
 
     def fragile(denoiser: object, batches: object, state: TrainingState, settings: EraseSettings) -> None:
         if state.lr > 2e-3:
             raise TrainingError("training stopped")
         step(denoiser, batches, state, settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(opening, "advance", fragile)
+    monkeypatch.setattr(rate, "advance", fragile)
     state = found(SETTINGS, denoiser := ToyDenoiser(), moving(denoiser))
     assert state.lr <= 2e-3
     assert all(trial["lr"] <= 2e-3 for trial in state.trials)
@@ -156,6 +156,6 @@ def test_where_no_rate_trains_the_error_is_the_last_ones(monkeypatch: pytest.Mon
     def broken(*args: object) -> None:
         raise TrainingError("training stopped at step 0")
 
-    monkeypatch.setattr(opening, "advance", broken)
+    monkeypatch.setattr(rate, "advance", broken)
     with pytest.raises(TrainingError, match="training stopped at step 0"):
         found(SETTINGS, denoiser := ToyDenoiser(), moving(denoiser))
