@@ -29,9 +29,9 @@ pipelines: $(STAMP) ## compile the pipelines, for your registry with IMAGE=regis
 	SPARE_IMAGE="$(IMAGE)" $(BIN)/python -W ignore -m k8s.argo --profile $(PROFILE)
 	$(BIN)/python -W ignore -m components.readme
 
-# Processes of one thread each: torch's own threads would slow each other down. Twice the cores: many tests wait for servers.
-test: $(STAMP) ## run all tests, under eight minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+# Processes of one thread each: torch's own threads would slow each other down. One more than two cores: many wait.
+test: $(STAMP) ## run all tests, eight to nine minutes on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # What needs neither a server nor a pipeline: a contributor's answer in two minutes.
 FAST := tests/test_layout.py tests/test_streams.py tests/test_docs.py tests/test_pins.py tests/concepts tests/files tests/method \
