@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spare_core.adapters.layer_mask import LayerMask
 from spare_core.adapters.low_rank import Adapter, DeltaUpdate, LowRankUpdate
-from spare_core.adapters.manifest import LORA, MANIFEST, SCHEMA, SPARSE, read_manifest, verified_sha256, versions
+from spare_core.adapters.manifest import LORA, MANIFEST, SCHEMA, SPARSE, sha256_in, verified_manifest, versions
 from spare_core.errors import AdapterError, ModelError
 from spare_core.files.atomic import read_tensors, write_json, write_tensors
 
@@ -39,7 +39,7 @@ class StoredAdapter:
     @property
     def sha256(self) -> str:
         """sha256 of the weights file."""
-        return str(next(iter(self.manifest["files"].values()))["sha256"])
+        return sha256_in(self.manifest)
 
 
 def save_adapter(folder: Path, adapter: Adapter, prefix: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,8 +83,7 @@ def load_adapter(folder: Path) -> StoredAdapter:
     Raises:
         AdapterError: if it is no adapter, was changed since it was written, or holds no update.
     """
-    verified_sha256(folder)
-    manifest = read_manifest(folder)
+    manifest = verified_manifest(folder)
     if LORA in manifest["files"]:
         adapter = _from_lora(_tensors(folder / LORA), folder)
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,15 +64,21 @@ def check_file(path: Path, sha256: str) -> None:
         raise AdapterError(f"{path} has sha256 {found}, {MANIFEST} says {sha256}; it was changed or damaged")
 
 
-def verified_sha256(folder: Path) -> str:
-    """The sha256 of an adapter directory's weights file, which is compared with what ``spare.json`` says.
+def verified_manifest(folder: Path) -> dict[str, Any]:
+    """The ``spare.json`` of an adapter directory whose weights file is as it says.
 
     Raises:
         AdapterError: see :func:`read_manifest` and :func:`check_file`.
     """
-    ((name, facts),) = read_manifest(folder)["files"].items()
-    check_file(folder / name, facts["sha256"])
-    return str(facts["sha256"])
+    manifest = read_manifest(folder)
+    for name, facts in manifest["files"].items():
+        check_file(folder / name, facts["sha256"])
+    return manifest
+
+
+def sha256_in(manifest: Mapping[str, Any]) -> str:
+    """The sha256 of the weights file that a ``spare.json`` lists."""
+    return str(next(iter(manifest["files"].values()))["sha256"])
 
 
 def versions(names: Iterable[str] = _VERSIONED) -> dict[str, str]:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from spare_core.adapters.manifest import verified_sha256
+from spare_core.adapters.manifest import sha256_in, verified_manifest
 from spare_core.errors import AdapterError, RegistryError, RegistryInputError
 from spare_core.evaluation.gate import Policy, Reason, Verdict, judge_figures
 from spare_core.registry.client import asking, connect, overwrite
@@ -99,7 +99,7 @@ def check_weights(client: MlflowClient, version: RegisteredVersion) -> None:
             # MLflow addresses by its own variable what it does not address by the client.
             path = download_artifacts(f"{location}/{WEIGHTS}", dst_path=folder, tracking_uri=client.tracking_uri)
         try:
-            found = verified_sha256(Path(path))
+            found = sha256_in(verified_manifest(Path(path)))
         except AdapterError as error:
             raise RegistryError(f"{version.uri}: its files in MLflow are damaged: {error}; register it again") from None
     if found != version.adapter_sha256:

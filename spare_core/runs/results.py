@@ -44,7 +44,7 @@ def save_bank(bank: Bank, path: Path) -> None:
 
 def load_bank(path: Path, device: torch.device) -> Bank:
     """The bank, its prompt table on ``device``."""
-    with _reading(path, "bank of a prepare stage; run it again"):
+    with _reading(path, "bank of a prepare stage", "run it again"):
         tensors, metadata = read_tensors(path)
         texts = json.loads(metadata["texts"])
         tensors.setdefault("retain/under_teacher", tensors["retain/under_student"])
@@ -62,7 +62,7 @@ def save_probes(held_out: HeldOut, path: Path) -> None:
 
 def load_probes(path: Path, device: torch.device) -> HeldOut:
     """The probes, their prompt table on ``device``."""
-    with _reading(path, "probes of a prepare stage; run it again"):
+    with _reading(path, "probes of a prepare stage", "run it again"):
         tensors, metadata = read_tensors(path)
         sides = {side: Probe(*(tensors[f"{side}/{key}"] for key in Probe._fields)) for side in _SIDES}
         return HeldOut(tuple(json.loads(metadata["names"])), Conditioning.from_tensors(tensors).to(device), **sides)
@@ -75,7 +75,7 @@ def save_profile(profile: TimestepProfile, path: Path) -> None:
 
 def load_profile(path: Path) -> TimestepProfile:
     """The timestep profile."""
-    with _reading(path, "timestep profile; run the timesteps stage again"):
+    with _reading(path, "timestep profile", "run the timesteps stage again"):
         values = json.loads(path.read_text(encoding="utf-8"))
         edges, gap = torch.tensor(values["edges"]), torch.tensor(values["gap"])
         if edges.dtype != torch.int64 or gap.ndim != 1 or edges.shape != (len(gap) + 1,):
@@ -94,7 +94,7 @@ def save_masks(masks: Masks, path: Path) -> None:
 
 def load_masks(path: Path) -> Masks:
     """The masks, by layer."""
-    with _reading(path, "masks; run the saliency stage again"):
+    with _reading(path, "masks", "run the saliency stage again"):
         tensors, _ = read_tensors(path)
         return {
             name: LayerMask(tensors[f"{name}/rows"], tensors[f"{name}/columns"], tensors.get(f"{name}/entries"))
@@ -117,7 +117,7 @@ def save_state(state: TrainingState, path: Path) -> None:
 @torch.no_grad()
 def restore_state(state: TrainingState, path: Path) -> None:
     """Bring ``state``, fresh from :func:`spare_core.method.distill.new_state`, to where the saved one stood."""
-    with _reading(path, "state of this run; delete it to start anew"):
+    with _reading(path, "state of this run", "delete it to start anew"):
         tensors, metadata = read_tensors(path)
         facts = json.loads(metadata["facts"])
         for i, parameter in enumerate(state.adapter.parameters()):
@@ -140,9 +140,8 @@ def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def _reading(path: Path, wanted: str) -> Iterator[None]:
+def _reading(path: Path, what: str, remedy: str) -> Iterator[None]:
     """Turn whatever a damaged file raises into one error that names the file and what to do."""
-    what, _, remedy = wanted.partition("; ")
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
