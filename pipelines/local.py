@@ -2,7 +2,7 @@
 
 Everything lies in one folder: what the tasks wrote and what may be taken again, the log of each run, and, where the
 environment names no server, an MLflow of sqlite and a folder, and the promotion log. Retries are left out: they are for
-nodes that are lost, and here a failure is told at once. A loop's iterations run one after the other: two that run a
+nodes that are lost, and here a failure is reported at once. A loop's iterations run one after the other: two that run a
 model beside each other on one machine take longer than both in turn.
 """
 
@@ -59,7 +59,7 @@ class RunFailed(SpareError):
 
 @dataclass
 class LocalRun:
-    """What became of a run: the results that its tasks told, by stage; seconds, or None for one that was taken.
+    """What became of a run: the results that its tasks reported, by stage; seconds, or None for one that was taken.
     ``ending`` imports what its exit handler calls."""
 
     run_id: str
@@ -212,13 +212,13 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _record_end(this: LocalRun, state: str, message: str) -> None:
     """What the exit handler would have done: it was ended with the rest."""
     code = f"from {this.ending}; end({state!r}, {message!r})"
-    told = {**os.environ, **this.environment}
+    environment = {**os.environ, **this.environment}
     with contextlib.suppress(subprocess.TimeoutExpired):  # of an MLflow that does not answer; the run ends all the same
-        subprocess.run([*_PYTHON, "-c", code], env=told, capture_output=True, check=False, timeout=30)
+        subprocess.run([*_PYTHON, "-c", code], env=environment, capture_output=True, check=False, timeout=30)
 
 
 def _failure(this: LocalRun) -> RunFailed:
-    """The first error that a task told; of one that could tell nothing, that it was killed."""
+    """The first error that a task reported; that it was killed, where it could report nothing."""
     if this.errors:
         first = this.errors[0]
         return RunFailed(f"{first['stage']}: {first['message']}", int(first["exit_code"]))

@@ -18,7 +18,7 @@ _ENDED = {SUCCEEDED, "SKIPPED", "FAILED", "CANCELED"}
 _CRON_FIELDS = 6
 _CRON = re.compile(r"[0-9A-Za-z*/,?\- ]+")
 _LOST = 12
-"""So many polls in a row may fail: the API server of a cluster restarts now and then while its runs go on."""
+"""Number of polls that may fail in a row: the API server of a cluster restarts now and then while its runs go on."""
 
 
 def submit(

@@ -33,7 +33,7 @@ from spare_core.errors import SpareError
 REPLAY_SECONDS = 300
 
 
-class Asked(BaseModel):
+class PictureRequest(BaseModel):
     """What to draw."""
 
     prompt: str = Field(min_length=1, max_length=2000)
@@ -47,7 +47,7 @@ def build_app(live: FollowingPipeline, secret: str) -> FastAPI:
     app = FastAPI(title=f"pictures by {live.name}")
 
     @app.post("/generate")
-    def generate(asked: Asked) -> Response:
+    def generate(asked: PictureRequest) -> Response:
         if live.version is None:
             raise HTTPException(503, live.problem)
         image, version = live.draw(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 # Before diffusers and transformers are imported: they read these at import.
@@ -28,6 +29,16 @@ LONGEST = (
     "test_wheel.py", "serving/test_server.py", "registry/test_models.py", "registry/test_promotions.py",
 )  # fmt: skip
 """Modules of minutes, in the order in which they start: one that started last would run while other processes idle."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Once a test run, for all its processes: what forks commands for them, and ends the servers that they share."""
+    from tests.support.forking import forking_server
+
+    if not hasattr(config, "workerinput"):
+        started = contextlib.ExitStack()
+        started.enter_context(forking_server())
+        config.add_cleanup(started.close)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -78,12 +89,11 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> CanvasJudge:
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def s3_endpoint() -> str:
     """The URL of a real S3 server."""
-    from serving.services import s3_server
+    from tests.support.shared_servers import shared_server
 
-    with s3_server(tmp_path_factory.mktemp("s3"), "unused") as environment:
-        yield environment["AWS_ENDPOINT_URL"]
+    return shared_server("s3").uri
 
 
 @pytest.fixture(scope="session")

@@ -92,9 +92,9 @@ def erase(
         manifest = run(model, erasures, settings, output, images, progress)
     seconds = sum(manifest["seconds"].values())
     residuals = manifest["residuals"]
-    told = [f"{part.concept} -> {part.surrogate}: residual {residuals[part.concept]:.3f}" for part in erasures]
+    lines = [f"{part.concept} -> {part.surrogate}: residual {residuals[part.concept]:.3f}" for part in erasures]
     text = (
-        "\n".join(told) + f", mean drift {manifest['mean_drift']:.4f} after {manifest['training']['steps']} steps in "
+        "\n".join(lines) + f", mean drift {manifest['mean_drift']:.4f} after {manifest['training']['steps']} steps in "
         f"{seconds:.0f} s\n"
         f"{manifest['mask']['moving']:,} of {manifest['mask']['weights']:,} target weights may move "
         f"({manifest['mask']['density']:.1%}, mask {manifest['mask']['kind']})\nadapter: {output}"

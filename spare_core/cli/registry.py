@@ -118,7 +118,7 @@ def history(
         print_result(proof, as_json, f"{name}: {whole}; {cited}; the aliases are as logged")
         return
     found = views.history(name, open_store(store))
-    lines = [entry["told"] for entry in found["entries"]] or [f"{name} was never promoted"]
+    lines = [entry["line"] for entry in found["entries"]] or [f"{name} was never promoted"]
     print_result(found, as_json, "\n".join([*lines, *_remarks(found)]))
 
 

@@ -89,7 +89,7 @@ def plan(
              "reason": step.reason} for step in made.steps
         ],
     }  # fmt: skip
-    lines = [step.told() for step in made.steps] + [str(one) for one in (*found.problems, *made.conflicts)]
+    lines = [step.as_line() for step in made.steps] + [str(one) for one in (*found.problems, *made.conflicts)]
     print_result(report, as_json, "\n".join(lines))
     if made.conflicts:
         raise typer.Exit(2)
@@ -135,9 +135,9 @@ def status(
         "counts": counts, "late": len(late),
         "soon": sum(row["soon"] for row in rows), "failed": len(failed), "requests": rows,
     }  # fmt: skip
-    lines = [told_row(row) for row in rows]
-    told = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no request"
-    lines.append(f"{told}; {len(late)} late; chain of {ledger.number} entries in order, head {report['head']}")
+    lines = [row_line(row) for row in rows]
+    states = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no request"
+    lines.append(f"{states}; {len(late)} late; chain of {ledger.number} entries in order, head {report['head']}")
     if remembered:
         lines.append(f"entry {remembered[0]}, which MLflow remembers, is there as it was")
     print_result(report, as_json, "\n".join(lines))
@@ -170,7 +170,7 @@ def metrics(
         raise InputError(f"cannot serve on {host}:{port}: {error.strerror}; give another --port") from None
 
 
-def told_row(row: Mapping[str, Any]) -> str:
+def row_line(row: Mapping[str, Any]) -> str:
     """One request of the overview, for people."""
     mark = "LATE" if row["late"] else "soon" if row["soon"] else ""
     what = repr(row["concept"]) if row["concept"] else "counter-notice"
@@ -272,7 +272,7 @@ def standings(done: LocalRun) -> list[dict[str, Any]]:
 def _batch_summary(done: LocalRun, rows: list[dict[str, Any]]) -> str:
     """What became of each request, what the champion is, and where everything lies."""
     lines = [f"left out    {line}" for line in done.results["plan"]["left_out"]]
-    lines += [told_row(row) for row in rows]
+    lines += [row_line(row) for row in rows]
     registered, promoted = done.results.get("register"), done.results.get("promote")
     if registered:
         alias = "champion" if promoted else "candidate"

@@ -200,8 +200,8 @@ def _rebounds(figures: _Figures, policy: Policy) -> Iterator[Reason]:
     for i, (name, change) in enumerate(figures.rebounds()):
         then, now = figures.number("rebounds", i, "then"), figures.number("rebounds", i, "now")
         allowed = max(policy.rebound_from, policy.max_rebound * (then or 0.0))
-        told = f"residual of {name!r} after {change}, {_told(then)} when it was added"
-        yield _at_most("max_rebound", None if then is None else now, allowed, told)
+        what = f"residual of {name!r} after {change}, {_as_text(then)} when it was added"
+        yield _at_most("max_rebound", None if then is None else now, allowed, what)
 
 
 def _drifts(figures: _Figures, allowed: float) -> Iterator[Reason]:
@@ -214,15 +214,15 @@ def _drifts(figures: _Figures, allowed: float) -> Iterator[Reason]:
 
 def _at_least(rule: str, measured: float | None, allowed: float, what: str) -> Reason:
     passed = measured is not None and measured >= allowed
-    return Reason(rule, measured, allowed, passed, f"{what}: {_told(measured)}; at least {allowed:g} is needed")
+    return Reason(rule, measured, allowed, passed, f"{what}: {_as_text(measured)}; at least {allowed:g} is needed")
 
 
 def _at_most(rule: str, measured: float | None, allowed: float, what: str) -> Reason:
     passed = measured is not None and measured <= allowed
-    return Reason(rule, measured, allowed, passed, f"{what}: {_told(measured)}; at most {allowed:g} is allowed")
+    return Reason(rule, measured, allowed, passed, f"{what}: {_as_text(measured)}; at most {allowed:g} is allowed")
 
 
-def _told(measured: float | None) -> str:
+def _as_text(measured: float | None) -> str:
     return "not measured" if measured is None else f"{measured:.4g}"
 
 
@@ -247,7 +247,7 @@ class _Figures:
         return float(value) if type(value) in (int, float) and math.isfinite(value) else None
 
     def samples(self) -> float | None:
-        """Pictures of the erased concept that has the fewest; every erased one must be told."""
+        """Pictures of the erased concept that has the fewest; every erased one must be reported."""
         erased, rows = self.erased(), self.evaluation.get("per_concept")
         if not erased or not isinstance(rows, list):
             return None
@@ -315,7 +315,7 @@ class _Figures:
         return None if before is None or after is None or before <= 0 else (after - before) / before
 
     def neighbours(self) -> list[str]:
-        """Every kept concept whose drift is told."""
+        """Every kept concept whose drift is reported."""
         drift = self.evaluation.get("drift")
         return list(drift) if isinstance(drift, dict) else []
 

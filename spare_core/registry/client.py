@@ -202,7 +202,7 @@ def _server() -> str:
 
 
 def _line(text: str) -> str:
-    """What a message comes down to: requests tell the cause last, after a lot of classes."""
+    """The cause in one line of at most 300 characters; requests names it last, after the classes that wrap it."""
     text = text.rpartition("(Caused by ")[2]
     first = next((line.strip() for line in scrubbed(text).splitlines() if line.strip()), "no reason given")
     return first if len(first) <= 300 else first[:299] + "…"

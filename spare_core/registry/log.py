@@ -89,7 +89,7 @@ class Entry:
         """Whether it announces a move that a further entry must finish."""
         return self.kind in _MOVES
 
-    def told(self) -> str:
+    def as_line(self) -> str:
         """One line for people."""
         what = {
             "promote": f"promote version {self.after.champion}{' BY FORCE' if self.forced else ''}",
@@ -146,7 +146,7 @@ class PromotionLog:
         if not self._chain.create(number, content):
             won = self.read()[number - 1]
             raise PromotionConflict(
-                f"another one came first and wrote entry {number} of {self.model}: {won.told().strip()}. Look at "
+                f"another one came first and wrote entry {number} of {self.model}: {won.as_line().strip()}. Look at "
                 f"`spare registry show {self.model}`, then try again"
             )
         return dataclasses.replace(entry, sha256=hashlib.sha256(content).hexdigest())

@@ -131,9 +131,9 @@ def judge(version: RegisteredVersion, store: Store, policy: Policy) -> tuple[Ver
 
 
 def _record(version: RegisteredVersion, verdict: Verdict, sha256: str, report: Mapping[str, Any]) -> None:
-    """The tag that says that this verdict is recorded is the last to be set: killed before, it is recorded again."""
+    """Record a verdict on the version. The tag that marks it as recorded comes last: a killed attempt is repeated."""
     client = connect()
-    rules = {f"{GATE_RULE}{reason.rule}": _told(reason) for reason in _worst(verdict)}
+    rules = {f"{GATE_RULE}{reason.rule}": _as_text(reason) for reason in _worst(verdict)}
     tags = {
         **rules, GATE: "passed" if verdict.passed else "refused", GATE_POLICY: verdict.policy.sha256,
         GATE_REASONS: cut_tag("; ".join(verdict.refusals) or "every rule is met"), GATE_VERDICT: sha256,
@@ -154,7 +154,7 @@ def _worst(verdict: Verdict) -> list[Reason]:
     return list(worst.values())
 
 
-def _told(reason: Reason) -> str:
+def _as_text(reason: Reason) -> str:
     return cut_tag(f"{'passed' if reason.passed else 'refused'}: {reason.text}")
 
 

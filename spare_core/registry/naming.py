@@ -61,7 +61,7 @@ def check_name(name: str) -> str:
 
 
 def _base_slug(source: str, digest: str) -> str:
-    """Only the last component of a path is told: where it lies on some machine is nobody's business."""
+    """Of a path only the last component is shown: where it lies on some machine is nobody's business."""
     if built_in.find(source) is not None:
         return source
     return f"{_slug(source.replace(chr(92), '/').rstrip('/').rpartition('/')[2]) or 'model'}-{digest[:_DIGEST_LENGTH]}"

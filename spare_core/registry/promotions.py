@@ -259,7 +259,8 @@ class _Desk:
         return finished
 
     def _finished_by_another(self, entry: Entry) -> Entry:
-        """Our aliases may have been written after a later move's: then that one's are restored."""
+        """Finish a move that another process finished first. Where later moves followed, our aliases may be
+        written after theirs: restore theirs."""
         entries, seen = read_log(self.client, self.store, self.name), entry.number + 1
         while len(entries) > seen:
             self._set(entries[-1].after)
@@ -267,7 +268,7 @@ class _Desk:
         if len(entries) > entry.number + 1:
             raise PromotionConflict(
                 f"entry {entry.number} of {self.name} was made, but a later one has replaced it: "
-                f"{entries[-1].told().strip()}; look at `spare registry show {self.name}`"
+                f"{entries[-1].as_line().strip()}; look at `spare registry show {self.name}`"
             )
         return entries[entry.number]
 
@@ -287,7 +288,7 @@ class _Desk:
             overwrite("mark a version as forced", partial(self.client.set_model_version_tag, *place, tag, value))
 
     def _set(self, aliases: Aliases) -> None:
-        """``champion`` last: whoever loads by it never finds it missing."""
+        """Set the aliases, ``champion`` last: whoever loads by it never finds it missing."""
         for alias, version in ((PREVIOUS, aliases.previous), (CHAMPION, aliases.champion)):
             if version is None:
                 write = partial(self.client.delete_registered_model_alias, self.name, alias)

@@ -200,13 +200,13 @@ def _tags(run: StageRun, stored: StoredAdapter, evaluation: Mapping[str, Any], r
         for side, label in (("base", "before"), ("adapted", "after"))
     }
     measured = {f"spare.{name}": evaluation.get(name, manifest.get(name)) for name in ("residual", "mean_drift")}
-    told = {"spare.concept": Erasures.of(manifest).title}
-    told |= {f"spare.{name}": manifest[name] for name in ("surrogate", "kind") if name in manifest}
+    described = {"spare.concept": Erasures.of(manifest).title}
+    described |= {f"spare.{name}": manifest[name] for name in ("surrogate", "kind") if name in manifest}
     fixed = {
         REGISTRATION: registration,
         REQUEST: run.request_id,
         "spare.base.digest": stored.base_digest,
         ADAPTER: stored.sha256,
     }
-    values = {**fixed, **told, **figures, **measured}
+    values = {**fixed, **described, **figures, **measured}
     return {name: cut_tag(str(value)) for name, value in values.items() if value is not None}

@@ -32,7 +32,7 @@ PARENT: Final = "mlflow.parentRunId"
 _REQUEST_KEY: Final = "spare.request_key"
 """sha256 of the request id, on the parent only."""
 _CHILD_OF: Final = "spare.child_of"
-"""The same, on each child."""
+"""sha256 of the request id, on each child."""
 _STAGE_KEY: Final = "spare.stage_key"
 """sha256 of request id, stage and KFP run id, on the child."""
 _RUN_KEY: Final = "spare.kfp_run_key"
@@ -116,9 +116,9 @@ class StageRun:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         kind = "s3" if is_s3(source) else "local" if Path(source).is_absolute() else "code"
-        told = {"tags": {"mlflow.source.name": source}} if kind == "code" else {"uri": source}
+        found_at = {"tags": {"mlflow.source.name": source}} if kind == "code" else {"uri": source}
         dataset = Dataset(
-            _cut(name, 500), digest[:_DIGEST_CHARACTERS], kind, json.dumps(told), profile=json.dumps(dict(profile))
+            _cut(name, 500), digest[:_DIGEST_CHARACTERS], kind, json.dumps(found_at), profile=json.dumps(dict(profile))
         )
         with asking("log a dataset"):
             self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
@@ -230,8 +230,8 @@ def end_pipeline_run(kfp_run_id: str, status: Outcome, tags: Mapping[str, str]) 
     for run in _find(client, experiment, _RUN_KEY, sha256_of(kfp_run_id)):
         stages = wrong.setdefault(run.data.tags[REQUEST], {})
         if run.info.status != "FINISHED":
-            told = run.data.tags.get("spare.error", "it was killed, or its machine was lost")
-            stages[run.data.tags["spare.stage"]] = told
+            error = run.data.tags.get("spare.error", "it was killed, or its machine was lost")
+            stages[run.data.tags["spare.stage"]] = error
     for request_id, stages in wrong.items():
         errors = {f"spare.error.{stage}": error for stage, error in stages.items()}
         end_request(request_id, status if stages or len(wrong) == 1 else "FINISHED", {**tags, **errors})

@@ -58,15 +58,14 @@ def show_model(name: str, store: Store | None = None) -> dict[str, Any]:
 
 
 def history(name: str, store: Store) -> dict[str, Any]:
-    """Every entry of the promotion log, checked, with a line for people (``told``); and whether the aliases are as it
+    """Every entry of the promotion log, checked, with a line for people (``line``); and whether the aliases are as it
     left them.
 
     Raises:
         LogDamaged: naming the entry that does not fit.
     """
-    entries = read_log(connect(), store, name)
-    told = [{**entry.as_dict(), "told": entry.told()} for entry in entries]
-    return {"name": name, "entries": told, **_against_log(name, store)}
+    entries = [{**entry.as_dict(), "line": entry.as_line()} for entry in read_log(connect(), store, name)]
+    return {"name": name, "entries": entries, **_against_log(name, store)}
 
 
 def verify(name: str, store: Store) -> dict[str, Any]:

@@ -107,10 +107,10 @@ def compose(
         candidates = ways(work, folder, None if withdrawn else exact)
         chosen = best([one for one in candidates if one.rank == settings.rank], settings)
         joint = read_manifest(folder / _JOINT)
-        told = ("settings", "seeds", "mask", "timestep_profile", "base")
+        shared = ("settings", "seeds", "mask", "timestep_profile", "base")
         manifest = {
             "requests": kept,
-            **{name: joint[name] for name in told},
+            **{name: joint[name] for name in shared},
             "composition": {"chosen": chosen.name, "candidates": {one.name: one.as_dict() for one in candidates}},
             **chosen.measured.as_dict(),
             "withdrawn": _withdrawn(work, withdrawn, chosen.adapter),

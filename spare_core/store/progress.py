@@ -11,7 +11,7 @@ class ByteCounter:
     """Tells a callback how many of ``total`` bytes are done; what must be sent again is not counted twice."""
 
     def __init__(self, total: int, on_progress: OnBytes) -> None:
-        self._done = self._told = 0
+        self._done = self._reported = 0
         self._total, self._on_progress = total, on_progress
         self._lock = threading.Lock()
         on_progress(0, total)
@@ -20,6 +20,6 @@ class ByteCounter:
         """Count ``count`` bytes more, or fewer where a part starts again."""
         with self._lock:
             self._done += count
-            if self._done > self._told:
-                self._told = min(self._done, self._total)
-                self._on_progress(self._told, self._total)
+            if self._done > self._reported:
+                self._reported = min(self._done, self._total)
+                self._on_progress(self._reported, self._total)

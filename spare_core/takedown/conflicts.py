@@ -44,8 +44,8 @@ def compare(requests: Iterable[TakedownRequest]) -> Comparison:
         first, *others = asking
         wanted = {normalise(one.surrogate): one.surrogate for one in asking if one.surrogate != AUTO}
         if len(wanted) > 1:
-            told = " and ".join(map(repr, wanted.values()))
-            conflicts.append(Conflict(_ids(asking), f"{name!r} cannot become {told}; agree on one surrogate"))
+            all_of_them = " and ".join(map(repr, wanted.values()))
+            conflicts.append(Conflict(_ids(asking), f"{name!r} cannot become {all_of_them}; agree on one surrogate"))
             continue
         for other in others:
             if {*map(normalise, other.names)} <= {*map(normalise, first.names)}:
@@ -88,8 +88,8 @@ def circles(erasing: Iterable[TakedownRequest]) -> Iterator[Conflict]:
             name = normalise(leads[name].surrogate)
         if name in path:
             ring = path[path.index(name) :]
-            told = " -> ".join([*ring, name])
-            yield Conflict(_ids([leads[one] for one in ring]), f"the surrogates go round in a circle: {told}")
+            circle = " -> ".join([*ring, name])
+            yield Conflict(_ids([leads[one] for one in ring]), f"the surrogates go round in a circle: {circle}")
         done.update(path)
 
 

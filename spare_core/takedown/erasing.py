@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from spare_core.models.unet import UNetDenoiser
 
 WATCHED: Final = 3
-"""Neighbours that are held fixed besides what a request protects itself."""
+"""How many neighbours are kept besides what a request protects itself."""
 TOO_NEAR: Final = 0.02
 """A candidate at less than this distance is another name of the concept to the model, and no surrogate for it."""
 
@@ -45,7 +45,7 @@ class Chosen(NamedTuple):
 
 
 def erase_request(batch: Batch, standing: Standing, unwanted: set[str]) -> Iterator[Told]:
-    """The steps of one request, each as the ledger is told of it; ``unwanted`` are the names, normalised, that
+    """The steps of one request, yielded as the ledger records them; ``unwanted`` are the names, normalised, that
     somebody wants gone, and so no surrogates.
 
     Raises:
@@ -138,7 +138,7 @@ def choose(batch: Batch, request: TakedownRequest, denoiser: UNetDenoiser, unwan
 
 
 def _facts(batch: Batch, chosen: Chosen) -> dict[str, Any]:
-    """For the ledger; ``row`` is what a bundle erases it by."""
+    """Facts for the ledger; ``row`` is what a bundle erases it by."""
     erasure = chosen.erasure
     # A built-in model keeps all others, whatever the bundle holds then.
     keep = list(erasure.keep) if built_in.find(batch.model) is None else []

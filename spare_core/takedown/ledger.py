@@ -286,13 +286,13 @@ class Ledger:
         try:
             values = json.loads(content)
             fits = (values["schema"], values["number"]) == (SCHEMA, number) and content == _line(values)
-            told, events = values["previous_sha256"], values["events"]
+            previous, events = values["previous_sha256"], values["events"]
             taken = [(event.pop("request_id"), event.pop("state"), event) for event in events]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise LedgerDamaged(f"{where} is no entry of it ({error!r}); it was overwritten") from None
         if not fits:
             raise LedgerDamaged(f"{where} says {values['schema']} {values['number']}: it is out of turn, or was edited")
-        self._chain.check_follows(number, told, self.sha256, pack)
+        self._chain.check_follows(number, previous, self.sha256, pack)
         for request_id, state, facts in taken:
             standing = self.standings.setdefault(request_id, Standing(request_id))
             if state not in FOLLOWING[standing.state]:

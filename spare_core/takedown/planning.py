@@ -32,7 +32,7 @@ class Step(NamedTuple):
     due_at: datetime
     reason: str
 
-    def told(self) -> str:
+    def as_line(self) -> str:
         """One line for people."""
         request = self.request
         what = repr(request.concept) if request.concept else f"counter-notice of {request.counter_notice_of}"
@@ -199,7 +199,7 @@ def _hold_changed(one: TakedownRequest, before: Standing) -> bool:
 
 
 def _as_said(one: TakedownRequest) -> dict[str, Any]:
-    """For the ledger, from which nothing can be removed: without what people write to each other."""
+    """A request's fields for the ledger, from which nothing can be removed: without what people write to each other."""
     return one.model_dump(mode="json", exclude_defaults=True, exclude={"notes"})
 
 

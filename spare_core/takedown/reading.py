@@ -1,6 +1,6 @@
 """Reading takedown lists: YAML, JSON lines, or CSV as spreadsheets write it.
 
-Every row is checked, and everything that is wrong with any of them is told at once, with file, line and field. Values
+Every row is checked, and all that is wrong with any of them is reported at once, with file, line and field. Values
 are data: a spreadsheet's formula is text, YAML's aliases (which can blow a small file up) are refused.
 """
 

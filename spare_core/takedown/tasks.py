@@ -167,7 +167,7 @@ def _deployed(name: str, champion: Champion | None) -> Deployed:
 
 
 def _check_same_model(ledger: Ledger, batch: Batch) -> None:
-    """A ledger says what is gone from one deployed model.
+    """Check that the ledger is about the batch's model: a ledger records what one deployed model no longer draws.
 
     Raises:
         InputError: if it is about another one.

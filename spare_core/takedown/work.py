@@ -14,12 +14,12 @@ from spare_core.takedown.request import TakedownRequest
 from spare_core.takedown.standings import firsts, names_of
 
 ATTEMPTS: Final = 3
-"""So often a request is tried whose failure may have been the machine's."""
+"""How often a request is tried whose failure may have been the machine's."""
 _WORDS: Final = 2000
 
 Told = tuple[str, Mapping[str, Any]]
 Erase = Callable[[Standing], Iterator[Told]]
-"""Erases one request: the state that each step ended in, and its facts."""
+"""Erases one request; yields the state that each step ended in, with its facts."""
 
 
 class TakenIn(NamedTuple):
@@ -30,7 +30,7 @@ class TakenIn(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a request stands after a worker was at it, and why."""
+    """The state of a request after a worker tried it, and why."""
 
     state: str
     reason: str = ""
@@ -54,7 +54,7 @@ def take_in(
     new = {one.request_id for one in good if not ledger.standing(one.request_id).state}
 
     def events() -> list[Event]:
-        # Asked anew when another scheduler came first: then some of it is there.
+        # Planned anew each time another scheduler was first: it may have entered some of the requests.
         return received(plan(good, ledger, deadlines).steps, source, ledger)
 
     ledger.say(events)

@@ -32,12 +32,12 @@ def _load(python_path: str) -> dict[str, Any]:
 def old_stack(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with the old releases, beside the installed torch."""
     folder = tmp_path_factory.mktemp("old-stack")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(folder)]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
+           "--no-compile", "--target", str(folder)]  # fmt: skip
     # peft of today does not import under the old transformers; diffusers takes an old one as none.
-    subprocess.run([*pip, *OLD, "peft==0.13.2", "--no-deps"], check=True, timeout=600)
-    needs = ["tokenizers<0.22", "requests", "filelock", "importlib_metadata", "zipp", "regex", "hf-xet", "fsspec",
-             "urllib3", "idna", "certifi", "charset-normalizer"]  # fmt: skip
-    subprocess.run([*pip, *needs, "--no-deps"], check=True, timeout=600)
+    needs = ["peft==0.13.2", "tokenizers<0.22", "requests", "filelock", "importlib_metadata", "zipp", "regex", "hf-xet",
+             "fsspec", "urllib3", "idna", "certifi", "charset-normalizer"]  # fmt: skip
+    subprocess.run([*pip, *OLD, *needs], check=True, timeout=600)
     return str(folder)
 
 

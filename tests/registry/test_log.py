@@ -47,7 +47,7 @@ def test_what_is_appended_is_read_back(store: Store) -> None:
     assert [entry.number for entry in entries] == [1, 2, 3, 4]
     assert entries[1].previous_sha256 == entries[0].sha256
     assert aliases_after(tuple(entries)) == Aliases(champion=2, previous=1)
-    assert "anna: promote version 2 (champion 1, previous – -> champion 2, previous 1)" in entries[2].told()
+    assert "anna: promote version 2 (champion 1, previous – -> champion 2, previous 1)" in entries[2].as_line()
 
 
 def test_a_model_that_was_never_promoted_has_an_empty_log(store: Store) -> None:

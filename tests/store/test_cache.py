@@ -161,6 +161,7 @@ def test_a_killed_filler_neither_blocks_nor_spoils_the_next(
     victims[0].join(60)
     assert victims[0].exitcode == -signal.SIGKILL and not (tmp_path / "note").exists()
     assert not list((tmp_path / "cache").rglob("big"))
+    proxy.settle()
     requests(proxy)
     assert tree(fetch(uri)) == FILES
     assert proxy.count("GET", "model/big") == 3 - part

@@ -71,6 +71,16 @@ class FaultyProxy:
         """How many such requests there were."""
         return sum(seen == method and re.search(path, target) is not None for seen, target in self.seen)
 
+    def settle(self) -> None:
+        """Return when every connection made until now has ended, also those of processes that were killed."""
+        with socket.create_connection(self._server.getsockname()) as last:  # accepted after all that came before it
+            last.shutdown(socket.SHUT_WR)
+            last.recv(1)
+        deadline = time.monotonic() + 30
+        while self._clients:
+            assert time.monotonic() < deadline, "a connection through the proxy does not end"
+            time.sleep(0.01)
+
     def close(self) -> None:
         """Be down from now on, in the middle of whatever goes on."""
         with contextlib.suppress(OSError):
@@ -84,23 +94,29 @@ class FaultyProxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._server.accept()
+                self._clients.add(client)
                 threading.Thread(target=self._handle, args=(client,), daemon=True).start()
 
     def _handle(self, client: socket.socket) -> None:
-        self._clients.add(client)
-        with client, contextlib.suppress(OSError):
-            head = b""
-            while b"\r\n\r\n" not in head:
-                received = client.recv(65536)
-                if not received:
-                    return
-                head += received
-            method, target = head.split(b" ", 2)[:2]
-            with self._lock:
-                request = (method.decode(), target.decode())
-                self.seen.append(request)
-                fault = next((fault for fault in self.faults if fault.meets(*request)), Fault())
-            self._forward(client, head, fault)
+        try:
+            with client, contextlib.suppress(OSError):
+                self._pass_on(client)
+        finally:
+            self._clients.discard(client)
+
+    def _pass_on(self, client: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            received = client.recv(65536)
+            if not received:
+                return
+            head += received
+        method, target = head.split(b" ", 2)[:2]
+        with self._lock:
+            request = (method.decode(), target.decode())
+            self.seen.append(request)
+            fault = next((fault for fault in self.faults if fault.meets(*request)), Fault())
+        self._forward(client, head, fault)
 
     def _forward(self, client: socket.socket, head: bytes, fault: Fault) -> None:
         if fault.before:

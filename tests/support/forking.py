@@ -1,9 +1,10 @@
 """Commands as forks of one process that has done their imports: what a test of the whole command need not wait for.
 
 ``spare run`` and its like import KFP, MLflow, torch and diffusers, ten seconds on a slow machine, and many tests start
-dozens of them. :func:`popen` starts ``python -m MODULE …`` as a fork of a server that has all that imported (one a
-process of pytest, started when it is first needed). It is a process of its own, with its own output, environment,
-folder, children and exit code, and dies by signals as any other; and so is each ``python -m`` that it starts itself.
+dozens of them. :func:`popen` starts ``python -m MODULE …`` as a fork of a server that has all that imported, one for
+all processes of a test run; it imports when it is first asked. What is started is a process of its own, with its own
+output, environment, folder, children and exit code, and dies by signals as any other; and so is each ``python -m`` that
+it starts itself.
 
 What imports do at a command's start is not tested this way: every such module has tests that start a real Python too.
 """
@@ -11,7 +12,6 @@ What imports do at a command's start is not tested this way: every such module h
 from __future__ import annotations
 
 import array
-import atexit
 import contextlib
 import gc
 import importlib
@@ -19,18 +19,22 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
 OURS = ("spare_core", "pipelines", "serving", "tests")
+ADDRESS = "SPARE_TESTS_FORKS"
+_START, _STAY = b"+", b"."
 IMPORTED = (
     "spare_core.cli.main", "spare_core.takedown.tasks", "spare_core.runs.stages", "spare_core.runs.compose",
     "spare_core.evaluation.html", "spare_core.registry.registering", "mlflow", "mlflow.diffusers", "peft", "kfp.local",
@@ -49,7 +53,8 @@ class Command:
         (out, out_end), (err, err_end), (self._status_fd, status_end), (request, request_end) = (
             os.pipe() for _ in "abcd"
         )
-        _send([request, out_end, err_end, status_end])
+        with _connected() as connection:
+            socket.send_fds(connection, [_START], [request, out_end, err_end, status_end])
         for fd in (request, out_end, err_end, status_end):
             os.close(fd)
         asked = {"args": self.args, "cwd": str(cwd or Path.cwd()), "env": dict(os.environ if env is None else env)}
@@ -57,7 +62,7 @@ class Command:
             json.dump(asked, file)
         self.stdout: IO[str] = os.fdopen(out, errors="replace")
         self.stderr: IO[str] = os.fdopen(err, errors="replace")
-        self.pid = self._word(60)
+        self.pid = self._word(120)
 
     def _word(self, timeout: float | None) -> int:
         """The next number that the server says of the command: its process id, then its exit code."""
@@ -146,25 +151,41 @@ def _module(args: Any) -> tuple[str, list[str]] | None:
     return (rest[1], rest[2:]) if ours else None
 
 
-_server: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+@contextlib.contextmanager
+def forking_server() -> Iterator[None]:
+    """The server, for this process and its children; used by whoever starts a test run."""
+    folder = Path(tempfile.mkdtemp(prefix="spare-forks-"))
+    address = str(folder / "socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(64)
+        command = [sys.executable, "-m", "tests.support.forking", str(listener.fileno())]
+        server = subprocess.Popen(command, cwd=ROOT, pass_fds=[listener.fileno()], stdin=subprocess.PIPE)
+    os.environ[ADDRESS] = address
+    try:
+        yield
+    finally:
+        server.communicate()  # it ends at the end of its input
+        del os.environ[ADDRESS]
+        shutil.rmtree(folder)
 
 
-def _send(fds: list[int]) -> None:
-    global _server
-    if _server is None or _server[0].poll() is not None:
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "tests.support.forking", str(theirs.fileno())]
-        server = subprocess.Popen(command, cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        theirs.close()
-        _server = server, ours
-        atexit.register(_stop)
-    socket.send_fds(_server[1], [b"x"], fds)
+def _connected() -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(os.environ[ADDRESS])
+    return connection
 
 
-def _stop() -> None:
-    if _server is not None:
-        _server[1].close()
-        _server[0].wait(10)
+@contextlib.contextmanager
+def until_the_run_ends() -> Iterator[Callable[[], None]]:
+    """Yields what returns when the test run is over, or whoever started it has died; the server waits for the block."""
+    with _connected() as connection:
+        connection.sendall(_STAY)
+
+        def wait() -> None:
+            connection.recv(1)
+
+        yield wait
 
 
 class _Fork(subprocess.Popen):
@@ -232,8 +253,34 @@ def _text(fd: int) -> IO[str]:
     return os.fdopen(fd, "w", buffering=1, errors="backslashreplace", closefd=False)
 
 
-def _serve(connection: socket.socket) -> None:
-    """Fork a keeper for each command asked for, until whoever asks is gone."""
+def _serve(listener: socket.socket) -> None:
+    """Fork a keeper for each command asked for, until the input ends: until whoever started this has ended."""
+    staying: list[socket.socket] = []
+    if sys.stdin in select.select([sys.stdin, listener], [], [])[0]:
+        return
+    _import_all()
+    fds = array.array("i")
+    while sys.stdin not in select.select([sys.stdin, listener], [], [])[0]:
+        connection, _ = listener.accept()
+        message, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_LEN(4 * fds.itemsize))
+        if message == _STAY:
+            staying.append(connection)
+            continue
+        received = array.array("i", ancillary[0][2])
+        if os.fork() == 0:
+            for other in (listener, connection, *staying):
+                other.close()
+            _keep(*received)
+        connection.close()
+        for fd in received:
+            os.close(fd)
+    for connection in staying:
+        connection.shutdown(socket.SHUT_WR)
+    for connection in staying:
+        connection.recv(1)
+
+
+def _import_all() -> None:
     for name in IMPORTED:
         importlib.import_module(name)
     from diffusers import StableDiffusionPipeline  # noqa: F401 imported when it is first asked for
@@ -243,17 +290,6 @@ def _serve(connection: socket.socket) -> None:
     gc.freeze()
     subprocess.Popen = _Fork  # type: ignore[misc]
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    fds = array.array("i")
-    while True:
-        message, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_LEN(4 * fds.itemsize))
-        if not message:
-            return
-        received = array.array("i", ancillary[0][2])
-        if os.fork() == 0:
-            connection.close()
-            _keep(*received)
-        for fd in received:
-            os.close(fd)
 
 
 def _keep(request: int, out: int, err: int, status: int) -> None:

@@ -63,9 +63,17 @@ def basic_auth(folder: Path, password: str) -> dict[str, str]:
     }
 
 
+def postgres_programs() -> Path | None:
+    """Where Debian's package ``postgresql`` has put them; None where it is not installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return found[-1].parent if found else None
+
+
 @contextlib.contextmanager
-def postgres(programs: Path) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """A database cluster of its own; PostgreSQL refuses to run as root, so then another user runs it."""
+    programs = postgres_programs()
+    assert programs
     folder, port, become = Path(tempfile.mkdtemp(prefix="spare-postgres-")), free_port(), []
     if os.geteuid() == 0:
         user = next(user for user in pwd.getpwall() if user.pw_name in ("postgres", "nobody"))

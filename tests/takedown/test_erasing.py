@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spare_core.cli.takedown import told_row
+from spare_core.cli.takedown import row_line
 from spare_core.concepts.lists import build_erasures
 from spare_core.errors import ConceptError, ImagesError, InputError, ObjectMissing, SettingsError
 from spare_core.evaluation.gate import Policy
@@ -140,7 +140,7 @@ def test_whatever_a_request_says_is_data_in_the_ledgers_facts_and_in_what_is_tol
     row = {"concept": names[0], "surrogate": asked.surrogate, "kind": "style", "keep": [], "aliases": names[1:]}
     (part,) = build_erasures("a/model", [row])
     assert [*part.names] == names
-    line = told_row({
+    line = row_line({
         "due_at": "2026-11-27T09:00Z", "state": "failed", "request_id": "R-1", "concept": asked.concept, "late": True,
         "soon": False, "reason": f"it is\n{asked.concept!r}",
     })  # fmt: skip

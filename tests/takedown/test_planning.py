@@ -64,7 +64,7 @@ def test_each_request_of_a_list_has_its_step_and_the_next_due_comes_first(store:
         "R-5": "withdraw", "C-5": "withdraw", "R-2": "erase", "R-3": "share", "R-4": "hold", "R-1": "erase",
     }  # fmt: skip
     assert [step.request.request_id for step in made.steps] == ["R-5", "R-2", "R-3", "R-4", "C-5", "R-1"]
-    told = {step.request.request_id: step.told() for step in made.steps}
+    told = {step.request.request_id: step.as_line() for step in made.steps}
     assert told["R-5"].startswith("2026-11-24 22:00Z  withdraw  R-5: 'Winter'; taken back by C-5")
     assert "becomes a surrogate that the planner chooses" in told["R-2"]
     assert "asks for the same as R-1" in told["R-3"]
