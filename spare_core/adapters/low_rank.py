@@ -129,8 +129,10 @@ class Adapter:
         """Predictions of ``denoiser`` include the updates while inside; several adapters add up.
 
         Raises:
-            AdapterError: if a layer is not in the model or has another shape, or if there is no layer at all.
+            AdapterError: if a layer is not in the model or has another shape, if there is no layer at all, or if the
+                model computes past its layers' hooks.
         """
+        _check_hooks_are_called(denoiser.weights)
         layers = self._matched(denoiser)
         handles = []
         try:
@@ -169,6 +171,23 @@ def check_rank(layers: Mapping[str, nn.Linear], rank: int) -> None:
         raise SettingsError(
             [f"rank is {rank}, but layer {name} is {tuple(layer.weight.shape)}; allowed: at most {smallest}"]
         )
+
+
+def _check_hooks_are_called(weights: nn.Module) -> None:
+    """Refuse a model whose layers are not called: an adapter would silently change nothing."""
+    for name, module in weights.named_modules():
+        where = f"{type(weights).__name__}{'.' if name else ''}{name}"
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise AdapterError(
+                f"{where} is compiled, and compiled code does not see an adapter that comes or goes; attach it to the "
+                "model as it was loaded, or export the adapter merged and compile that"
+            )
+        # Not by the flag fused_projections: diffusers leaves it set when they are no longer used.
+        if type(getattr(module, "processor", None)).__name__.startswith("Fused"):
+            raise AdapterError(
+                f"the projections of {where} are fused, which passes by the layers that an adapter changes; call "
+                "unfuse_qkv_projections() first"
+            )
 
 
 def _adding(update: nn.Module) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:

@@ -16,6 +16,7 @@ from spare_core import built_in
 from spare_core.errors import ModelError
 from spare_core.files.addresses import is_s3
 from spare_core.models.digest import ARCHITECTURES, VARIANTS, WANTED, Entry, digest, entries, plain_name, weight_files
+from spare_core.models.promises import check_promises
 from spare_core.store.fetching import local_path
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def _check(source: str, path: Path) -> ModelFiles:
     variants = {_variant(path / part) for part in (*ARCHITECTURES[pipeline_class], "vae")}
     if None in variants and len(variants) > 1:
         raise ModelError(f"{path} holds some components only as fp16 variant and others only without; fetch one kind")
+    check_promises(path, pipeline_class)
     return ModelFiles(source, path, pipeline_class, variants.pop())
 
 

@@ -52,6 +52,21 @@ def load_pipeline(files: ModelFiles, dtype: torch.dtype) -> Any:
     return pipeline
 
 
+def check_same_schedule(files: ModelFiles, own: Any, ours: Any) -> None:
+    """Refuse a pipeline whose scheduler ``own`` adds noise otherwise than ``ours``, which was made of its fields.
+
+    Raises:
+        ModelError: naming the scheduler.
+    """
+    theirs = getattr(own, "alphas_cumprod", None)
+    # Schedulers that divide by the signal keep a little of it where it would be none.
+    if theirs is None or not torch.allclose(theirs.cpu(), ours.alphas_cumprod, atol=1e-6):
+        raise ModelError(
+            f"{files.path}: {type(own).__name__} adds noise otherwise than DDIM with the same configuration does, "
+            "which erasing and measuring use; choose a scheduler of the DDPM kind, for example DDIMScheduler"
+        )
+
+
 def _check_loaded(files: ModelFiles, component: str, module: nn.Module) -> None:
     """transformers leaves weights it finds no tensor for at random values and only warns; make that an error."""
     stored = dict(files.tensors(component))

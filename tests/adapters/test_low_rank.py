@@ -131,6 +131,25 @@ def test_an_empty_adapter_is_refused(denoiser: UNetDenoiser) -> None:
         pass
 
 
+def test_a_model_that_would_not_call_the_hooks_is_refused(sd1_dir: Path) -> None:
+    """Compiled before or with fused projections, it would predict as if there were no adapter."""
+    denoiser = load_tiny(sd1_dir)
+    adapter, before = random_adapter(denoiser, "none"), predict(denoiser)
+    denoiser.weights.fuse_qkv_projections()
+    with (
+        pytest.raises(AdapterError, match=r"UNet2DConditionModel\.down.* unfuse_qkv_projections"),
+        adapter.attached(denoiser),
+    ):
+        pass
+    denoiser.weights.unfuse_qkv_projections()
+    with adapter.attached(denoiser):
+        assert not torch.equal(predict(denoiser), before)
+    for compiled in (denoiser.weights.mid_block, denoiser.weights):
+        compiled.compile()
+        with pytest.raises(AdapterError, match=r"UNet2DConditionModel.* is compiled"), adapter.attached(denoiser):
+            pass
+
+
 def test_a_rank_larger_than_a_layer_is_refused(denoiser: UNetDenoiser) -> None:
     """The message names the value, a layer and the most it allows."""
     with pytest.raises(SettingsError, match=r"rank is 9.*\(8, 8\).*at most 8"):
