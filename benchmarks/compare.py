@@ -64,7 +64,7 @@ def main() -> None:
     rows = []
     for kind, concept, surrogate in chosen:
         erasure = build_erasure("canvas", concept, surrogate, kind)  # type: ignore[arg-type]
-        held_out = draw_held_out(bench.denoiser, Erasures(erasure), EraseSettings())
+        held_out = draw_held_out(bench.denoiser, Erasures(erasure), EraseSettings(), "report")
         for seed in range(options.seeds):
             for who in ("authors", "spare"):
                 folder = output / f"{who}-{concept.replace(' ', '-')}-{seed}"

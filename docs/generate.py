@@ -62,7 +62,7 @@ def _row(owner: type, field: dataclasses.Field[Any], value: str) -> str:
     else:
         allowed = "true, false" if hint is bool else "a mapping"
     only = meta.get("only")
-    needs = f" (only with {only.setting} {' or '.join(only.values)})" if only else ""
+    needs = f" (only with {only.setting} {only.allowed})" if only else ""
     meaning = meta["meaning"].replace("|", "\\|")
     return f"| `{field.name}` | {value} | {allowed} | {meaning}{needs} |\n"
 

@@ -93,11 +93,13 @@ def erase(
     seconds = sum(manifest["seconds"].values())
     residuals = manifest["residuals"]
     lines = [f"{part.concept} -> {part.surrogate}: residual {residuals[part.concept]:.3f}" for part in erasures]
+    left_out = [f"\nnot kept: {text!r}, which mentions {name!r}" for text, name in manifest["left_out"].items()]
     text = (
         "\n".join(lines) + f", mean drift {manifest['mean_drift']:.4f} after {manifest['training']['steps']} steps in "
         f"{seconds:.0f} s\n"
         f"{manifest['mask']['moving']:,} of {manifest['mask']['weights']:,} target weights may move "
-        f"({manifest['mask']['density']:.1%}, mask {manifest['mask']['kind']})\nadapter: {output}"
+        f"({manifest['mask']['density']:.1%}, mask {manifest['mask']['kind']})"
+        f"{''.join(left_out)}\nadapter: {output}"
     )
     print_result(manifest, as_json, text)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from spare_core.concepts.concept import Erasure, normalise
+from spare_core.concepts.concept import Erasure, bare_name, bare_words, normalise
 from spare_core.errors import AdapterError, ConceptError
 
 _TITLE: Final = 8
@@ -22,8 +22,8 @@ class Frame(NamedTuple):
 class Erasures:
     """One concept or more that are erased together.
 
-    A surrogate that another of them erases is followed to the last one; what one of them keeps and another erases is
-    not kept. ``bundle`` says whether the caller asked for a list, possibly of one.
+    A surrogate that another of them erases is followed to the last one; what one of them keeps and another erases or
+    mentions is not kept. ``bundle`` says whether the caller asked for a list, possibly of one.
 
     Raises:
         ConceptError: at construction, for a concept that is erased twice and for surrogates that go round in a circle.
@@ -43,6 +43,9 @@ class Erasures:
                 self._by_name[normalise(name)] = part
         if twice:
             raise ConceptError(f"{', '.join(map(repr, twice))} would be erased twice; name each concept once")
+        named = [(bare_name(name), name, part) for part in self.parts for name in part.names]
+        self._by_bare_name = {bare: part for bare, _, part in reversed(named)}
+        self._names = {bare_words(bare): name for bare, name, _ in reversed(named)}
         for part in self.parts:
             self.surrogate(part.concept)
 
@@ -125,22 +128,46 @@ class Erasures:
         return [part for part in self.parts if part in wanted]
 
     def erased(self, name: str) -> bool:
-        """Whether ``name`` is one of the concepts or of their aliases."""
+        """Whether ``name`` is one of the concepts or of their aliases, with an article or in the plural or not."""
         return self._erasing(name) is not None
+
+    def mentioned(self, text: str) -> str | None:
+        """The first erased name whose words are among those of ``text``, which says more; None if there is none. To
+        hold the model to what it draws for ``text`` would hold it to the concept."""
+        words = bare_words(text)
+        return next((name for own, name in self._names.items() if own.strip() and own in words), None)
+
+    def other_words(self, words: Sequence[str]) -> list[str]:
+        """Those that are no part of an erased name, however small: to a model that reads a word in pieces, "hroom" may
+        be a mushroom."""
+        names = [name for own in self._names for name in own.split()]
+        return [word for word in words if not any(normalise(word) in name for name in names)]
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """What was to be kept but mentions an erased name, with that name."""
+        texts = [name for part in self.parts for name in part.keep if not self.erased(name)]
+        return {text: name for text in texts if (name := self.mentioned(text)) is not None}
+
+    def contexts(self, frame: Frame) -> tuple[str, ...]:
+        """The contexts of a frame that mention nothing which is erased, unless all do; a context that *is* an erased
+        concept stays, since its surrogate can take its place."""
+        clear = [context for context in frame.contexts if self.erased(context) or self.mentioned(context) is None]
+        return tuple(clear) or frame.contexts
 
     def retained(self, frame: Frame) -> tuple[str, ...]:
         """What the erasures of ``frame`` keep, their last surrogates first, without repeats and without what is
         erased."""
-        parts = [part for part in self.parts if self.frame(part) == frame]
+        parts, dropped = [part for part in self.parts if self.frame(part) == frame], self.left_out
         names = [self.surrogate(part.concept) for part in parts]
-        names += [name for part in parts for name in part.retained if not self.erased(name)]
+        names += [name for part in parts for name in part.retained if not self.erased(name) and name not in dropped]
         found: dict[str, str] = {}
         for name in names:
             found.setdefault(normalise(name), name)
         return tuple(found.values())
 
     def _erasing(self, name: str) -> Erasure | None:
-        return self._by_name.get(normalise(name))
+        return self._by_name.get(normalise(name)) or self._by_bare_name.get(bare_name(name))
 
 
 def title_of(concepts: Sequence[str]) -> str:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.generic import TEMPLATES, generic_texts
 from spare_core.streams import stream_seed
 
 NULL: Final = ""
 """The empty prompt, which guidance is measured against."""
-_HELDOUT_CONTEXTS: Final = 5
-"""Every fifth context is never trained on, only measured."""
+_PARTS: Final = 5
+"""Where there are five contexts or more, a fifth is only chosen by, and another fifth only reported on."""
+Purpose = Literal["train", "choose", "report", "solve"]
+"""What prompts are for: to train on, to choose by measurement, to report on; "solve": the first two."""
 
 
 class Prompt(NamedTuple):
-    """A concept in a context, written with a frame's template; the empty prompt names none."""
+    """A concept in a context, written with a frame's template; the empty prompt names none. One of the frame
+    :data:`FREE` is the text in ``context`` as it stands."""
 
     name: str
     context: str
@@ -33,6 +37,9 @@ class Pair(NamedTuple):
 
 
 EMPTY: Final = Prompt(NULL, "")
+FREE: Final = -1
+GENERIC: Final = "(generic prompts)"
+"""Name of the prompts that are generic texts."""
 
 
 def all_prompts(erasures: Erasures) -> list[str]:
@@ -47,17 +54,20 @@ def all_prompts(erasures: Erasures) -> list[str]:
 
 
 class PromptPlan:
-    """The prompts of both sides, in the contexts to train on or in those held out."""
+    """The prompts of both sides, in the contexts for one purpose; ``words`` are what generic texts are made of."""
 
-    def __init__(self, erasures: Erasures, seed: int, heldout: bool) -> None:
+    def __init__(self, erasures: Erasures, seed: int, purpose: Purpose, words: Sequence[str] = ()) -> None:
         self.erasures = erasures
         self._frames = erasures.frames
-        self._contexts = [_split(frame.contexts, heldout) for frame in self._frames]
+        self._contexts = [contexts_for(purpose, erasures.contexts(frame)) for frame in self._frames]
         self._parts = [[part for part in erasures if erasures.frame(part) == frame] for frame in self._frames]
-        self._random = random.Random(stream_seed(seed, "prompts", "held out" if heldout else "trained"))
+        self._random = random.Random(stream_seed(seed, "prompts", purpose))
+        self._words = erasures.other_words(words)
 
     def text(self, prompt: Prompt) -> str:
         """The prompt as the model reads it."""
+        if prompt.frame == FREE:
+            return prompt.context
         return self._parts[prompt.frame][0].prompt(prompt.name, prompt.context) if prompt.name else NULL
 
     def pairs(self, part: Erasure) -> list[Pair]:
@@ -97,10 +107,26 @@ class PromptPlan:
             drawn.append(decks[place][turn % len(decks[place])])
         return drawn
 
+    def generic(self, count: int) -> list[Prompt]:
+        """Texts about anything that mention nothing which is erased, every other one in a template of the erasures;
+        none where there are no words."""
+        if not self._words:
+            return []
+        own = [frame.template for frame in self._frames]
+        templates = [template for i, each in enumerate(TEMPLATES) for template in (own[i % len(own)], each)]
+        texts = generic_texts(self._words, 2 * count, self._random, templates)
+        return [Prompt(GENERIC, text, FREE) for text in texts if self.erasures.mentioned(text) is None][:count]
+
     def pairs_beside(self, prompts: Sequence[Prompt]) -> list[Pair]:
-        """In the context of each, a concept that is erased and its surrogate; the concepts take turns."""
+        """In the context of each, a concept that is erased and its surrogate; the concepts take turns. Beside a text
+        without a frame, in the contexts in turn."""
         found = []
         for i, prompt in enumerate(prompts):
+            if prompt.frame == FREE:
+                part = self.erasures.parts[i % len(self.erasures)]
+                contexts = self._contexts[self._frame(part)]
+                found.append(self._pair(part, part.concept, contexts[i % len(contexts)]))
+                continue
             parts = self._parts[prompt.frame]
             part = parts[i % len(parts)]
             found.append(self._pair(part, part.concept, prompt.context))
@@ -115,8 +141,14 @@ class PromptPlan:
         return self._frames.index(self.erasures.frame(part))
 
 
-def _split(contexts: Sequence[str], heldout: bool) -> list[str]:
+def contexts_for(purpose: Purpose, contexts: Sequence[str]) -> list[str]:
+    """The contexts of a purpose, the same under every seed: what is held out stays held out. Fewer than five serve for
+    every purpose."""
     shuffled = list(contexts)
-    random.Random(0).shuffle(shuffled)  # the same split under every seed: what is held out stays held out
-    kept_back = shuffled[::_HELDOUT_CONTEXTS] if len(shuffled) >= _HELDOUT_CONTEXTS else shuffled
-    return kept_back if heldout else [c for c in shuffled if c not in kept_back] or shuffled
+    random.Random(0).shuffle(shuffled)
+    if len(shuffled) < _PARTS:
+        return shuffled
+    report, choose = shuffled[::_PARTS], shuffled[1::_PARTS]
+    if purpose in ("report", "choose"):
+        return report if purpose == "report" else choose
+    return [c for c in shuffled if c not in report and (purpose == "solve" or c not in choose)]

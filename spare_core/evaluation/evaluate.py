@@ -186,7 +186,7 @@ def _measure(
             seed=(settings.seed + 1) % 2**31,
             heldout=max(_HELD_OUT, settings.heldout, _EACH_ERASED * len(erasures)),
         )
-        meter = Meter(denoiser, draw_held_out(denoiser, erasures, fresh, each=_EACH))
+        meter = Meter(denoiser, draw_held_out(denoiser, erasures, fresh, "report", each=_EACH))
         measured.append((stored, meter.measure(*(other.adapter for other in stored_adapters))))
     return measured
 

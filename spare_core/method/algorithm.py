@@ -24,6 +24,7 @@ from spare_core.method.bank import Bank, fill_bank
 from spare_core.method.batches import Batches
 from spare_core.method.distill import TrainingState, distill
 from spare_core.method.gap import TimestepProfile, profile_timesteps
+from spare_core.method.prior import Prior, build_prior, prior_moment
 from spare_core.method.probes import draw_held_out
 from spare_core.method.rate import begin_training
 from spare_core.method.residual import Measurement, Meter
@@ -33,13 +34,16 @@ from spare_core.models.denoiser import Denoiser
 
 
 class Prepared(NamedTuple):
-    """What the frozen model says of a request: examples with the teacher's answers, the timestep profile, probes."""
+    """What the frozen model says of a request: examples with the teacher's answers, the timestep profile, its text
+    prior, and two sets of probes: one to choose by, one that chose nothing, to report."""
 
     denoiser: Denoiser
     erasures: Erasures
     bank: Bank
     profile: TimestepProfile
-    meter: Meter
+    prior: Prior
+    choosing: Meter
+    reporting: Meter
 
 
 class Erased(NamedTuple):
@@ -58,19 +62,24 @@ class Erased(NamedTuple):
 def prepare(
     denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, pictures: Tensor | None = None
 ) -> Prepared:
-    """Sample probes and examples from the frozen model, and profile when concept and surrogate differ."""
-    meter = Meter(denoiser, draw_held_out(denoiser, erasures, settings))
+    """Sample probes and examples from the frozen model, profile when concept and surrogate differ, and see where its
+    texts lie."""
+    choosing, reporting = (
+        Meter(denoiser, draw_held_out(denoiser, erasures, settings, purpose)) for purpose in ("choose", "report")
+    )
     bank = fill_bank(denoiser, erasures, settings, pictures)
     profile = profile_timesteps(bank, denoiser.num_timesteps, settings.bins)
-    return Prepared(denoiser, erasures, bank, profile, meter)
+    prior = build_prior(denoiser, settings.prior_texts, settings.resolution)
+    return Prepared(denoiser, erasures, bank, profile, prior, choosing, reporting)
 
 
 def overwrite(prepared: Prepared, settings: EraseSettings, masks: Masks | None = None) -> Erased:
     """Choose the weights that may move (or take ``masks``), solve for a start, find the rate, distill, measure."""
-    denoiser, erasures, bank, profile, meter = prepared
+    denoiser, erasures, bank, profile, prior, choosing, reporting = prepared
     masks = masks or choose_masks(denoiser, bank, profile, settings)
-    fresh = Adapter.initialise(denoiser, masks, settings.rank, settings.alpha, settings.seed)
+    fresh = Adapter.initialise(denoiser, masks, settings.rank, settings.lora_alpha, settings.seed)
     batches = Batches(bank, profile, settings)
-    state = begin_training(denoiser, batches, meter, fresh, erasures, settings)
-    measured = distill(denoiser, batches, meter, state, settings)
-    return Erased(state, measured, masks)
+    texts = prior_moment(prior, denoiser, erasures, settings.resolution)
+    state = begin_training(denoiser, batches, choosing, fresh, erasures, texts, settings)
+    distill(denoiser, batches, choosing, state, settings)
+    return Erased(state, reporting.measure(state.adapter), masks)

@@ -68,9 +68,9 @@ def fill_bank(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, p
     With ``pictures`` of the concept, RGB ``(N, 3, H, W)`` in [-1, 1], their noised latents take the place of the
     trajectories that the concept drives.
     """
-    plan = PromptPlan(erasures, settings.seed, heldout=False)
+    plan = PromptPlan(erasures, settings.seed, "train", denoiser.words())
     forget = plan.forget(settings.examples if pictures is None else max(settings.examples, 2 * len(pictures)))
-    retain = plan.retain(settings.retain_examples)
+    retain = plan.retain(settings.retain_examples) + plan.generic(settings.retain_examples // 2)
     rows, table, overwritten, held = build_prompt_table(denoiser, plan, forget, retain, settings.resolution)
     generator = stream(settings.seed, "bank")
     given: list[Trajectory] = []

@@ -13,6 +13,7 @@ resumed run repeats an uninterrupted one exactly.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -30,9 +31,17 @@ from spare_core.method.residual import Measurement, Meter
 from spare_core.method.settings import EraseSettings
 from spare_core.models.denoiser import FP16_LOSS_SCALE, Denoiser
 
-_WARMUP = 0.05
 _BETAS = (0.8, 0.95)
 """Shorter memories than AdamW's usual ones: a run has some tens of steps, not thousands."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """An adapter as it was at a step, and what it cost there."""
+
+    adapter: Adapter
+    step: int
+    cost: float
 
 
 @dataclass
@@ -48,10 +57,10 @@ class TrainingState:
     """What the adapter was solved with before the first step, and measured then."""
     trials: list[dict[str, float]] = field(default_factory=list)
     """What each rate that was tried came to."""
-    beginning: Adapter | None = None
-    """The adapter as it was before the first step, where it changed something already."""
-    taken_back: bool = False
-    """Whether the steps made residual and drift worse, and the beginning is the result."""
+    best: Best | None = None
+    """The best that was measured so far; None where nothing but an adapter that changes nothing was."""
+    taken_back: int = 0
+    """How many of the last steps were taken back, because what was measured before them was better."""
     history: list[dict[str, float]] = field(default_factory=list)
     losses: list[list[float]] = field(default_factory=list)
     stopped_early: bool = False
@@ -66,11 +75,9 @@ def new_state(adapter: Adapter, lr: float) -> TrainingState:
 
 
 def learning_rate(step: int, peak: float, steps: int) -> float:
-    """Linear warm-up over the first 5 % of the steps, then half a cosine."""
-    warmup = max(1, round(_WARMUP * steps))
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    """Half a cosine from the peak on. There is no warm-up: a rate that is found by trials is the right one at once, and
+    the trials of a long run see the same rates as those of a short one."""
+    return peak * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
 def distill(
@@ -83,7 +90,7 @@ def distill(
     on_step: Callable[[TrainingState], None] = lambda state: None,
 ) -> Measurement:
     """Train ``state.adapter`` in place until ``settings.steps``, or a measurement that is good enough, or a plateau of
-    the measured residual; where it began better in both residual and drift, to what it began with.
+    the measured residual; then go back to the best state that was measured. Returns what ``meter`` measures of it.
 
     ``on_measure`` is called after every measurement, when ``state`` may be saved; ``on_step`` after every step.
 
@@ -98,18 +105,22 @@ def distill(
         if state.step % settings.measure_every == 0 and state.step < settings.steps:
             measured = meter.measure(state.adapter)
             state.history.append({"step": state.step, "residual": measured.residual, "mean_drift": measured.mean_drift})
+            remember(state, measured, settings)
             residuals = [row["residual"] for row in state.history]
             state.stopped_early = enough(measured, settings) or plateaued(residuals, settings)
             on_measure(state)
     measured = meter.measure(state.adapter)
-    if state.beginning is None or not state.step:
+    if state.best is None or state.best.cost >= measured.cost(settings.drift_price):
         return measured
-    before = meter.measure(state.beginning)
-    state.taken_back = before.residual <= measured.residual and before.mean_drift <= measured.mean_drift
-    if state.taken_back:
-        state.adapter = state.beginning
-        return before
-    return measured
+    state.adapter, state.taken_back = state.best.adapter, state.step - state.best.step
+    return meter.measure(state.adapter)
+
+
+def remember(state: TrainingState, measured: Measurement, settings: EraseSettings) -> None:
+    """Keep a copy of the adapter as it is now, if nothing that was measured before costs less."""
+    cost = measured.cost(settings.drift_price)
+    if state.best is None or cost < state.best.cost:
+        state.best = Best(copy.deepcopy(state.adapter), state.step, cost)
 
 
 def advance(denoiser: Denoiser, batches: Batches, state: TrainingState, settings: EraseSettings) -> None:
@@ -127,7 +138,8 @@ def advance(denoiser: Denoiser, batches: Batches, state: TrainingState, settings
 
 def enough(measured: Measurement, settings: EraseSettings) -> bool:
     """Whether what is measured needs no further step."""
-    return measured.residual <= settings.enough_residual and measured.mean_drift <= settings.enough_drift
+    drift = max(measured.mean_drift, measured.unnamed_drift or 0.0)
+    return measured.residual <= settings.enough_residual and drift <= settings.enough_drift
 
 
 def plateaued(residuals: list[float], settings: EraseSettings) -> bool:

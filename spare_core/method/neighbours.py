@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import torch
 
-from spare_core.concepts.concept import Erasure, same_concept
+from spare_core.concepts.concept import Erasure, alike
 from spare_core.concepts.prompts import NULL
 from spare_core.errors import ConceptError
 from spare_core.method.settings import EraseSettings
@@ -43,7 +43,7 @@ def rank_neighbours(
     Raises:
         ConceptError: if no candidate is left, or one of the prompts is too long for the model.
     """
-    names = [name for name in candidates if not any(same_concept(name, own) for own in erasure.names)]
+    names = [name for name in candidates if not any(alike(name, own) for own in erasure.names)]
     if not names:
         raise ConceptError(f"there is no candidate to replace {erasure.concept!r}; name one or more others")
     contexts = list(erasure.contexts or ("",))

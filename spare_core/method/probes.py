@@ -1,5 +1,8 @@
-"""Probes: what a measurement asks again with an adapter on. Held-out contexts and noise that no training sees, with the
-frozen model's answers, at timesteps spread over the schedule.
+"""Probes: what a measurement asks again with an adapter on. Held-out contexts, generic texts and noise that no training
+sees, with the frozen model's answers, at timesteps spread over the schedule.
+
+There are two sets, in contexts of their own: by the one everything is chosen, start, rate and result; the other one is
+asked once, at the end, and is what is reported.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spare_core.concepts.erasures import Erasures
-from spare_core.concepts.prompts import EMPTY, PromptPlan
+from spare_core.concepts.prompts import EMPTY, PromptPlan, Purpose
 from spare_core.errors import InputError
 from spare_core.method.prompt_table import CONCEPT, SURROGATE, build_prompt_table
 from spare_core.method.settings import EraseSettings
@@ -48,33 +51,26 @@ class HeldOut:
     forget: Probe
     retain: Probe
 
-    def thinned(self) -> HeldOut:
-        """A fifth of the probes, the same ones each time: enough to tell candidates apart."""
 
-        def part(probe: Probe) -> Probe:
-            count = len(probe.timesteps)
-            some = torch.randperm(count, generator=torch.Generator().manual_seed(count))[: -(-count // 5)]
-            return Probe(*(value[some] for value in probe))
-
-        return HeldOut(self.names, self.table, part(self.forget), part(self.retain))
-
-
-def draw_held_out(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, each: int = 1) -> HeldOut:
+def draw_held_out(
+    denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, purpose: Purpose, each: int = 1
+) -> HeldOut:
     """Sample both sides in contexts and from noise that no training sees, and keep the frozen model's answers:
-    ``settings.heldout`` trajectories a side, at least ``each`` of every concept, erased or kept.
+    ``settings.heldout`` trajectories a side, at least ``each`` of every concept, erased or kept, and as many of generic
+    texts.
 
     Half as many steps as a training trajectory has: their timesteps are spread over all of the schedule too.
 
     Raises:
         InputError: if concept and surrogate are the same to the frozen model.
     """
-    plan = PromptPlan(erasures, settings.seed, heldout=True)
+    plan = PromptPlan(erasures, settings.seed, purpose, denoiser.words())
     forget = plan.forget(max(settings.heldout, each * len(erasures)))
-    retain = plan.retain(max(settings.heldout, each * len(plan.kept())))
+    retain = plan.retain(max(settings.heldout, each * len(plan.kept()))) + plan.generic(settings.heldout)
     beside = plan.pairs_beside(retain)
     further = [prompt for pair in beside for prompt in pair]
     rows, table, overwritten, held = build_prompt_table(denoiser, plan, forget, retain, settings.resolution, further)
-    generator = stream(settings.seed, "probes")
+    generator = stream(settings.seed, "probes", purpose)
     steps = max(2, settings.example_steps // 2)
     drawn = sample_trajectories(
         denoiser, table, overwritten + held, steps, settings.guidance, generator, settings.resolution

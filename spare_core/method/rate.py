@@ -12,11 +12,13 @@ import math
 import time
 from typing import Final
 
+from torch import Tensor
+
 from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.erasures import Erasures
 from spare_core.errors import TrainingError
 from spare_core.method.batches import Batches
-from spare_core.method.distill import TrainingState, advance, enough, new_state
+from spare_core.method.distill import Best, TrainingState, advance, enough, new_state
 from spare_core.method.residual import UNTOUCHED, Meter
 from spare_core.method.settings import EraseSettings
 from spare_core.method.solve import Start, best_start
@@ -30,24 +32,32 @@ _STEPS: Final = 3
 _WORTH: Final = 0.99
 """Stop the search once a rate improves the best cost by less than 1 %; very low rates only reproduce the start's own
 cost."""
-_DRIFT_WEIGHT: Final = 5.0
-"""Price of drift in units of residual during trials. Lower than the final price (about 8 on Canvas), because part of
-the early drift disappears as the rate decays."""
 
 
 def begin_training(
-    denoiser: Denoiser, batches: Batches, meter: Meter, fresh: Adapter, erasures: Erasures, settings: EraseSettings
+    denoiser: Denoiser,
+    batches: Batches,
+    meter: Meter,
+    fresh: Adapter,
+    erasures: Erasures,
+    prior: Tensor,
+    settings: EraseSettings,
 ) -> TrainingState:
     """The state that a run of ``settings`` begins with; stopped early where the start is good enough as it is.
+    ``meter`` is what is chosen by.
 
     Raises:
         TrainingError: if no rate trains.
     """
     started = time.perf_counter()
-    thinned = Meter(denoiser, meter.held_out.thinned())
     if settings.closed_form:
-        found = best_start(fresh, denoiser, erasures, thinned, settings)
-        facts = {"ridge": found.ridge, "residual": found.measured.residual, "mean_drift": found.measured.mean_drift}
+        found = best_start(fresh, denoiser, erasures, prior, meter, settings)
+        facts = {
+            "ridge": found.ridge,
+            "residual": found.measured.residual,
+            "mean_drift": found.measured.mean_drift,
+            "unnamed_drift": found.measured.unnamed_drift,
+        }
     else:
         found, facts = Start(fresh, None, UNTOUCHED), None
     state = begin_from(denoiser, batches, meter, found, settings)
@@ -59,23 +69,22 @@ def begin_training(
 def begin_from(
     denoiser: Denoiser, batches: Batches, meter: Meter, found: Start, settings: EraseSettings
 ) -> TrainingState:
-    """The state that a run begins with from a known start, which was measured on a part of the probes.
+    """The state that a run begins with from a known start.
 
     Raises:
         TrainingError: if no rate trains.
     """
-    if enough(found.measured, settings) and enough(meter.measure(found.adapter), settings):
+    # An adapter that changes nothing yet must learn, whatever its first steps cost.
+    cost = math.inf if found.measured == UNTOUCHED else found.measured.cost(settings.drift_price)
+    if enough(found.measured, settings):
         state = new_state(found.adapter, 0.0)
         state.stopped_early = True
     elif settings.lr == "auto":
-        # An adapter that changes nothing yet must learn, whatever its first steps cost.
-        at_start = math.inf if found.measured == UNTOUCHED else found.measured.cost(_DRIFT_WEIGHT)
-        thinned = Meter(denoiser, meter.held_out.thinned())
-        state = find_rate(denoiser, batches, thinned, found.adapter, settings, at_start)
+        state = find_rate(denoiser, batches, meter, found.adapter, settings, cost)
     else:
         state = new_state(copy.deepcopy(found.adapter), settings.lr)
     if found.measured != UNTOUCHED:
-        state.beginning = found.adapter
+        state.best = Best(found.adapter, 0, cost)
     return state
 
 
@@ -108,7 +117,7 @@ def find_rate(
         try:
             for _ in range(min(_STEPS, settings.steps)):
                 advance(denoiser, batches, state, settings)
-            cost = meter.measure(state.adapter).cost(_DRIFT_WEIGHT)
+            cost = meter.measure(state.adapter).cost(settings.drift_price)
         except TrainingError as error:
             failure = error
         least = min((other for _, other in tried), default=math.inf)

@@ -5,7 +5,8 @@ With the adapter on (eps_D), the frozen model eps, an erased concept c, its surr
     residual = E ||eps_D(x_t, c) - eps(x_t, s)||^2 / E ||eps(x_t, c) - eps(x_t, s)||^2     1 untouched, 0 overwritten
     drift    = E ||eps_D(y_t, k) - eps(y_t, k)||^2 / E ||eps(y_t, c) - eps(y_t, s)||^2     0 untouched
 
-on the probes of :mod:`spare_core.method.probes`.
+on the probes of :mod:`spare_core.method.probes`. Drift is measured of what is kept by name, and of generic texts: an
+erasure that spares only what it was told to spare must not look good.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from spare_core.adapters.low_rank import Adapter
-from spare_core.concepts.prompts import NULL
+from spare_core.concepts.prompts import GENERIC, NULL
 from spare_core.method.probes import HeldOut, Probe, mean_square
 from spare_core.method.trajectories import predict_rows
 from spare_core.models.denoiser import Denoiser
@@ -29,10 +30,11 @@ NULL_NAME = "(empty prompt)"
 @dataclass(frozen=True)
 class Measurement:
     """``residuals``: for each erased concept, 1 nothing erased, 0 overwritten; ``drift``: for each kept concept, 0
-    untouched."""
+    untouched; ``unnamed_drift``: the same of texts that name nothing of the request, None where there were none."""
 
     residuals: dict[str, float]
     drift: dict[str, float]
+    unnamed_drift: float | None = None
 
     @property
     def residual(self) -> float:
@@ -49,9 +51,10 @@ class Measurement:
         """Mean over the kept concepts."""
         return sum(self.drift.values()) / len(self.drift)
 
-    def cost(self, drift_weight: float) -> float:
-        """One figure to choose by."""
-        return self.residual + drift_weight * self.mean_drift
+    def cost(self, price: float) -> float:
+        """One figure to choose by: drift counts ``price`` times, that of what is named or of what is not, whichever is
+        more."""
+        return self.residual + price * max(self.mean_drift, self.unnamed_drift or 0.0)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -60,6 +63,7 @@ class Measurement:
             "residuals": self.residuals,
             "drift": self.drift,
             "mean_drift": self.mean_drift,
+            "unnamed_drift": self.unnamed_drift,
         }
 
 
@@ -84,8 +88,9 @@ class Meter:
                 stack.enter_context(adapter.attached(self.denoiser))
             forget, retain = self._ask(self.held_out.forget), self._ask(self.held_out.retain)
         drift = self._changes(self.held_out.retain, retain)
+        unnamed = drift.pop(GENERIC, None)
         named = {name if name != NULL else NULL_NAME: change for name, change in drift.items()}
-        return Measurement(self._changes(self.held_out.forget, forget), named)
+        return Measurement(self._changes(self.held_out.forget, forget), named, unnamed)
 
     def _changes(self, probe: Probe, predictions: Tensor) -> dict[str, float]:
         """Squared distance to the teacher in units of the gap, by the concept that the prompts name."""

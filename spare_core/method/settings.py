@@ -16,17 +16,24 @@ MaskKind = Literal["text", "module", "channel", "weight", "none"]
 SaliencyLoss = Literal["denoise", "gap"]
 TimestepSampling = Literal["gap", "uniform", "window"]
 LearningRate = float | Literal["auto"]
+Alpha = float | Literal["rank"]
 
 
 class Only(NamedTuple):
     """A setting has a meaning only where another, ``setting``, is one of ``values``."""
 
     setting: str
-    values: tuple[str, ...]
+    values: tuple[str | bool, ...]
+
+    @property
+    def allowed(self) -> str:
+        """The values as a file of settings has them."""
+        return " or ".join(value if isinstance(value, str) else str(value).lower() for value in self.values)
 
 
 _SCORED: Final = Only("mask", ("module", "channel", "weight"))
 _BY_GAP: Final = Only("timesteps", ("gap",))
+_SOLVED: Final = Only("closed_form", (True,))
 
 
 def _setting(
@@ -74,7 +81,9 @@ class EraseSettings:
     saliency_batches: int = _setting(6, "batches the saliency is summed over", 1, 10_000, only=_SCORED)
     # The adapter
     rank: int = _setting(8, "rank of the LoRA", 1, 1024)
-    alpha: float = _setting(8.0, "LoRA alpha; the update is scaled by alpha / rank", 0.0, 4096.0, open_low=True)
+    alpha: Alpha = _setting(
+        "rank", "LoRA alpha; the update is scaled by alpha / rank; rank: as much as the rank", 0.0, 4096.0, True
+    )
     # When
     timesteps: TimestepSampling = _setting("gap", "how training timesteps are drawn")
     bins: int = _setting(20, "bins of the timestep profile", 2, 1000)
@@ -87,6 +96,14 @@ class EraseSettings:
     closed_form: bool = _setting(
         True, "start from the cross-attention that solves for the surrogate, if it measures well"
     )
+    prior_texts: int = _setting(
+        2000,
+        "generic texts that stand for all that nobody named, in the closed form; 0: none",
+        0,
+        1_000_000,
+        only=_SOLVED,
+    )
+    prior_weight: float = _setting(20.0, "what they count together, in kept concepts", 0.0, 1e6, only=_SOLVED)
     steps: int = _setting(20, "most optimiser steps", 1, 1_000_000)
     batch_size: int = _setting(4, "examples a step on each side, forget and retain", 1, 4096)
     lr: LearningRate = _setting(
@@ -94,9 +111,19 @@ class EraseSettings:
     )
     forget_weight: float = _setting(0.3, "weight of the forget loss", 0.0, 1e6, open_low=True)
     retain_weight: float = _setting(1.0, "weight of the retain loss", 0.0, 1e6)
-    measure_every: int = _setting(32, "steps between measurements of the residual", 1, 1_000_000)
+    measure_every: int = _setting(10, "steps between measurements of residual and drift", 1, 1_000_000)
     patience: int = _setting(3, "measurements without improvement of the residual before stopping early", 1, 1_000_000)
     min_improvement: float = _setting(0.02, "relative fall of the residual that counts as improvement", 0.0, 1.0)
+    drift_price: float = _setting(
+        4.0, "what drift costs in units of residual, wherever one of several results is chosen", 0.0, 1e6
+    )
+    failed_above: float = _setting(
+        0.5,
+        "residual of any concept, or mean drift, above which an erasure has failed and is not written",
+        0.0,
+        1e6,
+        True,
+    )
     enough_residual: float = _setting(0.05, "residual at which training ends, if drift is low enough too", 0.0, 1.0)
     enough_drift: float = _setting(0.01, "mean drift that is low enough for that", 0.0, 1.0)
     # Examples
@@ -119,6 +146,11 @@ class EraseSettings:
         problems += _meaningless(self, {problem.split()[0] for problem in problems})
         if problems:
             raise SettingsError(problems)
+
+    @property
+    def lora_alpha(self) -> float:
+        """:attr:`alpha` as a number."""
+        return float(self.rank) if self.alpha == "rank" else self.alpha
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any]) -> EraseSettings:
@@ -163,6 +195,6 @@ def _meaningless(settings: EraseSettings, wrong: set[str]) -> list[str]:
         if other not in only.values:
             problems.append(
                 f"{f.name} is {getattr(settings, f.name)}, but means nothing where {only.setting} is {other!r}; leave "
-                f"it out, or set {only.setting} to {' or '.join(only.values)}"
+                f"it out, or set {only.setting} to {only.allowed}"
             )
     return problems

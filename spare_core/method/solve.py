@@ -4,15 +4,21 @@ A key or value projection W ``(out, in)`` of cross-attention sees one token embe
 in a prompt of the concept, t the one at the same place of the surrogate's prompt, k one of the retained prompts. The
 update D wanted of it minimises
 
-    mean ||D x - W (t - x)||^2  +  ridge * mean ||D k||^2  +  epsilon ||D||^2
+    mean ||D x - W (t - x)||^2  +  ridge * (sum over kept concepts of mean ||D k||^2
+                                            + prior_weight * mean over generic texts of ||D k||^2)  +  epsilon ||D||^2
 
-Every row of D is a regression of its own. So over the rows R and the columns C of a mask the minimum is exact:
+The generic texts are the prior (:mod:`spare_core.method.prior`): without it D is free wherever nobody named anything.
+Concepts add up on both sides, so that a kept one counts the same among seven and among a thousand. Every row of D is a
+regression of its own, so over the rows R and the columns C of a mask the minimum is exact:
 
-    D_RC = W_R S_C inv(G_CC),    S = mean (t - x) x',    G = mean x x' + ridge * mean k k' + epsilon I
+    D_RC = W_R S_C inv(G_CC),    S = mean (t - x) x',    G = mean x x' + ridge * sum k k' + epsilon I
 
 where cutting the mask out of the minimum over the whole weight would destroy the model. Of D the adapter takes the r
 directions in output space that carry most where G says the inputs lie: with U the leading eigenvectors of D G D' =
-(W_R S_C) inv(G_CC) (W_R S_C)', it is B = U and A = U' D.
+W_R K W_R', K = S_C inv(G_CC) S_C', it is B = U and A = U' D.
+
+S_C inv(G_CC) and a thin L with L L' = K are the same for every layer whose mask lets the same columns move, and U are
+the left singular vectors of W_R L, a thin matrix too. So what costs a cube of D is done once a ridge, not once a layer.
 
 Sources of the regression over whole weights: TIME (arXiv 2303.08084), UCE (2308.14761), MACE (2403.06135).
 """
@@ -29,25 +35,25 @@ from torch import Tensor
 
 from spare_core.adapters.low_rank import Adapter, LowRankUpdate
 from spare_core.concepts.erasures import Erasures
-from spare_core.concepts.prompts import NULL, PromptPlan
+from spare_core.concepts.prompts import NULL, PromptPlan, Purpose
 from spare_core.method.residual import UNTOUCHED, Measurement, Meter
 from spare_core.method.settings import EraseSettings
 from spare_core.models.denoiser import Denoiser
 
-_RIDGES: Final = (10.0, 30.0, 100.0)
-_DRIFT_WEIGHT: Final = 20.0
-"""Drift is priced high here: training later halves the residual but does not reduce drift."""
+_RIDGE: Final = 0.2
+_FACTOR: Final = 2.0
+"""Where the search for the ridge starts, and the ratio of neighbouring ones."""
+_RANGE: Final = (1e-3, 1e5)
 _EPSILON: Final = 1e-3
 """Share of G's mean diagonal that is added to it."""
 _NEGLIGIBLE: Final = 1e-10
 """Eigenvalues below this share of the largest are rounding."""
-_CHUNK: Final = 64
 
 
 @dataclass(frozen=True)
 class Moments:
     """Second moments of token embeddings of width D, each ``(D, D)`` and float64: ``concept`` mean x x', ``shift`` mean
-    (t - x) x', of several concepts the sums of those; ``retained`` mean k k'."""
+    (t - x) x', ``retained`` mean k k', of several concepts the sums of those."""
 
     concept: Tensor
     shift: Tensor
@@ -62,42 +68,70 @@ class Start(NamedTuple):
     measured: Measurement
 
 
-def best_start(fresh: Adapter, denoiser: Denoiser, erasures: Erasures, meter: Meter, settings: EraseSettings) -> Start:
-    """The start that costs least by measurement: ``fresh`` itself, which changes nothing, or its solution for one of
-    several ridges."""
-    starts = [Start(fresh, None, UNTOUCHED)]
+def best_start(
+    fresh: Adapter, denoiser: Denoiser, erasures: Erasures, prior: Tensor, meter: Meter, settings: EraseSettings
+) -> Start:
+    """The start that costs least by measurement: ``fresh`` itself, which changes nothing, or its solution for the best
+    ridge. ``prior`` is :func:`spare_core.method.prior.prior_moment`.
+
+    The search goes to larger ridges while they measure better, else to smaller ones. What was chosen in the contexts
+    that training sees is solved for once more, in those too that it was chosen in.
+    """
+    untouched = Start(fresh, None, UNTOUCHED)
     if not solvable(fresh, denoiser):
-        return starts[0]
-    moments = prompt_moments(denoiser, erasures, settings)
-    for ridge in _RIDGES:
+        return untouched
+
+    def solved(ridge: float, moments: Moments) -> Start:
         adapter = copy.deepcopy(fresh)
         overwrite(adapter, denoiser, moments, ridge)
-        starts.append(Start(adapter, ridge, meter.measure(adapter)))
-    return min(starts, key=lambda start: start.measured.cost(_DRIFT_WEIGHT))
+        return Start(adapter, ridge, meter.measure(adapter))
+
+    def cost(start: Start) -> float:
+        return start.measured.cost(settings.drift_price)
+
+    moments = prompt_moments(denoiser, erasures, prior, settings, "train")
+    best = first = solved(_RIDGE, moments)
+    for factor in (_FACTOR, 1 / _FACTOR):
+        ridge = _RIDGE * factor
+        while _RANGE[0] <= ridge <= _RANGE[1]:
+            found = solved(ridge, moments)
+            if cost(found) >= cost(best):
+                break
+            best, ridge = found, ridge * factor
+        if best is not first:
+            break
+    assert best.ridge
+    best = solved(best.ridge, prompt_moments(denoiser, erasures, prior, settings, "solve"))
+    return min(untouched, best, key=cost)
 
 
-def prompt_moments(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings) -> Moments:
-    """Moments over every prompt that may be trained on, every concept with the same weight. The empty prompt is a
-    retained one; several concepts add up."""
-    plan = PromptPlan(erasures, settings.seed, heldout=False)
+def prompt_moments(
+    denoiser: Denoiser, erasures: Erasures, prior: Tensor, settings: EraseSettings, purpose: Purpose
+) -> Moments:
+    """Moments over every prompt of a purpose. The empty prompt is a kept concept; the prior counts as much as
+    ``settings.prior_weight`` of them."""
+    plan = PromptPlan(erasures, settings.seed, purpose)
+    device = _device(denoiser)
 
     def embeddings(texts: Sequence[str]) -> Tensor:
         """``(B, L, D)``."""
-        return denoiser.encode_prompts(texts, settings.resolution).prompt_embeds.to(_device(denoiser), torch.double)
+        return denoiser.encode_prompts(texts, settings.resolution).prompt_embeds.to(device, torch.double)
 
-    own = shift = torch.zeros(())
+    def moment(texts: Sequence[str]) -> Tensor:
+        k = embeddings(texts).flatten(0, 1)
+        return k.T @ k / len(k)
+
+    retained = settings.prior_weight * prior.to(device) + moment([NULL])
+    own = shift = torch.zeros_like(retained)
     for part in erasures:
         concept, surrogate = ([plan.text(prompt) for prompt in side] for side in zip(*plan.pairs(part), strict=True))
         x, t = embeddings(concept), embeddings(surrogate)
-        places = aligned_places(denoiser.token_ids(concept), denoiser.token_ids(surrogate), x.shape[1]).to(x.device)
+        places = aligned_places(denoiser.token_ids(concept), denoiser.token_ids(surrogate), x.shape[1]).to(device)
         x, t = x.flatten(0, 1), t.gather(1, places[..., None].expand_as(t)).flatten(0, 1)
-        own, shift = own.to(x) + x.T @ x / len(x), shift.to(x) + (t - x).T @ x / len(x)
-    kept = [NULL, *(plan.text(prompt) for prompts in plan.kept() for prompt in prompts)]
-    total, count = torch.zeros_like(own), 0
-    for start in range(0, len(kept), _CHUNK):
-        k = embeddings(kept[start : start + _CHUNK]).flatten(0, 1)
-        total, count = total + k.T @ k, count + len(k)
-    return Moments(own, shift, total / count)
+        own, shift = own + x.T @ x / len(x), shift + (t - x).T @ x / len(x)
+    for prompts in plan.kept():
+        retained = retained + moment([plan.text(prompt) for prompt in prompts])
+    return Moments(own, shift, retained)
 
 
 def aligned_places(ids: Sequence[Sequence[int]], others: Sequence[Sequence[int]], length: int) -> Tensor:
@@ -135,24 +169,44 @@ def solvable(adapter: Adapter, denoiser: Denoiser) -> dict[str, LowRankUpdate]:
 def overwrite(adapter: Adapter, denoiser: Denoiser, moments: Moments, ridge: float) -> None:
     """Put the minimum, cut to the adapter's rank, into the layers of a fresh ``adapter`` that can hold it."""
     layers = denoiser.text_layers()
+    factors: dict[bytes, Factors] = {}
     for name, update in solvable(adapter, denoiser).items():
         rows, columns = (side.flatten().bool().cpu() for side in (update.rows, update.columns))
-        weight = layers[name].weight[rows].to(moments.shift)
-        gram = (moments.concept + ridge * moments.retained)[columns][:, columns]
-        gram += _EPSILON * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
-        wanted = weight @ moments.shift[:, columns]
-        change = torch.linalg.solve(gram, wanted.T).T
-        values, directions = torch.linalg.eigh(wanted @ change.T)
-        known = int((values > _NEGLIGIBLE * values[-1].clamp(min=0)).sum())
-        rank = min(len(update.down), known)
-        up = directions[:, len(values) - rank :]
-        down = up.T @ change
+        key = columns.numpy().tobytes()
+        if key not in factors:
+            factors[key] = factorise(moments, ridge, columns)
+        solution, root = factors[key]
+        weight = layers[name].weight[rows].to(solution)
+        directions, values, _ = torch.linalg.svd(weight @ root, full_matrices=False)
+        rank = min(len(update.down), int((values > _NEGLIGIBLE**0.5 * values[:1]).sum()))
+        up = directions[:, :rank]
+        down = (up.T @ weight) @ solution
         length = down.norm(dim=1)
         # A of unit rows, as it is drawn where nothing is solved: the optimiser's steps then mean the same everywhere.
         update.down[:rank, columns] = (down / length[:, None]).to(update.down)
         spread = torch.zeros(len(rows), rank).to(update.up)
         spread[rows] = (up * length / update.scale).to(update.up)
         update.up[:, :rank] = spread
+
+
+class Factors(NamedTuple):
+    """What every layer whose columns C may move has in common: ``solution`` ``(D, C)``, S_C inv(G_CC), and ``root``
+    ``(D, q)``, whose product with its transpose is S_C inv(G_CC) S_C'."""
+
+    solution: Tensor
+    root: Tensor
+
+
+def factorise(moments: Moments, ridge: float, columns: Tensor) -> Factors:
+    """Solve the normal equations of the input columns that ``columns`` ``(D,)`` lets move."""
+    gram = (moments.concept + ridge * moments.retained)[columns][:, columns]
+    gram += _EPSILON * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
+    shift = moments.shift[:, columns]
+    lower = torch.linalg.cholesky(gram)
+    half = torch.linalg.solve_triangular(lower, shift.T, upper=False)  # (C, D): half' half = S_C inv(G_CC) S_C'
+    values, directions = torch.linalg.eigh(half @ half.T)
+    known = values > _NEGLIGIBLE * values[-1].clamp(min=0)
+    return Factors(torch.cholesky_solve(shift.T, lower).T, half.T @ directions[:, known])
 
 
 def _device(denoiser: Denoiser) -> torch.device:

@@ -45,6 +45,9 @@ class Denoiser(Protocol):
     def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """The tokens of each prompt without padding, in the order of ``prompt_embeds``."""
 
+    def words(self) -> list[str]:
+        """The words that the tokenizer holds whole, those of most texts first."""
+
     def encode_prompts(self, prompts: Sequence[str], resolution: int = 0) -> Conditioning:
         """Prompts as the model's sampler would condition on them; "" is what guidance is measured against."""
 

@@ -16,7 +16,8 @@ from spare_core.errors import ConceptError, TrainingError
 from spare_core.models import schedules
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.files import ModelFiles
-from spare_core.models.pipelines import load_pipeline, without_collection
+from spare_core.models.pipelines import check_same_schedule, load_pipeline, without_collection
+from spare_core.models.vocabulary import whole_words
 
 _DECODE_BATCH: Final = 16
 _PLAIN_ATTENTION_SIDE: Final = 32
@@ -37,6 +38,7 @@ class UNetDenoiser:
             self.pipeline = load_pipeline(files, torch.float32 if device.type == "cpu" else dtype).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config, clip_sample=False)
+        check_same_schedule(files, self.pipeline.scheduler, self.scheduler)
         self.pipeline.scheduler = self.scheduler
         self.num_timesteps = self.scheduler.config.num_train_timesteps
         self._is_xl = files.pipeline_class == "StableDiffusionXLPipeline"
@@ -80,6 +82,10 @@ class UNetDenoiser:
     def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """See :class:`Denoiser`; both of SDXL's tokenizers split alike."""
         return [list(ids) for ids in self.pipeline.tokenizer(list(prompts), truncation=False).input_ids]
+
+    def words(self) -> list[str]:
+        """See :class:`Denoiser`; of SDXL's first tokenizer, whose words are those of the second."""
+        return whole_words(self.pipeline.tokenizer)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Forward passes in :attr:`dtype`."""

@@ -106,13 +106,15 @@ def compose(
     with Checkpoint(output, identity) as folder:
         candidates = ways(work, folder, None if withdrawn else exact)
         chosen = best([one for one in candidates if one.rank == settings.rank], settings)
+        measured = stages.read_meter(work, folder / stages.ERASING[0], "report").measure(chosen.adapter)
+        stages.check_erased(measured, settings)
         joint = read_manifest(folder / _JOINT)
         shared = ("settings", "seeds", "mask", "timestep_profile", "base")
         manifest = {
             "requests": kept,
             **{name: joint[name] for name in shared},
             "composition": {"chosen": chosen.name, "candidates": {one.name: one.as_dict() for one in candidates}},
-            **chosen.measured.as_dict(),
+            **measured.as_dict(),
             "withdrawn": _withdrawn(work, withdrawn, chosen.adapter),
             "seconds": {one.name: one.facts["seconds"] for one in candidates},
             "peak_memory_bytes": stages.peak_memory(work.denoiser.device),
@@ -136,26 +138,26 @@ def ways(work: stages.Work, folder: Path, exact: Adapter | None) -> list[Candida
     """
     settings, denoiser, joint = work.request.settings, work.denoiser, folder / _JOINT
     manifest = read_manifest(joint) if (joint / MANIFEST).is_file() else run_stages(work, folder, joint)
-    measured = Measurement(manifest["residuals"], manifest["drift"])
     training = {name: manifest["training"][name] for name in ("steps", "lr", "closed_form", "taken_back")}
     training["seconds"] = round(sum(manifest["seconds"].values()), 3)
-    found = [Candidate(_JOINT, load_adapter(joint).adapter.to(denoiser.device), measured, training)]
+    inputs = stages.read_inputs(work, *(folder / name for name in stages.ERASING[:3]))
+    adapter = load_adapter(joint).adapter.to(denoiser.device)
+    found = [Candidate(_JOINT, adapter, inputs.choosing.measure(adapter), training)]
     if exact is None:
         return found
-    inputs = stages.read_inputs(work, *(folder / name for name in stages.ERASING[:3]))
     cut = compressed(exact.to(denoiser.device), settings.rank)
 
     def refine() -> _Made:
         adapter = freed_adapter(cut.adapter, inputs.masks, settings.seed)
-        start = Start(adapter, None, Meter(denoiser, inputs.meter.held_out.thinned()).measure(adapter))
-        state = begin_from(denoiser, inputs.batches, inputs.meter, start, settings)
-        measured = distill(denoiser, inputs.batches, inputs.meter, state, settings)
+        start = Start(adapter, None, inputs.choosing.measure(adapter))
+        state = begin_from(denoiser, inputs.batches, inputs.choosing, start, settings)
+        measured = distill(denoiser, inputs.batches, inputs.choosing, state, settings)
         return state.adapter, measured, {"steps": state.step, "lr": state.lr, "taken_back": state.taken_back}
 
     errors = {"error": cut.error, "worst_error": cut.worst}
     makers: dict[str, Callable[[], _Made]] = {
-        "concatenated": lambda: (exact, inputs.meter.measure(exact), {}),
-        "compressed": lambda: (cut.adapter, inputs.meter.measure(cut.adapter), errors),
+        "concatenated": lambda: (exact, inputs.choosing.measure(exact), {}),
+        "compressed": lambda: (cut.adapter, inputs.choosing.measure(cut.adapter), errors),
         "refined": refine,
     }
     return [*(_timed(work, name, make) for name, make in makers.items()), *found]
@@ -201,7 +203,7 @@ def _withdrawn(work: stages.Work, erasures: Sequence[Erasure], adapter: Adapter)
     """Residual of every withdrawn concept; near 1 means that it is back."""
     if not erasures:
         return {}
-    meter = Meter(work.denoiser, draw_held_out(work.denoiser, Erasures(*erasures), work.request.settings))
+    meter = Meter(work.denoiser, draw_held_out(work.denoiser, Erasures(*erasures), work.request.settings, "report"))
     residuals = meter.measure(adapter).residuals
     return {name: {"residual": left, "back": abs(1 - left) <= BACK_WITHIN} for name, left in residuals.items()}
 

@@ -20,7 +20,7 @@ from spare_core.adapters.layer_mask import LayerMask, Masks
 from spare_core.errors import StageError
 from spare_core.files.atomic import read_tensors, write_json, write_tensors
 from spare_core.method.bank import Bank, Side
-from spare_core.method.distill import TrainingState
+from spare_core.method.distill import Best, TrainingState
 from spare_core.method.gap import TimestepProfile
 from spare_core.method.probes import HeldOut, Probe
 from spare_core.models.conditioning import Conditioning
@@ -109,9 +109,11 @@ def save_state(state: TrainingState, path: Path) -> None:
         moments = state.optimizer.state[parameter]
         values = {"value": parameter, "first": moments["exp_avg"], "second": moments["exp_avg_sq"]}
         tensors |= _named(str(i), values)
-    for i, parameter in enumerate(state.beginning.parameters() if state.beginning else ()):
-        tensors[f"{i}/beginning"] = parameter
-    write_tensors(path, tensors, {"facts": json.dumps({name: getattr(state, name) for name in _FACTS})})
+    for i, parameter in enumerate(state.best.adapter.parameters() if state.best else ()):
+        tensors[f"{i}/best"] = parameter
+    best = None if state.best is None else [state.best.step, state.best.cost]
+    facts = {name: getattr(state, name) for name in _FACTS}
+    write_tensors(path, tensors, {"facts": json.dumps({**facts, "best": best})})
 
 
 @torch.no_grad()
@@ -127,10 +129,10 @@ def restore_state(state: TrainingState, path: Path) -> None:
                 "exp_avg": tensors[f"{i}/first"].to(parameter.device),
                 "exp_avg_sq": tensors[f"{i}/second"].to(parameter.device),
             }
-        if "0/beginning" in tensors:
-            state.beginning = copy.deepcopy(state.adapter)
-            for i, parameter in enumerate(state.beginning.parameters()):
-                parameter.copy_(tensors[f"{i}/beginning"])
+        if facts["best"] is not None:
+            state.best = Best(copy.deepcopy(state.adapter), *facts["best"])
+            for i, parameter in enumerate(state.best.adapter.parameters()):
+                parameter.copy_(tensors[f"{i}/best"])
         for name in _FACTS:
             setattr(state, name, facts[name])
 

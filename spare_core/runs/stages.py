@@ -18,28 +18,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
 from spare_core.adapters.directory import save_adapter
 from spare_core.adapters.layer_mask import Masks
 from spare_core.adapters.low_rank import Adapter, check_rank
-from spare_core.concepts.prompts import all_prompts
-from spare_core.errors import ModelError
+from spare_core.concepts.prompts import Purpose, all_prompts
+from spare_core.errors import ModelError, TrainingError
 from spare_core.files.pictures import load_images
 from spare_core.method.bank import Bank, fill_bank
 from spare_core.method.batches import Batches
 from spare_core.method.distill import TrainingState, distill, new_state
 from spare_core.method.gap import TimestepProfile, TimestepSampler, profile_timesteps
 from spare_core.method.masks import describe_masks
+from spare_core.method.prior import prior_moment
 from spare_core.method.probes import draw_held_out
 from spare_core.method.rate import begin_training
-from spare_core.method.residual import Meter
+from spare_core.method.residual import Measurement, Meter
 from spare_core.method.saliency import choose_masks
 from spare_core.method.settings import EraseSettings
 from spare_core.models.loading import load_denoiser
 from spare_core.models.unet import UNetDenoiser
+from spare_core.runs.prior import base_prior
 from spare_core.runs.progress import OnProgress, no_progress
 from spare_core.runs.request import Request
 from spare_core.runs.results import (
@@ -54,7 +56,18 @@ from spare_core.runs.results import (
     save_profile,
     save_state,
 )
-from spare_core.runs.stage_files import BANK, HELD_OUT, MASKS, PROFILE, STATE, read_stage, write_stage
+from spare_core.runs.stage_files import (
+    BANK,
+    CHOOSING,
+    MASKS,
+    PROFILE,
+    REPORTING,
+    STATE,
+    read_stage,
+    write_stage,
+)
+
+_PROBES: Final[dict[Purpose, str]] = {"choose": CHOOSING, "report": REPORTING}
 
 ERASING = ("prepare", "timesteps", "saliency", "distill")
 
@@ -144,18 +157,19 @@ def write_examples(work: Work, output: Path) -> None:
     facts: dict[str, Any] = {}
     with work.stage("prepare", output, facts):
         request = work.request
-        held_out = draw_held_out(work.denoiser, request.erasures, request.settings)
-        save_probes(held_out, output / HELD_OUT)
+        probes = {}
+        for purpose, file in _PROBES.items():
+            probes[purpose] = draw_held_out(work.denoiser, request.erasures, request.settings, purpose)
+            save_probes(probes[purpose], output / file)
         folder = request.local_images()
         side = request.settings.resolution or work.denoiser.resolution
         pictures = None if folder is None else load_images(folder, side)
         bank = fill_bank(work.denoiser, request.erasures, request.settings, pictures)
         save_bank(bank, output / BANK)
         facts["prompts"] = len(bank.prompts)
-        for name, trained, probed in (
-            ("forget", bank.forget, held_out.forget), ("retain", bank.retain, held_out.retain),
-        ):  # fmt: skip
-            facts[name], facts[f"{name}_heldout"] = len(trained.timesteps), len(probed.timesteps)
+        facts |= {"forget": len(bank.forget.timesteps), "retain": len(bank.retain.timesteps)}
+        for purpose, probed in probes.items():
+            facts[f"forget_{purpose}"], facts[f"retain_{purpose}"] = len(probed.forget.unit), len(probed.retain.unit)
 
 
 def write_profile(work: Work, examples: Path, output: Path) -> None:
@@ -181,7 +195,8 @@ class Inputs(NamedTuple):
     """What a training works with."""
 
     batches: Batches
-    meter: Meter
+    choosing: Meter
+    reporting: Meter
     profile: TimestepProfile
     masks: Masks
 
@@ -195,8 +210,13 @@ def read_inputs(work: Work, examples: Path, profile: Path, masks: Path) -> Input
     read_stage(masks, "saliency", work.request)
     profiled = _profile(work, profile)
     batches = Batches(_bank(work, examples), profiled, work.request.settings)
-    meter = Meter(work.denoiser, load_probes(examples / HELD_OUT, work.denoiser.device))
-    return Inputs(batches, meter, profiled, load_masks(masks / MASKS))
+    choosing, reporting = (read_meter(work, examples, purpose) for purpose in _PROBES)
+    return Inputs(batches, choosing, reporting, profiled, load_masks(masks / MASKS))
+
+
+def read_meter(work: Work, examples: Path, purpose: Purpose) -> Meter:
+    """What measures on the probes of a purpose."""
+    return Meter(work.denoiser, load_probes(examples / _PROBES[purpose], work.denoiser.device))
 
 
 def write_adapter(
@@ -218,15 +238,17 @@ def write_adapter(
     before = {name: read_stage(folder, name, request) for name, folder in inputs.items()}
     started = time.perf_counter()
     work.progress("distill", 0, settings.steps)
-    batches, meter, profiled, chosen = read_inputs(work, examples, profile, masks)
-    fresh = Adapter.initialise(denoiser, chosen, settings.rank, settings.alpha, settings.seed)
+    batches, choosing, reporting, profiled, chosen = read_inputs(work, examples, profile, masks)
+    fresh = Adapter.initialise(denoiser, chosen, settings.rank, settings.lora_alpha, settings.seed)
     kept = None if state_folder is None else state_folder / STATE
     if kept is not None and kept.exists():
         state = new_state(fresh, 0.0)
         restore_state(state, kept)
         earlier = state.seconds
     else:
-        state = begin_training(denoiser, batches, meter, fresh, request.erasures, settings)
+        prior = base_prior(denoiser, request.base, settings)
+        texts = prior_moment(prior, denoiser, request.erasures, settings.resolution)
+        state = begin_training(denoiser, batches, choosing, fresh, request.erasures, texts, settings)
         earlier = 0.0
         if kept is not None and state.step:
             save_state(state, kept)
@@ -239,13 +261,16 @@ def write_adapter(
         if kept is not None:
             save_state(state, kept)
 
-    measured = distill(denoiser, batches, meter, state, settings, on_measure=measured_at, on_step=stepped)
+    distill(denoiser, batches, choosing, state, settings, on_measure=measured_at, on_step=stepped)
+    measured = reporting.measure(state.adapter)
+    check_erased(measured, settings)
     seconds = {name: facts["seconds"] for name, facts in before.items()}
     seconds["distill"] = round(earlier + time.perf_counter() - started, 3)
     memory = _most(*(facts["peak_memory_bytes"] for facts in before.values()), peak_memory(denoiser.device))
     last = state.losses[-1] if state.losses else (None, None)
     manifest = {
         **request.erasures.as_dict(),
+        "left_out": request.erasures.left_out,
         "settings": settings.as_dict(),
         "seeds": {"run": settings.seed},
         "mask": before["saliency"]["mask"],
@@ -267,6 +292,28 @@ def write_adapter(
         "request": request.identity(),
     }
     return save_adapter(output, state.adapter, denoiser.lora_prefix, manifest)
+
+
+def check_erased(measured: Measurement, settings: EraseSettings) -> None:
+    """Refuse a result that is none.
+
+    Raises:
+        TrainingError: naming the concepts that are left, or saying that everything else was ruined.
+    """
+    limit, drift = settings.failed_above, max(measured.mean_drift, measured.unnamed_drift or 0.0)
+    left = sorted(measured.residuals.items(), key=lambda one: -one[1])
+    listed = [f"{name!r} ({residual:.2f})" for name, residual in left if residual > limit]
+    if listed:
+        raise TrainingError(
+            f"{len(listed)} of {len(left)} concepts are not erased, their residuals are above {limit:g}: "
+            f"{', '.join(listed)}; nothing was written. Erase fewer at once, with a larger rank or more steps, or name "
+            "nearer surrogates"
+        )
+    if drift > limit:
+        raise TrainingError(
+            f"the erasure ruins what was to stay: mean drift {drift:.2f}, above {limit:g}; nothing was written. Give a "
+            "lower --lr, or erase fewer at once"
+        )
 
 
 def _bank(work: Work, folder: Path) -> Bank:

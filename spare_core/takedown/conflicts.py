@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from spare_core.concepts.concept import normalise
+from spare_core.concepts.concept import bare_name, normalise
 from spare_core.takedown.request import AUTO, TakedownRequest
 
 
@@ -53,9 +53,12 @@ def compare(requests: Iterable[TakedownRequest]) -> Comparison:
             else:
                 reason = f"{name!r} is in both, and the second names more; put all names into one of them"
                 conflicts.append(Conflict(_ids([first, other]), reason))
+    by_bare_name: dict[str, list[TakedownRequest]] = defaultdict(list)
+    for name, asking in by_name.items():
+        by_bare_name[bare_name(name)] += asking
     for one in erasing:
         for kept in one.protect:
-            if others := [other for other in by_name.get(normalise(kept), []) if other is not one]:
+            if others := [other for other in by_bare_name.get(bare_name(kept), []) if other is not one]:
                 conflicts.append(
                     Conflict(_ids([one, *others]), f"{kept!r} is protected by the first and erased by others")
                 )

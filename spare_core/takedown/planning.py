@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from spare_core.concepts.concept import normalise, same_concept
+from spare_core.concepts.concept import bare_name, normalise, same_concept
 from spare_core.errors import SettingsError
 from spare_core.store.fetching import read_yaml_mapping
 from spare_core.takedown.conflicts import Conflict, circles, compare
@@ -145,8 +145,9 @@ def _against(requests: Sequence[TakedownRequest], ledger: Ledger, standing: Mapp
     listed = {one.request_id for one in requests}
     known = {one.request_id: one for one in standing.values()}
     protecting = {
-        normalise(name): one for one in known.values() for name in one.facts["request"].get("protect", ())
+        bare_name(name): one for one in known.values() for name in one.facts["request"].get("protect", ())
     }  # fmt: skip
+    erased = {bare_name(name): one for name, one in standing.items()}
     for one in requests:
         if (before := ledger.standing(one.request_id)).state:
             found += _changed(one, before)
@@ -163,11 +164,11 @@ def _against(requests: Sequence[TakedownRequest], ledger: Ledger, standing: Mapp
                 reason = f"{other.request_id} erases it already, as {theirs!r}; take that back first, or agree with it"
                 found.append(Conflict((one.request_id,), reason))
         for name in one.protect:
-            if erasing := standing.get(normalise(name)):
+            if erasing := erased.get(bare_name(name)):
                 reason = f"it protects {name!r}, which {erasing.request_id} erases already; leave it out, or ask them"
                 found.append(Conflict((one.request_id,), reason))
         for name in one.names:
-            if kept := protecting.get(normalise(name)):
+            if kept := protecting.get(bare_name(name)):
                 reason = f"{name!r} is protected by {kept.request_id}, which is {kept.state}; take that back first"
                 found.append(Conflict((one.request_id,), reason))
         target = one.counter_notice_of

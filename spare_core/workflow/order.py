@@ -146,7 +146,7 @@ def check_order(
     if "requests" in parameters:
         champion = found.attempt(lambda: champion_of(base), "model", "name") if base else None
         rank = champion.manifest["settings"]["rank"] if champion else BUNDLE_RANK
-        usual = {"rank": rank, "alpha": float(rank)}
+        usual = {"rank": rank}
     settings = found.attempt(
         lambda: EraseSettings.from_mapping({**usual, **whole_numbers(given["settings"])}), "settings"
     )

@@ -125,7 +125,7 @@ def prepare_task(order_json: str, examples: Path) -> dict[str, Any]:
         stages.write_examples(_open(order), examples)
         facts = _log_facts(run, examples, order, "prepare")
         request = order.request
-        counts = {name: facts[name] for name in ("forget", "retain", "forget_heldout", "retain_heldout")}
+        counts = {name: facts[name] for name in facts if name.partition("_")[0] in ("forget", "retain")}
         if request.images and request.images_digest:
             run.dataset("pictures of the concept", request.images_digest, request.images, "training", {})
         run.dataset("examples", request.sha256, f"drawn by {request.model}", "training", counts)

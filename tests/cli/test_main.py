@@ -18,8 +18,8 @@ from tests.support import forking
 from tests.support.tiny import PIXELS
 
 SMALL = ["--steps", "2", "--rank", "2", "--dtype", "float32", "--device", "cpu"]
-CONFIG = """{examples: 2, retain_examples: 2, heldout: 2, example_steps: 1, batch_size: 1, bins: 2,
-lr: 1e-3}"""
+CONFIG = """{failed_above: 100.0, examples: 2, retain_examples: 2, heldout: 2, example_steps: 1, batch_size: 1,
+bins: 2, lr: 1e-3}"""
 
 
 def spare(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

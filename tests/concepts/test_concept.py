@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spare_core.concepts.concept import KINDS, MAX_CHARACTERS, Erasure, normalise, same_concept
+from spare_core.concepts.concept import KINDS, MAX_CHARACTERS, Erasure, alike, normalise, same_concept
 from spare_core.concepts.defaults import DEFAULTS
 from spare_core.errors import ConceptError
 
@@ -82,9 +82,29 @@ def test_case_width_and_spacing_do_not_make_another_concept(text: str) -> None:
         erasure(keep=("Rust", text))
 
 
-def test_other_words_make_another_concept() -> None:
-    assert not same_concept("Neon Lines", "Neon Line")
-    assert not same_concept("Neon Lines", "NeonLines")
+@pytest.mark.parametrize("text", ["Neon Line", "the neon lines", "A NEON LINE"])
+def test_articles_and_plurals_do_not_make_another_concept_to_a_model(text: str) -> None:
+    assert alike("Neon Lines", text)
+    assert not same_concept("Neon Lines", text)
+    with pytest.raises(ConceptError, match="is the concept itself"):
+        erasure(surrogate=text)
+    with pytest.raises(ConceptError, match="both to be erased and to be kept"):
+        erasure(keep=("Rust", text))
+
+
+@pytest.mark.parametrize(
+    ("one", "many"),
+    [("dog", "dogs"), ("box", "boxes"), ("church", "churches"), ("city", "cities"), ("glass", "glasses"),
+     ("bus", "bus"), ("pie", "pies")],
+)  # fmt: skip
+def test_a_word_and_its_plural_are_alike(one: str, many: str) -> None:
+    assert alike(one, many)
+
+
+@pytest.mark.parametrize(("a", "b"), [("Neon Lines", "NeonLines"), ("a", "the"), ("gas", "ga"), ("bus", "bu")])
+def test_other_words_make_another_concept(a: str, b: str) -> None:
+    assert not same_concept(a, b)
+    assert not alike(a, b)
 
 
 @given(st.text(max_size=40))

@@ -33,6 +33,29 @@ def test_what_another_erases_is_not_kept() -> None:
     assert erasures.retained(frame) == ("S", "K", "L")
 
 
+def test_articles_and_plurals_are_no_way_round_an_erasure() -> None:
+    """What one request erases, another would hold the model to."""
+    style_of = Erasure(
+        "Monet", "a photograph", "style", ("The Dog", "oil"), "{context} in {concept} style", ("a dog", "a house")
+    )
+    dog = Erasure("dogs", "a cat", "object", ("a bird",), "a photo of {concept}", ())
+    erasures = Erasures(style_of, dog)
+    assert [erasures.erased(text) for text in ("a dog", "Dog", "the dogs", "hot dog")] == [True, True, True, False]
+    assert erasures.surrogate("a dog") == "a cat"
+    assert erasures.retained(erasures.frame(style_of)) == ("a photograph", "oil")
+
+
+def test_what_mentions_an_erased_name_is_not_kept_and_said() -> None:
+    dog = Erasure("Dog", "Cat", "object", ("two dogs, asleep", "Hot Rod", "dogma"), "{context}: {concept}",
+                  ("a dog's house", "a hot-dog stand", "a dog on a hill", "a hill", "DOGS"))  # fmt: skip
+    erasures = Erasures(dog)
+    assert erasures.left_out == {"two dogs, asleep": "Dog"}
+    assert erasures.retained(erasures.frame(dog)) == ("Cat", "Hot Rod", "dogma")
+    assert erasures.contexts(erasures.frame(dog)) == ("a hot-dog stand", "a hill", "DOGS")
+    only = Erasure("Dog", "Cat", "object", (), "{context}: {concept}", ("a dog on a hill",))
+    assert Erasures(only).contexts(Erasures(only).frame(only)) == ("a dog on a hill",)
+
+
 def test_each_template_keeps_its_own() -> None:
     other = Erasure("Cat", "Dog", "object", ("Hat",), "a {concept}", ())
     erasures = Erasures(style("A", "S", "K"), other)

@@ -8,7 +8,7 @@ import pytest
 
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
-from spare_core.concepts.prompts import EMPTY, NULL, PromptPlan, all_prompts
+from spare_core.concepts.prompts import EMPTY, NULL, PromptPlan, Purpose, all_prompts, contexts_for
 
 CONTEXTS = tuple(f"a {name}" for name in ("cat", "dog", "hat", "box", "cup", "toy", "car", "map", "pen", "jar"))
 ERASURE = Erasure("Neon", "Photo", "style", ("Rust", "Winter"), "{context} in {concept}", CONTEXTS)
@@ -16,7 +16,7 @@ ERASURES = Erasures(ERASURE)
 
 
 def test_each_context_comes_twice_so_that_concept_and_surrogate_may_drive_it() -> None:
-    drawn = PromptPlan(ERASURES, 0, heldout=False).forget(6)
+    drawn = PromptPlan(ERASURES, 0, "train").forget(6)
     assert [(pair.concept.name, pair.surrogate.name) for pair in drawn] == [("Neon", "Photo")] * 6
     assert drawn[::2] == drawn[1::2] and len(set(drawn)) == 3
     assert all(pair.concept.context == pair.surrogate.context for pair in drawn)
@@ -24,27 +24,45 @@ def test_each_context_comes_twice_so_that_concept_and_surrogate_may_drive_it() -
 
 def test_everything_kept_is_there_however_few_are_asked_for() -> None:
     for count, expected in ((1, 3), (3, 3), (8, 8)):
-        drawn = PromptPlan(ERASURES, 0, heldout=False).retain(count)
+        drawn = PromptPlan(ERASURES, 0, "train").retain(count)
         assert len(drawn) == expected
         assert {prompt.name for prompt in drawn} == {"Photo", "Rust", "Winter"}
 
 
 def test_contexts_held_out_are_never_trained_on_under_any_seed() -> None:
-    def contexts(heldout: bool) -> set[str]:
-        plans = [PromptPlan(ERASURES, seed, heldout) for seed in (0, 5)]
+    def contexts(purpose: Purpose) -> set[str]:
+        plans = [PromptPlan(ERASURES, seed, purpose) for seed in (0, 5)]
         return {prompt.context for plan in plans for pair in plan.pairs(ERASURE) for prompt in pair}
 
-    trained, held_out = contexts(False), contexts(True)
-    assert len(held_out) == 2 and len(trained) == 8 and not trained & held_out
+    trained, chosen_by, reported = contexts("train"), contexts("choose"), contexts("report")
+    assert (len(trained), len(chosen_by), len(reported)) == (6, 2, 2)
+    assert trained | chosen_by | reported == {*CONTEXTS}
+    assert contexts("solve") == trained | chosen_by
+
+
+@pytest.mark.parametrize("purpose", ["train", "choose", "report", "solve"])
+def test_fewer_than_five_contexts_serve_for_everything(purpose: Purpose) -> None:
+    assert sorted(contexts_for(purpose, CONTEXTS[:4])) == sorted(CONTEXTS[:4])
+
+
+def test_generic_texts_are_of_the_models_words_and_never_mention_what_is_erased() -> None:
+    words = ("neon", "rust", "winter", "house", "boat")
+    texts = [prompt.context for prompt in PromptPlan(ERASURES, 0, "choose", words).generic(20)]
+    assert len(set(texts)) > 10
+    assert all("neon" not in text for text in texts)
+    assert any("rust" in text for text in texts), "what is kept may come"
+    plan = PromptPlan(ERASURES, 0, "choose", words)
+    assert [plan.text(prompt) for prompt in plan.generic(20)] == texts
+    assert PromptPlan(ERASURES, 0, "choose").generic(20) == []
 
 
 def test_a_concept_is_seen_in_other_contexts_before_any_comes_again() -> None:
-    drawn = PromptPlan(ERASURES, 0, heldout=False).retain(24)
-    assert all(len({p.context for p in drawn if p.name == name}) == 8 for name in ("Photo", "Rust", "Winter"))
+    drawn = PromptPlan(ERASURES, 0, "train").retain(24)
+    assert all(len({p.context for p in drawn if p.name == name}) == 6 for name in ("Photo", "Rust", "Winter"))
 
 
 def test_prompts_are_the_template_filled_in() -> None:
-    plan = PromptPlan(ERASURES, 0, heldout=False)
+    plan = PromptPlan(ERASURES, 0, "train")
     ((prompt, surrogate),) = plan.forget(1)
     assert plan.text(prompt) == f"{prompt.context} in Neon"
     assert plan.text(EMPTY) == NULL
@@ -81,7 +99,7 @@ def test_of_several_each_is_overwritten_by_prompts_that_name_none_of_them(heldou
 @pytest.mark.parametrize(("count", "each"), [(1, 1), (2, 2), (6, 2), (7, 3), (12, 4)])
 def test_several_share_what_is_drawn_and_each_gets_both_drivers(count: int, each: int) -> None:
     """In contexts of its own where only one is drawn of each."""
-    forget = PromptPlan(GRID, 0, heldout=False).forget(count)
+    forget = PromptPlan(GRID, 0, "train").forget(count)
     names = [pair.concept.name for pair in forget]
     assert names == [name for name in ("Neon", "Cat", "Rust") for _ in range(each)]
     if each == 2:
@@ -91,7 +109,7 @@ def test_several_share_what_is_drawn_and_each_gets_both_drivers(count: int, each
 
 def test_every_name_of_a_concept_is_overwritten() -> None:
     erasures = Erasures(dataclasses.replace(of_grid("Neon", "Photo"), aliases=("glow", "tubes")))
-    plan = PromptPlan(erasures, 0, heldout=False)
+    plan = PromptPlan(erasures, 0, "train")
     (part,) = erasures
     assert {pair.concept.name for pair in plan.pairs(part)} == {"Neon", "glow", "tubes"}
     forget = plan.forget(7)
@@ -110,7 +128,7 @@ def test_of_several_nothing_that_is_erased_is_held(heldout: bool) -> None:
 
 
 def test_every_prompt_of_several_is_known_beforehand() -> None:
-    plan = PromptPlan(GRID, 0, heldout=False)
+    plan = PromptPlan(GRID, 0, "train")
     used = [*(prompt for pair in plan.forget(24) for prompt in pair), *plan.retain(100)]
     beside = plan.pairs_beside(plan.retain(5))
     used += [prompt for pair in beside for prompt in pair]
@@ -121,7 +139,7 @@ def test_every_prompt_of_several_is_known_beforehand() -> None:
 def test_an_erased_contexts_surrogate_is_known_beforehand_where_it_is_no_context_itself() -> None:
     style = Erasure("Neon", "Ink", "style", (), "a {context} in {concept}", ("Cat", "Hat"))
     erasures = Erasures(style, Erasure("Cat", "Wolf", "object", (), "a {concept}", ()))
-    plan = PromptPlan(erasures, 0, heldout=False)
+    plan = PromptPlan(erasures, 0, "train")
     used = {plan.text(pair.surrogate) for pair in plan.pairs(style)}
     assert "a Wolf in Ink" in used and used <= set(all_prompts(erasures))
 
@@ -129,6 +147,6 @@ def test_an_erased_contexts_surrogate_is_known_beforehand_where_it_is_no_context
 def test_where_every_context_is_erased_the_contexts_surrogates_serve() -> None:
     both = [of_grid("Cat", "Dog"), *(of_grid(name, "Ink") for name in ("Neon", "Rust", "Photo"))]
     erasures = Erasures(*both, Erasure("Cup", "Hat", "object", (), "a {concept} in {context}", ("Neon", "Rust")))
-    plan = PromptPlan(erasures, 0, heldout=False)
+    plan = PromptPlan(erasures, 0, "train")
     assert "a Hat in Ink" in {plan.text(prompt) for prompts in plan.kept() for prompt in prompts}
     assert all("Neon" not in plan.text(prompt) for prompts in plan.kept() for prompt in prompts)

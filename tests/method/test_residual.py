@@ -11,7 +11,7 @@ import torch
 from spare_core.adapters.low_rank import Adapter, DeltaUpdate
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
-from spare_core.concepts.prompts import NULL
+from spare_core.concepts.prompts import GENERIC, NULL
 from spare_core.errors import InputError, StageError
 from spare_core.method.probes import draw_held_out
 from spare_core.method.residual import NULL_NAME, Measurement, Meter
@@ -117,31 +117,31 @@ def test_the_batch_size_is_no_part_of_the_measurement() -> None:
 
 def test_probes_of_the_frozen_model_itself_find_nothing_changed(denoiser: UNetDenoiser) -> None:
     """The answers kept are those of exactly these latents, timesteps and prompts."""
-    measured = Meter(denoiser, draw_held_out(denoiser, ERASURES, SETTINGS)).measure()
+    measured = Meter(denoiser, draw_held_out(denoiser, ERASURES, SETTINGS, "report")).measure()
     assert measured.residual == pytest.approx(1.0, rel=1e-4)
     assert list(measured.drift) == ["Photo", "Rust", "Winter", NULL_NAME]
     assert max(measured.drift.values()) < 1e-6
 
 
 def test_every_kept_concept_is_measured_at_all_times_however_few_trajectories(denoiser: UNetDenoiser) -> None:
-    held_out = draw_held_out(denoiser, ERASURES, dataclasses.replace(SETTINGS, heldout=1))
+    held_out = draw_held_out(denoiser, ERASURES, dataclasses.replace(SETTINGS, heldout=1), "report")
     named = [held_out.names[row] for row in held_out.retain.prompt.tolist()]
-    assert {name: named.count(name) for name in named} == {"Photo": 2, "Rust": 2, "Winter": 2, NULL: 3}
-    halves = [(time >= denoiser.num_timesteps // 2) for time in held_out.retain.timesteps[:6].tolist()]
-    assert halves == [True, False] * 3
-    assert {(time >= denoiser.num_timesteps // 2) for time in held_out.retain.timesteps[6:].tolist()} == {True, False}
+    assert {name: named.count(name) for name in named} == {"Photo": 2, "Rust": 2, "Winter": 2, GENERIC: 2, NULL: 4}
+    halves = [(time >= denoiser.num_timesteps // 2) for time in held_out.retain.timesteps[:8].tolist()]
+    assert halves == [True, False] * 4
+    assert {(time >= denoiser.num_timesteps // 2) for time in held_out.retain.timesteps[8:].tolist()} == {True, False}
 
 
 def test_each_kept_concept_may_be_measured_on_more_trajectories(denoiser: UNetDenoiser) -> None:
     """As many of the concept's own side as before."""
-    held_out = draw_held_out(denoiser, ERASURES, dataclasses.replace(SETTINGS, heldout=2), each=2)
+    held_out = draw_held_out(denoiser, ERASURES, dataclasses.replace(SETTINGS, heldout=2), "report", each=2)
     named = [held_out.names[row] for row in held_out.retain.prompt.tolist()]
-    assert {name: named.count(name) for name in named} == {"Photo": 4, "Rust": 4, "Winter": 4, NULL: 6}
+    assert {name: named.count(name) for name in named} == {"Photo": 4, "Rust": 4, "Winter": 4, GENERIC: 4, NULL: 8}
     assert len(held_out.forget.timesteps) == 4
 
 
 def test_probes_survive_their_file(denoiser: UNetDenoiser, tmp_path: Path) -> None:
-    held_out = draw_held_out(denoiser, ERASURES, SETTINGS)
+    held_out = draw_held_out(denoiser, ERASURES, SETTINGS, "report")
     save_probes(held_out, tmp_path / "a.safetensors")
     loaded = load_probes(tmp_path / "a.safetensors", denoiser.device)
     assert Meter(denoiser, loaded).measure() == Meter(denoiser, held_out).measure()
@@ -155,13 +155,19 @@ def test_a_model_that_cannot_tell_concept_and_surrogate_apart_is_refused(
 ) -> None:
     monkeypatch.setattr(UNetDenoiser, "predict", lambda self, noisy, timesteps, conditioning: torch.zeros_like(noisy))
     with pytest.raises(InputError, match="same noise for the concept and its surrogate"):
-        draw_held_out(denoiser, ERASURES, SETTINGS)
+        draw_held_out(denoiser, ERASURES, SETTINGS, "report")
 
 
 def test_a_measurement_is_written_with_its_mean() -> None:
-    assert Measurement({"c": 0.5}, {"a": 0.1, "b": 0.3}).as_dict() == {
+    assert Measurement({"c": 0.5}, {"a": 0.1, "b": 0.3}, 0.4).as_dict() == {
         "residual": 0.5,
         "residuals": {"c": 0.5},
         "drift": {"a": 0.1, "b": 0.3},
         "mean_drift": pytest.approx(0.2),
+        "unnamed_drift": 0.4,
     }
+
+
+@pytest.mark.parametrize(("unnamed", "cost"), [(None, 1.3), (0.1, 1.3), (0.4, 2.1)])
+def test_drift_of_what_nobody_named_counts_as_much_as_that_of_what_is_named(unnamed: float | None, cost: float) -> None:
+    assert Measurement({"c": 0.5}, {"a": 0.1, "b": 0.3}, unnamed).cost(4.0) == pytest.approx(cost)

@@ -17,7 +17,7 @@ from spare_core.method.settings import EraseSettings
 from spare_core.store.fetching import read_yaml_mapping
 
 FIELDS = {field.name: field for field in dataclasses.fields(EraseSettings)}
-HINTS = typing.get_type_hints(EraseSettings) | {"lr": float}
+HINTS = typing.get_type_hints(EraseSettings) | {"lr": float, "alpha": float}
 """Of what is a number or a word, here the number; see the tests of "auto"."""
 BOUNDED = [name for name, field in FIELDS.items() if field.metadata["high"] is not None]
 CONDITIONAL = {name: field.metadata["only"] for name, field in FIELDS.items() if field.metadata["only"]}
@@ -99,9 +99,14 @@ def test_the_rate_is_a_number_or_to_be_found() -> None:
 
 
 def test_a_whole_number_serves_as_a_fraction() -> None:
-    alpha = EraseSettings(alpha=4).alpha  # type: ignore[arg-type]
+    alpha = EraseSettings(alpha=4).alpha
     assert alpha == 4.0
     assert type(alpha) is float
+
+
+def test_alpha_follows_the_rank_unless_it_is_given() -> None:
+    assert EraseSettings(rank=32).lora_alpha == 32.0
+    assert EraseSettings(rank=32, alpha=8.0).lora_alpha == 8.0
 
 
 @pytest.mark.parametrize("name", [name for name, hint in HINTS.items() if typing.get_origin(hint) is Literal])
@@ -116,14 +121,14 @@ def test_a_setting_that_would_be_ignored_is_refused(name: str) -> None:
     """With what to do; its default, which a pipeline passes on, is not."""
     only, default = CONDITIONAL[name], FIELDS[name].default
     given = {bool: False, float: 0.5, str: "denoise", int: 7}[type(default)]
-    others = [value for value in typing.get_args(HINTS[only.setting]) if value not in only.values]
+    others = [value for value in typing.get_args(HINTS[only.setting]) or (True, False) if value not in only.values]
     for other in others:
         EraseSettings(**{name: default, only.setting: other})
         with pytest.raises(SettingsError) as caught:
             EraseSettings(**{name: given, only.setting: other})
         assert list(caught.value.problems) == [
             f"{name} is {given}, but means nothing where {only.setting} is {other!r}; leave it out, or set "
-            f"{only.setting} to {' or '.join(only.values)}"
+            f"{only.setting} to {only.allowed}"
         ]
 
 

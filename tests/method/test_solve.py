@@ -14,10 +14,18 @@ from spare_core.adapters.layer_mask import LayerMask
 from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
+from spare_core.method.prior import build_prior, prior_moment
 from spare_core.method.probes import draw_held_out
 from spare_core.method.residual import UNTOUCHED, Meter
 from spare_core.method.settings import EraseSettings
-from spare_core.method.solve import Moments, aligned_places, best_start, overwrite, prompt_moments
+from spare_core.method.solve import (
+    Moments,
+    aligned_places,
+    best_start,
+    factorise,
+    overwrite,
+    prompt_moments,
+)
 from spare_core.models.unet import UNetDenoiser
 from tests.support.adapters import load_tiny, random_masks
 from tests.support.toy import ToyDenoiser
@@ -57,6 +65,7 @@ def channels(rows: list[int], columns: list[int]) -> LayerMask:
 
 
 X, T, K = tokens(1, 20, 7), tokens(2, 20, 7), tokens(3, 30, 7)
+"""Tokens of a concept, of its surrogate, and of what is kept."""
 MOMENTS = Moments(X.T @ X / 20, (T - X).T @ X / 20, K.T @ K / 30)
 
 
@@ -101,6 +110,25 @@ def test_a_low_rank_keeps_what_carries_most_where_the_inputs_are(rank: int) -> N
     left = (whole - adapter.updates["text"].delta().detach().double()[:, mask.columns]) @ root
     expected = torch.linalg.svdvals(whole @ root)[rank:].square().sum()
     assert float(left.square().sum()) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_layers_whose_columns_differ_are_solved_each_for_itself() -> None:
+    """What they have in common is solved once; that is no reason to mix them up."""
+    denoiser = wide_toy()
+    adapter = adapter_of(denoiser, channels([0, 2, 5], [1, 2, 4, 6]), rank=6)
+    own = factorise(MOMENTS, RIDGE, torch.tensor([True] * 7))
+    some = factorise(MOMENTS, RIDGE, adapter.updates["text"].columns.bool())
+    assert (own.solution.shape, some.solution.shape) == ((7, 7), (7, 4))
+    for factors, columns in ((own, range(7)), (some, [1, 2, 4, 6])):
+        shift = MOMENTS.shift[:, list(columns)]
+        torch.testing.assert_close(factors.root @ factors.root.T, factors.solution @ shift.T)
+
+
+def test_a_surrogate_that_reads_the_same_changes_nothing() -> None:
+    denoiser = wide_toy()
+    adapter = adapter_of(denoiser, channels(list(range(6)), list(range(7))), rank=3)
+    overwrite(adapter, denoiser, dataclasses.replace(MOMENTS, shift=torch.zeros(7, 7).double()), RIDGE)
+    assert not adapter.updates["text"].up.any()
 
 
 def test_rows_of_the_first_matrix_have_length_one() -> None:
@@ -170,12 +198,16 @@ def test_moments_are_of_every_token_of_every_prompt(which: str, request: pytest.
     def embeds(*prompts: str) -> Tensor:
         return denoiser.encode_prompts(prompts).prompt_embeds.double().flatten(0, 1)
 
-    found = prompt_moments(denoiser, ERASURES, SETTINGS)
+    settings = dataclasses.replace(SETTINGS, prior_weight=2.0)
+    width = embeds("").shape[1]
+    prior = torch.eye(width, dtype=torch.double)
+    found = prompt_moments(denoiser, ERASURES, prior, settings, "train")
     x, t = embeds("a cat in Neon", "a dog in Neon"), embeds("a cat in Photo", "a dog in Photo")
-    kept = ["", *(f"{context} in {name}" for name in ERASURE.retained for context in ERASURE.contexts)]
-    k = embeds(*kept)
-    assert set(kept) >= {"", "a cat in Photo", "a dog in Rust", "a cat in Winter"}
-    for name, expected in (("concept", x.T @ x / len(x)), ("retained", k.T @ k / len(k))):
+    retained = 2.0 * prior
+    for kept in ([""], *([f"{context} in {name}" for context in ERASURE.contexts] for name in ERASURE.retained)):
+        k = embeds(*kept)
+        retained = retained + k.T @ k / len(k)
+    for name, expected in (("concept", x.T @ x / len(x)), ("retained", retained)):
         torch.testing.assert_close(getattr(found, name), expected, rtol=1e-5, atol=1e-7)
     lengths = {len(ids) for ids in denoiser.token_ids(["a cat in Neon", "a cat in Photo"])}
     assert len(lengths) == 1, "this check wants prompts of the same length"
@@ -185,9 +217,10 @@ def test_moments_are_of_every_token_of_every_prompt(which: str, request: pytest.
 @pytest.mark.parametrize("which", ["sd1_dir", "sd2_dir", "sdxl_dir"])
 def test_the_best_start_is_the_one_that_measures_best(which: str, request: pytest.FixtureRequest) -> None:
     denoiser = load_tiny(request.getfixturevalue(which))
-    meter = Meter(denoiser, draw_held_out(denoiser, ERASURES, SETTINGS))
+    meter = Meter(denoiser, draw_held_out(denoiser, ERASURES, SETTINGS, "choose"))
     fresh = Adapter.initialise(denoiser, random_masks(denoiser, "none"), 4, 4.0, 0)
-    found = best_start(fresh, denoiser, ERASURES, meter, SETTINGS)
+    prior = prior_moment(build_prior(denoiser, 100), denoiser, ERASURES)
+    found = best_start(fresh, denoiser, ERASURES, prior, meter, SETTINGS)
     assert found.measured == meter.measure(found.adapter)
     assert found.measured.residual < 1.0
     assert not any(update.delta().any() for update in fresh.updates.values()), "the fresh adapter was changed"
@@ -206,17 +239,17 @@ def test_where_nothing_can_hold_a_solution_none_is_said_to_be_there(denoiser: UN
         for name, layer in denoiser.target_layers().items()
     }
     fresh = Adapter.initialise(denoiser, masks, 4, 4.0, 0)
-    found = best_start(
-        fresh, denoiser, ERASURES, Meter(denoiser, draw_held_out(denoiser, ERASURES, SETTINGS)), SETTINGS
-    )
+    meter = Meter(denoiser, draw_held_out(denoiser, ERASURES, SETTINGS, "choose"))
+    found = best_start(fresh, denoiser, ERASURES, torch.zeros(()), meter, SETTINGS)
     assert (found.adapter, found.ridge, found.measured) == (fresh, None, UNTOUCHED)
 
 
 def test_where_no_solution_measures_better_nothing_is_changed(denoiser: UNetDenoiser) -> None:
     """Drift is counted a million times over: every ridge costs more than it brings."""
-    held_out = draw_held_out(denoiser, ERASURES, SETTINGS)
+    held_out = draw_held_out(denoiser, ERASURES, SETTINGS, "choose")
     harsh = dataclasses.replace(held_out, retain=held_out.retain._replace(unit=held_out.retain.unit * 1e-6))
     fresh = Adapter.initialise(denoiser, random_masks(denoiser, "none"), 4, 4.0, 0)
-    found = best_start(fresh, denoiser, ERASURES, Meter(denoiser, harsh), SETTINGS)
+    prior = prior_moment(build_prior(denoiser, 100), denoiser, ERASURES)
+    found = best_start(fresh, denoiser, ERASURES, prior, Meter(denoiser, harsh), SETTINGS)
     assert found.ridge is None
     assert found.adapter is fresh

@@ -25,6 +25,7 @@ from spare_core.runs.erase import erase
 from tests.adapters.test_algebra import random_adapter, still
 
 SETTINGS = EraseSettings(
+    failed_above=100.0,
     examples=4, retain_examples=4, heldout=4, example_steps=2, batch_size=2, steps=3, lr=1e-3, rank=3, bins=4,
     dtype="float32", device="cpu",
 )  # fmt: skip
@@ -77,7 +78,10 @@ def test_a_bundle_says_what_it_erases_how_it_was_made_and_why(
         assert set(one["residuals"]) == {"Neon", "cat", "Rust"}
         assert set(one["drift"]) == {"Ink", "dog", "hat", "(empty prompt)"}
     taken = candidates[manifest["composition"]["chosen"]]
-    assert (manifest["residuals"], manifest["drift"]) == (taken["residuals"], taken["drift"])
+    # What is reported was measured on probes that chose nothing.
+    for measured in ("residuals", "drift"):
+        assert manifest[measured].keys() == taken[measured].keys()
+        assert manifest[measured] != taken[measured]
     worst = {name: max(one["residuals"].values()) for name, one in candidates.items() if name != "concatenated"}
     assert worst[manifest["composition"]["chosen"]] == min(worst.values())
     assert 0 < candidates["compressed"]["error"] <= candidates["compressed"]["worst_error"] < 1

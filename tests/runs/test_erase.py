@@ -30,12 +30,14 @@ from spare_core.errors import (
     TrainingError,
 )
 from spare_core.method import distill
+from spare_core.method.residual import Measurement
 from spare_core.method.settings import EraseSettings
 from spare_core.runs.erase import erase
+from spare_core.runs.stages import check_erased
 from tests.support import forking
 
 SMALL = EraseSettings(
-    examples=4, retain_examples=8, heldout=4, example_steps=2, batch_size=2, steps=6, lr=1e-3,
+    failed_above=100.0, examples=4, retain_examples=8, heldout=4, example_steps=2, batch_size=2, steps=6, lr=1e-3,
     measure_every=2, forget_weight=1.0, rank=2, bins=4, dtype="float32", device="cpu",
 )  # fmt: skip
 
@@ -44,6 +46,40 @@ def requested(model: Path, **changes: object) -> dict[str, object]:
     """Arguments of :func:`erase` for a small erasure."""
     erasure = build_erasure(str(model), "Neon", "Photo", "style", ("Rust",), "{context} in {concept}", ("cat", "dog"))
     return {"model": str(model), "erasures": Erasures(erasure), "settings": dataclasses.replace(SMALL, **changes)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"closed_form": False, "steps": 1, "lr": 1e-6}, r"1 of 1 concepts are not erased, .* 'Neon' \((0\.9|1\.0)"),
+        (
+            {"closed_form": False, "steps": 20, "lr": 0.3, "rank": 8, "mask": "none", "measure_every": 20},
+            "not erased|ruins",
+        ),
+    ],
+)
+def test_an_erasure_that_failed_is_an_error_and_leaves_no_adapter(
+    sd1_dir: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    """Also one that a far too high rate has blown up."""
+    with pytest.raises(TrainingError, match=message):
+        erase(**requested(sd1_dir, failed_above=0.5, **changes), output=tmp_path / "out")
+    assert not (tmp_path / "out" / "spare.json").exists()
+    assert not (tmp_path / "out" / LORA).exists()
+
+
+@pytest.mark.parametrize(
+    ("measured", "message"),
+    [
+        (Measurement({"a": 0.1, "b": 0.7, "c": 0.9}, {"k": 0.0}), r"2 of 3 concepts .*'c' \(0\.90\), 'b' \(0\.70\)"),
+        (Measurement({"a": 0.1}, {"k": 0.6}), r"mean drift 0\.60, above 0\.5"),
+        (Measurement({"a": 0.1}, {"k": 0.1}, 0.7), r"mean drift 0\.70, above 0\.5"),
+    ],
+)
+def test_what_is_left_or_ruined_is_named(measured: Measurement, message: str) -> None:
+    check_erased(Measurement({"a": 0.5}, {"k": 0.5}, 0.5), EraseSettings())
+    with pytest.raises(TrainingError, match=message):
+        check_erased(measured, EraseSettings())
 
 
 def test_the_same_seed_gives_the_same_adapter_bytes(sd1_dir: Path, tmp_path: Path) -> None:
@@ -137,7 +173,15 @@ def test_v_prediction_and_sdxl_models_are_erased_below_half_the_residual(
 ) -> None:
     """The adapter then loads in the stock pipeline class with the same predictions."""
     model: Path = request_fixture.getfixturevalue(which)
-    settings = {"steps": 40, "measure_every": 20, "lr": 0.02, "rank": 4, "alpha": 8.0, "mask": "none"}
+    settings = {
+        "steps": 40,
+        "failed_above": 100.0,
+        "measure_every": 20,
+        "lr": 0.02,
+        "rank": 4,
+        "alpha": 8.0,
+        "mask": "none",
+    }
     manifest = erase(**requested(model, **settings), output=tmp_path / "out")
     assert manifest["residual"] < 0.5
     assert verify_adapter(tmp_path / "out", str(model))["diffusers_difference"] <= 1e-5

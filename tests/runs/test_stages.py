@@ -33,9 +33,10 @@ from spare_core.runs.results import (
     save_probes,
     save_profile,
 )
-from spare_core.runs.stage_files import BANK, HELD_OUT, MASKS, PROFILE, STAGE, STATE, is_finished, read_stage
+from spare_core.runs.stage_files import BANK, CHOOSING, MASKS, PROFILE, STAGE, STATE, is_finished, read_stage
 
 SMALL = EraseSettings(
+    failed_above=100.0,
     examples=4, retain_examples=8, heldout=4, example_steps=2, saliency_batches=2, batch_size=2, steps=6, lr=1e-3,
     measure_every=2, forget_weight=1.0, rank=2, bins=4, mask="channel", dtype="float32", device="cpu",
 )  # fmt: skip
@@ -87,7 +88,7 @@ def test_the_algorithm_in_memory_gives_the_adapter_of_the_stages(done: Path, req
 def test_every_stage_says_what_it_did(done: Path, request_: Request) -> None:
     said = {name: read_stage(done / name, name, request_) for name in ("prepare", "timesteps", "saliency")}
     assert all(facts["seconds"] > 0 and facts["peak_memory_bytes"]["host"] > 2**20 for facts in said.values())
-    assert (said["prepare"]["forget"], said["prepare"]["forget_heldout"]) == (4 * 2, 4 * 2)
+    assert (said["prepare"]["forget"], said["prepare"]["forget_choose"]) == (4 * 2, 4 * 2)
     assert sum(said["timesteps"]["probabilities"]) == pytest.approx(1.0)
     assert 0 < said["saliency"]["mask"]["moving"] <= 0.25 * said["saliency"]["mask"]["weights"]
 
@@ -95,10 +96,10 @@ def test_every_stage_says_what_it_did(done: Path, request_: Request) -> None:
 def test_what_is_saved_is_what_is_loaded(done: Path, tmp_path: Path) -> None:
     """Written again, the files have the same bytes."""
     save_bank(load_bank(done / "prepare" / BANK, torch.device("cpu")), tmp_path / BANK)
-    save_probes(load_probes(done / "prepare" / HELD_OUT, torch.device("cpu")), tmp_path / HELD_OUT)
+    save_probes(load_probes(done / "prepare" / CHOOSING, torch.device("cpu")), tmp_path / CHOOSING)
     save_profile(load_profile(done / "timesteps" / PROFILE), tmp_path / PROFILE)
     save_masks(load_masks(done / "saliency" / MASKS), tmp_path / MASKS)
-    for stage, name in (("prepare", BANK), ("prepare", HELD_OUT), ("timesteps", PROFILE), ("saliency", MASKS)):
+    for stage, name in (("prepare", BANK), ("prepare", CHOOSING), ("timesteps", PROFILE), ("saliency", MASKS)):
         assert (tmp_path / name).read_bytes() == (done / stage / name).read_bytes()
 
 
@@ -138,7 +139,7 @@ def damage(path: Path, how: str) -> None:
     ("stage", "name", "load"),
     [
         ("prepare", BANK, lambda path: load_bank(path, torch.device("cpu"))),
-        ("prepare", HELD_OUT, lambda path: load_probes(path, torch.device("cpu"))),
+        ("prepare", CHOOSING, lambda path: load_probes(path, torch.device("cpu"))),
         ("timesteps", PROFILE, load_profile),
         ("saliency", MASKS, load_masks),
         ("prepare", STAGE, None),

@@ -58,6 +58,9 @@ class ToyDenoiser:
     def text_layers(self) -> dict[str, nn.Linear]:
         return {"text": self.weights.text}
 
+    def words(self) -> list[str]:
+        return []
+
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         signal = self._signal(timesteps)
         return signal.sqrt() * latents + (1 - signal).sqrt() * noise

@@ -233,6 +233,10 @@ def conflicts(*rows: dict[str, Any]) -> list[str]:
         ([{}, {"request_id": "R-1", "surrogate": "Rust"}], "R-1: the id names two different requests"),
         ([{}, {"surrogate": "Rust"}], "R-1, R-2: 'neon lines' cannot become 'Photo' and 'Rust'"),
         ([{}, {"concept": "Rust", "protect": ["NEON lines"]}], "R-2, R-1: 'NEON lines' is protected by the first"),
+        (
+            [{}, {"concept": "Rust", "protect": ["the neon line"]}],
+            "R-2, R-1: 'the neon line' is protected by the first",
+        ),
         ([{}, {"concept": "Photo", "surrogate": "neon Lines"}], "round in a circle: neon lines -> photo -> neon lines"),
         ([{}, {"concept": "Glow", "aliases": ["neon lines"]}], "R-1, R-2: 'neon lines' is in both"),
     ],

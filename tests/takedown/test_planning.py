@@ -121,7 +121,12 @@ def test_a_legal_hold_may_come_before_any_work_and_be_lifted(store: Store) -> No
     ("rows", "said"),
     [
         ([{"request_id": "R-2", "concept": "Rust", "protect": ["neon lines"]}], "it protects 'neon lines', which R-1"),
+        (
+            [{"request_id": "R-2", "concept": "Rust", "protect": ["a neon line"]}],
+            "it protects 'a neon line', which R-1",
+        ),
         ([{"request_id": "R-2", "concept": "Winter", "surrogate": "Rust"}], "'Winter' is protected by R-1"),
+        ([{"request_id": "R-2", "concept": "Winters", "surrogate": "Rust"}], "'Winters' is protected by R-1"),
         ([{"request_id": "R-2", "concept": "Photo", "surrogate": "Neon Lines"}], "the surrogates go round in a circle"),
         ([{"surrogate": "Rust"}], "the ledger has another request of that id, entry 1"),
         (

@@ -141,7 +141,7 @@ def test_a_bundle_of_one_is_a_bundle() -> None:
     assert erased(order) == ["Cat"]
     assert (order.request.erasures.bundle, order.champion, order.evidence) == (True, 0, "")
     settings = order.request.settings
-    assert (settings.rank, settings.alpha) == (32, 32.0), "room for those to come"
+    assert (settings.rank, settings.lora_alpha) == (32, 32.0), "room for those to come"
     assert bundled(champion(("Rust", "Photo"), rank=64)).request.settings.rank == 64
     assert bundled(settings={"rank": 4.0}).request.settings.rank == 4
     assert Order.from_json(order.to_json()) == order

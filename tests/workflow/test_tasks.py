@@ -19,7 +19,8 @@ from spare_core.workflow.order import Order
 from tests.workflow.test_order import GIVEN
 
 SETTINGS = {
-    "steps": 6, "lr": 1e-3, "measure_every": 2, "examples": 4, "retain_examples": 4, "heldout": 3, "example_steps": 2,
+    "steps": 6, "lr": 1e-3, "measure_every": 2, "failed_above": 100.0,
+    "examples": 4, "retain_examples": 4, "heldout": 3, "example_steps": 2,
     "batch_size": 2, "bins": 4, "rank": 2, "closed_form": False, "dtype": "float32",
 }  # fmt: skip
 
@@ -133,4 +134,6 @@ def test_what_was_read_is_among_mlflows_inputs(prepared: Prepared) -> None:
     assert (given.dataset.name, given.dataset.digest) == ("examples", request.sha256[:36])
     counts = json.loads(given.dataset.profile)
     assert counts["forget"] == 4 * 2  # trajectories, of two states each
-    assert counts.keys() == {"forget", "retain", "forget_heldout", "retain_heldout"}
+    assert counts.keys() == {
+        "forget", "retain", "forget_choose", "retain_choose", "forget_report", "retain_report",
+    }  # fmt: skip
