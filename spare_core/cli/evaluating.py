@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spare_core.cli.options import AnyBase, Model, Output
+from spare_core.cli.options import AnyBase, Dtype, Model, OnDevice, Output
 from spare_core.cli.reporting import Json, print_result, reporting
 
 
@@ -26,6 +26,8 @@ def evaluate(
     before: Annotated[
         Path | None, typer.Option(help="evaluation of the bundle before it changed: did anything come back?")
     ] = None,
+    dtype: Dtype = "auto",
+    device: OnDevice = "auto",
     any_base: AnyBase = False,
     as_json: Json = False,
 ) -> None:
@@ -47,7 +49,7 @@ def evaluate(
     digest = find_model(model).digest()
     for one in stored if not any_base else []:
         check_base(one, digest, model)
-    denoiser = load_denoiser(model)
+    denoiser = load_denoiser(model, device, dtype)
     judge = load_judge(chosen, denoiser.device)
     with ProgressDisplay() as progress:
         report = run(denoiser, digest, stored, chosen, erased or [], kind, output, judge, progress, before=earlier)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from spare_core.method.settings import EraseSettings
+from spare_core.models.device import Device, Precision
 
 if TYPE_CHECKING:
     from typer.models import OptionInfo
@@ -21,6 +22,8 @@ Output = Annotated[Path, typer.Option("--output", help="folder to write to")]
 Config = Annotated[
     str | None, typer.Option(help="YAML file of settings, local or s3://; options win", rich_help_panel="The method")
 ]
+Dtype = Annotated[Precision, typer.Option("--dtype", help="precision the pictures are drawn in")]
+OnDevice = Annotated[Device, typer.Option("--device", help="auto: cuda, then mps, then cpu")]
 
 _FIELDS: Final = {field.name: field for field in dataclasses.fields(EraseSettings)}
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spare_core.cli.options import AnyBase, Model, Output
+from spare_core.cli.options import AnyBase, Dtype, Model, OnDevice, Output
 from spare_core.cli.reporting import Json, print_result, reporting
 
 
@@ -20,13 +20,15 @@ def generate(
     seed: Annotated[int, typer.Option(help="the same seed starts every picture", min=0, max=2**63 - 1)] = 0,
     steps: Annotated[int, typer.Option(help="DDIM steps", min=1, max=999)] = 20,
     guidance: Annotated[float, typer.Option(help="guidance scale", min=0.0)] = 4.0,
+    dtype: Dtype = "auto",
+    device: OnDevice = "auto",
     any_base: AnyBase = False,
     as_json: Json = False,
 ) -> None:
     """Draw pictures, with or without adapters."""
     from spare_core.runs.generate import generate_pictures
 
-    report = generate_pictures(model, prompt, output, adapter or [], seed, steps, guidance, any_base)
+    report = generate_pictures(model, prompt, output, adapter or [], seed, steps, guidance, any_base, device, dtype)
     print_result(report, as_json, "\n".join(f"{row['file']}: {row['prompt']}" for row in report["pictures"]))
 
 

@@ -72,19 +72,21 @@ def draw_held_out(
     rows, table, overwritten, held = build_prompt_table(denoiser, plan, forget, retain, settings.resolution, further)
     generator = stream(settings.seed, "probes", purpose)
     steps = max(2, settings.example_steps // 2)
-    drawn = sample_trajectories(
-        denoiser, table, overwritten + held, steps, settings.guidance, generator, settings.resolution
-    )
+    with denoiser.precise():
+        drawn = sample_trajectories(
+            denoiser, table, overwritten + held, steps, settings.guidance, generator, settings.resolution
+        )
     forgets, retains = drawn[: len(forget)], drawn[len(forget) :]
     # One state of each retained trajectory, at all of its timesteps in turn, also answers for the empty prompt and for
     # the pair whose gap is the unit of drift.
     singles = [(one, i % steps) for i, one in enumerate(retains)]
     noisy = torch.stack([one.noisy[i] for one, i in singles])
     timesteps = torch.stack([one.timesteps[i] for one, i in singles])
-    under_pair = [
-        predict_rows(denoiser, table, noisy, timesteps, torch.tensor([rows[prompt] for prompt in side]))
-        for side in zip(*beside, strict=True)
-    ]
+    with denoiser.precise():
+        under_pair = [
+            predict_rows(denoiser, table, noisy, timesteps, torch.tensor([rows[prompt] for prompt in side]))
+            for side in zip(*beside, strict=True)
+        ]
     concept, surrogate = (torch.cat([one.predictions[:, place] for one in forgets]) for place in (CONCEPT, SURROGATE))
     gap = mean_square(concept - surrogate)
     asked = [pair.concept.name for pair in forget for _ in range(steps)]

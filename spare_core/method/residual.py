@@ -84,6 +84,7 @@ class Meter:
     def measure(self, *adapters: Adapter) -> Measurement:
         """Residual and drift with ``adapters`` on."""
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self.denoiser.precise())
             for adapter in adapters:
                 stack.enter_context(adapter.attached(self.denoiser))
             forget, retain = self._ask(self.held_out.forget), self._ask(self.held_out.retain)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
 import torch
@@ -77,6 +78,10 @@ class Denoiser(Protocol):
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The model's prediction at x_t, float32."""
+
+    def precise(self) -> AbstractContextManager[None]:
+        """Inside, predictions are computed in float32 throughout, whatever :attr:`dtype` is. What is measured are
+        squared differences of predictions, of which the rounding of half precision would be most."""
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float,
                  resolution: int = 0, batch_size: int = 0) -> Tensor:  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from typing import TYPE_CHECKING, Literal
 
 from spare_core.errors import ModelError
@@ -17,8 +18,10 @@ def choose_device(device: Device) -> torch.device:
     """The device asked for, or the best one that is here.
 
     Raises:
-        ModelError: if the device asked for is not available.
+        ModelError: if the device asked for is not available, or none.
     """
+    if device not in typing.get_args(Device):
+        raise ModelError(f"device is {device!r}; allowed: {', '.join(typing.get_args(Device))}")
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -31,7 +34,13 @@ def choose_device(device: Device) -> torch.device:
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The precision asked for; "auto" is bfloat16 where the device computes in it, else float32."""
+    """The precision asked for; "auto" is bfloat16 where the device computes in it, else float32.
+
+    Raises:
+        ModelError: if it is none.
+    """
+    if precision not in typing.get_args(Precision):
+        raise ModelError(f"dtype is {precision!r}; allowed: {', '.join(typing.get_args(Precision))}")
     import torch
 
     if precision != "auto":

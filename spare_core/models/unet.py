@@ -6,7 +6,7 @@ Nothing outside this file knows that a denoiser is a UNet, what it predicts, or 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -92,6 +92,19 @@ class UNetDenoiser:
         if self.dtype is torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
+
+    @contextlib.contextmanager
+    def precise(self) -> Iterator[None]:
+        """See :class:`Denoiser`. Weights that rest in half precision are widened, which changes none of them, and
+        narrowed again."""
+        dtype, resting, tf32 = self.dtype, self.weights.dtype, torch.backends.cudnn.allow_tf32
+        self.dtype, torch.backends.cudnn.allow_tf32 = torch.float32, False
+        nn.Module.to(self.weights, torch.float32)  # diffusers' own warns of what it would do to others than UNets
+        try:
+            yield
+        finally:
+            nn.Module.to(self.weights, resting)
+            self.dtype, torch.backends.cudnn.allow_tf32 = dtype, tf32
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Refuse prompts that the tokenizer would cut.

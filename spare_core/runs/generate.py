@@ -15,6 +15,7 @@ from torch import Tensor
 from spare_core.adapters.directory import StoredAdapter, check_base, load_adapter
 from spare_core.errors import OutputError
 from spare_core.files.atomic import write_bytes, write_json
+from spare_core.models.device import Device, Precision
 from spare_core.models.loading import load_denoiser
 from spare_core.models.unet import UNetDenoiser
 
@@ -30,6 +31,8 @@ def generate_pictures(
     steps: int,
     guidance: float,
     any_base: bool = False,
+    device: Device = "auto",
+    dtype: Precision = "auto",
 ) -> dict[str, Any]:
     """Write one PNG a prompt and ``generate.json``; returns the latter.
 
@@ -42,7 +45,7 @@ def generate_pictures(
     if output.is_dir() and any(output.iterdir()) and not (output / REPORT).is_file():
         raise OutputError(f"{output} exists and is not ours (it has no {REPORT}); give a new or empty --output")
     stored = [load_adapter(folder) for folder in adapters]
-    denoiser = load_denoiser(model)
+    denoiser = load_denoiser(model, device, dtype)
     if stored and not any_base:
         digest = denoiser.files.digest()
         for one in stored:

@@ -16,8 +16,10 @@ from spare_core.errors import InputError, StageError
 from spare_core.method.probes import draw_held_out
 from spare_core.method.residual import NULL_NAME, Measurement, Meter
 from spare_core.method.settings import EraseSettings
+from spare_core.models.loading import load_denoiser
 from spare_core.models.unet import UNetDenoiser
 from spare_core.runs.results import load_probes, save_probes
+from tests.support.adapters import random_adapter
 from tests.support.toy import CONCEPT, EMBEDDINGS, KEPT, SURROGATE, ToyDenoiser, toy_held_out
 
 ERASURE = Erasure("Neon", "Photo", "style", ("Rust", "Winter"), "{context} in {concept}", ("a cat", "a dog"))
@@ -121,6 +123,20 @@ def test_probes_of_the_frozen_model_itself_find_nothing_changed(denoiser: UNetDe
     assert measured.residual == pytest.approx(1.0, rel=1e-4)
     assert list(measured.drift) == ["Photo", "Rust", "Winter", NULL_NAME]
     assert max(measured.drift.values()) < 1e-6
+
+
+@pytest.mark.parametrize("resting", [torch.float32, torch.bfloat16])
+def test_what_is_measured_does_not_depend_on_the_precision_of_training(sd1_dir: Path, resting: torch.dtype) -> None:
+    """In half precision, whatever changes anything reads as a drift of its rounding: of 1e-3, where it is 1e-9."""
+    denoiser = load_denoiser(str(sd1_dir), "cpu", "bfloat16")
+    denoiser.weights.to(resting)  # as on an accelerator
+    meter = Meter(denoiser, draw_held_out(denoiser, ERASURES, SETTINGS, "report"))
+    adapter = random_adapter(denoiser, "none")
+    for update in adapter.updates.values():
+        update.up.data *= 1e-6
+    measured = meter.measure(adapter)
+    assert 0 < max(*measured.drift.values(), measured.unnamed_drift or 0.0) < 1e-7
+    assert (denoiser.dtype, denoiser.weights.dtype) == (torch.bfloat16, resting)
 
 
 def test_every_kept_concept_is_measured_at_all_times_however_few_trajectories(denoiser: UNetDenoiser) -> None:

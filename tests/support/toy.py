@@ -6,6 +6,7 @@ The prediction is ``x_t mix^T + e text^T``, the second part times ``t / T`` if `
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -57,6 +58,9 @@ class ToyDenoiser:
 
     def text_layers(self) -> dict[str, nn.Linear]:
         return {"text": self.weights.text}
+
+    def precise(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def words(self) -> list[str]:
         return []
