@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from spare_core.adapters.directory import StoredAdapter
 from spare_core.adapters.manifest import versions
+from spare_core.concepts.concept import Erasure, alike, same_concept
 from spare_core.concepts.erasures import Erasures, title_of
 from spare_core.errors import SettingsError
 from spare_core.evaluation.findings import Question, by_harm, findings
@@ -74,7 +75,7 @@ def evaluate(
     with clock.stage("reference"):
         reference, accuracy = load_reference(suite, judge)
     with clock.stage("measure"):
-        measured = _measure(denoiser, stored_adapters, question.erased_names)
+        measured = _measure(denoiser, stored_adapters, question)
     with clock.stage("base"):
         base, cached = base_grid(denoiser, base_digest, suite, judge, batch_size, clock.counting)
     after = None
@@ -139,7 +140,13 @@ def _check_request(
         )
         for side in DOMAINS
     }
-    return Question(suite, asked, tuple(kept), tuple(surrogates), aside)
+    becomes = {}
+    for domain, row in places:
+        own, surrogate = suite.names(domain)[row], erasures.surrogate(suite.names(domain)[row])
+        found_rows = [i for i, name in enumerate(suite.names(domain)) if same_concept(name, surrogate)]
+        if found_rows and surrogate != own:
+            becomes[domain, row] = found_rows[0]
+    return Question(suite, asked, tuple(kept), tuple(surrogates), aside, becomes)
 
 
 def _check_model(denoiser: UNetDenoiser, suite: Suite, stored_adapters: Sequence[StoredAdapter]) -> None:
@@ -171,15 +178,17 @@ class _Clock:
 
 
 def _measure(
-    denoiser: UNetDenoiser, stored_adapters: Sequence[StoredAdapter], names: Sequence[str]
+    denoiser: UNetDenoiser, stored_adapters: Sequence[StoredAdapter], question: Question
 ) -> list[tuple[StoredAdapter, Measurement]]:
-    """Residuals and drift of each adapter that erases one of ``names``, on latents and noise its training never saw,
-    all adapters on."""
+    """Residuals and drift of each adapter that erases one of the concepts asked about, on latents and noise its
+    training never saw, all adapters on. Drift is that of everything the suite has, whether the erasure named it or
+    not."""
     measured = []
     for stored in stored_adapters:
         erasures = Erasures.of(stored.manifest)
-        if not any(erasures.erased(name) for name in names):
+        if not any(erasures.erased(name) for name in question.erased_names):
             continue
+        erasures = _beside_the_suite(erasures, question.suite)
         settings = EraseSettings.from_mapping(stored.manifest["settings"])
         fresh = dataclasses.replace(
             settings,
@@ -191,10 +200,24 @@ def _measure(
     return measured
 
 
+def _beside_the_suite(erasures: Erasures, suite: Suite) -> Erasures:
+    """The same erasures, as if they had been asked to keep everything else of their kind that the suite has."""
+
+    def kept(part: Erasure) -> tuple[str, ...]:
+        others = [name for name in suite.names(domain_of(part)) if not any(alike(name, own) for own in part.names)]
+        own = [*part.keep, part.surrogate]
+        return (*part.keep, *(name for name in others if not any(same_concept(name, one) for one in own)))
+
+    parts = [dataclasses.replace(part, keep=kept(part)) for part in erasures]
+    return Erasures(*parts, bundle=erasures.bundle)
+
+
 def _summarised(measured: Sequence[tuple[StoredAdapter, Measurement]]) -> dict[str, Any]:
     """Means over the concepts and the adapters measured, and each of them."""
     if not measured:
-        return {"residual": None, "residuals": {}, "drift": None, "mean_drift": None, "measured": []}
+        return {
+            "residual": None, "residuals": {}, "drift": None, "mean_drift": None, "unnamed_drift": None, "measured": [],
+        }  # fmt: skip
     drifts: dict[str, list[float]] = {}
     for _, measurement in measured:
         for name, drift in measurement.drift.items():
@@ -205,6 +228,7 @@ def _summarised(measured: Sequence[tuple[StoredAdapter, Measurement]]) -> dict[s
         "residuals": residuals,
         "drift": {name: sum(values) / len(values) for name, values in drifts.items()},
         "mean_drift": sum(m.mean_drift for _, m in measured) / len(measured),
+        "unnamed_drift": max((m.unnamed_drift for _, m in measured if m.unnamed_drift is not None), default=None),
         "measured": [{"adapter": stored.sha256, **m.as_dict()} for stored, m in measured],
     }
 

@@ -41,6 +41,8 @@ class Question:
     kept: tuple[str, ...] = ()
     surrogates: tuple[str, ...] = ()
     aside: Mapping[Domain, tuple[int, ...]] = field(default_factory=dict)
+    becomes: Mapping[tuple[Domain, int], int] = field(default_factory=dict)
+    """Of an erased concept the row of its surrogate, where the suite has that in the same domain."""
 
     def asked(self, grid: GridResult) -> GridResult:
         """The pictures that the figures are of."""
@@ -108,6 +110,7 @@ def per_concept(before: GridResult, after: GridResult | None, question: Question
     """Every concept of both domains with accuracy and mean probability, before and after."""
     first = concept_scores(before.outcomes, question.erased)
     second = [] if after is None else list(concept_scores(after.outcomes, question.erased))
+    grids = [grid for grid in (before, after) if grid is not None]
     rows = []
     for i, score in enumerate(first):
         name = question.suite.names(score.kind)[score.concept]
@@ -121,8 +124,20 @@ def per_concept(before: GridResult, after: GridResult | None, question: Question
             "pictures": score.pictures,
             "before": _accuracy(score),
             "after": _accuracy(second[i]) if second else None,
+            "becomes": _becomes(grids, question, score),
         })  # fmt: skip
     return rows
+
+
+def _becomes(grids: Sequence[GridResult], question: Question, score: ConceptScore) -> dict[str, Any] | None:
+    """The surrogate of an erased concept, and in which share of its pictures the judge names that, before and after."""
+    surrogate = question.becomes.get((score.kind, score.concept))
+    if surrogate is None or not score.erased:
+        return None
+    columns = [grid.outcomes.column(score.kind) for grid in grids]
+    shares = [float((one.predicted[one.prompted == score.concept] == surrogate).double().mean()) for one in columns]
+    name = question.suite.names(score.kind)[surrogate]
+    return {"surrogate": name, "before": shares[0], "after": shares[1] if len(shares) > 1 else None}
 
 
 def _confusion(before: GridResult, after: GridResult | None, question: Question) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from spare_core.checks import field_problems
 from spare_core.concepts.concept import normalise
@@ -25,6 +25,8 @@ DEFAULT: Final = "default"
 DEFAULT_POLICY: Final = Path(__file__).parent / "policies" / "default.yaml"
 SCHEMA: Final = "spare.verdict/1"
 _ROUNDING: Final = 1e-9
+_LEVEL: Final = 0.05
+"""How often all falls of kept concepts together may be called real though they are chance."""
 
 
 def _limit(meaning: str, low: float | None = None, high: float | None = None) -> Any:
@@ -48,14 +50,20 @@ class Policy:
     intervals: bool = _limit("judge by the pessimistic end of the 95 % interval")
     min_samples: int = _limit("fewest pictures of each erased concept", 1, 10_000_000)
     min_ua: float = _limit("least UA", 0.0, 1.0)
+    min_surrogate: float = _limit("least share of an erased concept's pictures that show its surrogate", 0.0, 1.0)
+    max_residual: float = _limit("largest residual of any erased concept", 0.0, 1e6)
     max_ira_loss: float = _limit("largest fall of IRA", 0.0, 1.0)
     max_cra_loss: float = _limit("largest fall of CRA", 0.0, 1.0)
+    max_cra_erased_loss: float = _limit("largest fall of CRA on the pictures of the erased concepts", 0.0, 1.0)
+    max_concept_loss: float = _limit("largest fall of accuracy of any one kept concept that is no chance", 0.0, 1.0)
     fid: bool = _limit("FID is judged")
     max_fid_rise: float = _limit("largest relative rise of FID", 0.0, 1e6)
     max_mean_drift: float = _limit("largest mean drift of the kept concepts", 0.0, 1e6)
     max_drift: float = _limit("largest drift of any one kept concept", 0.0, 1e6)
     max_drift_of: Mapping[str, float] = _unranged("largest drift of concepts by name; each must be measured")
     max_damaged: float = _limit("largest share of the kept pictures that look damaged", 0.0, 1.0)
+    max_damaged_erased: float = _limit("the same of the erased concepts' pictures", 0.0, 1.0)
+    min_judge_accuracy: float = _limit("least accuracy of the judge on pictures whose content is known", 0.0, 1.0)
     max_rebound: float = _limit("largest residual of a concept erased earlier, as a multiple of its first", 1.0, 1e6)
     rebound_from: float = _limit("residual up to which nothing counts as a rebound", 0.0, 1.0)
 
@@ -104,7 +112,8 @@ class Policy:
 _CHECKED_WITH: Final[dict[str, Any]] = {
     "intervals": True, "min_samples": 1, "min_ua": 0.0, "max_ira_loss": 0.0, "max_cra_loss": 0.0, "fid": True,
     "max_fid_rise": 0.0, "max_mean_drift": 0.0, "max_drift": 0.0, "max_drift_of": {}, "max_damaged": 0.0,
-    "max_rebound": 1.0, "rebound_from": 0.0,
+    "max_rebound": 1.0, "rebound_from": 0.0, "min_surrogate": 0.0, "max_residual": 0.0, "max_cra_erased_loss": 0.0,
+    "max_concept_loss": 0.0, "max_damaged_erased": 0.0, "min_judge_accuracy": 0.0,
 }  # fmt: skip
 
 
@@ -171,19 +180,33 @@ def judge_figures(evaluation: Mapping[str, Any], policy: Policy) -> Verdict:
         _at_least("min_samples", figures.samples(), policy.min_samples, "pictures of each erased concept"),
         _at_least("min_ua", figures.ua(), policy.min_ua, f"UA{figures.bound('lower')}"),
         *_each_ua(figures, policy.min_ua),
+        *_surrogates(figures, policy.min_surrogate),
+        *_residuals(figures, policy.max_residual),
         _at_most("max_ira_loss", figures.loss("ira"), policy.max_ira_loss, f"fall of IRA{figures.bound('upper')}"),
         _at_most("max_cra_loss", figures.loss("cra"), policy.max_cra_loss, f"fall of CRA{figures.bound('upper')}"),
     ]
+    fall = figures.loss("cra_erased")
+    what = f"fall of CRA on the erased concepts' pictures{figures.bound('upper')}"
+    reasons.append(_at_most("max_cra_erased_loss", fall, policy.max_cra_erased_loss, what))
+    reasons.extend(_concept_losses(figures, policy.max_concept_loss))
     if policy.fid:
         reasons.append(_at_most("max_fid_rise", figures.fid_rise(), policy.max_fid_rise, "relative rise of FID"))
     mean = figures.number("mean_drift")
     reasons.append(_at_most("max_mean_drift", mean, policy.max_mean_drift, "mean drift of the kept concepts"))
+    unnamed = figures.number("unnamed_drift")
+    reasons.append(_at_most("max_mean_drift", unnamed, policy.max_mean_drift, "drift of texts that name nothing"))
     reasons.extend(_drifts(figures, policy.max_drift))
     for name, bound in policy.max_drift_of.items():
         reasons.append(
             _at_most("max_drift_of", figures.drift_of(name), bound, f"drift of {name!r}, named by the policy")
         )
-    reasons.append(_at_most("max_damaged", figures.damaged(), policy.max_damaged, "share of damaged kept pictures"))
+    damaged, erased = figures.damaged("kept"), figures.damaged("erased")
+    reasons.append(_at_most("max_damaged", damaged, policy.max_damaged, "share of damaged kept pictures"))
+    what = "share of damaged pictures of the erased concepts"
+    reasons.append(_at_most("max_damaged_erased", erased, policy.max_damaged_erased, what))
+    if policy.min_judge_accuracy:
+        own = figures.judge_accuracy()
+        reasons.append(_at_least("min_judge_accuracy", own, policy.min_judge_accuracy, "the judge's own accuracy"))
     reasons.extend(_rebounds(figures, policy))
     return Verdict(policy, tuple(reasons))
 
@@ -193,6 +216,45 @@ def _each_ua(figures: _Figures, allowed: float) -> Iterator[Reason]:
     names = figures.erased()
     for name in names if len(names) > 1 else []:
         yield _at_least("min_ua", figures.ua_of(name), allowed, f"UA of {name!r}{figures.bound('lower')}")
+
+
+def _surrogates(figures: _Figures, allowed: float) -> Iterator[Reason]:
+    """What is drawn instead: a rule for each erased concept whose surrogate the suite has."""
+    for i, row in figures.rows(erased=True):
+        becomes = row.get("becomes")
+        if becomes is not None:
+            share = figures.number("per_concept", i, "becomes", "after")
+            surrogate = becomes.get("surrogate") if isinstance(becomes, dict) else None
+            what = f"share of the pictures of {row.get('concept')!r} that show {surrogate!r}"
+            yield _at_least("min_surrogate", share, allowed, what)
+
+
+def _residuals(figures: _Figures, allowed: float) -> Iterator[Reason]:
+    residuals = figures.evaluation.get("residuals")
+    names = list(residuals) if isinstance(residuals, dict) else []
+    for name in names:
+        yield _at_most("max_residual", figures.number("residuals", name), allowed, f"residual of {name!r}")
+    if not names:
+        yield _at_most("max_residual", None, allowed, "residual of each erased concept")
+
+
+def _concept_losses(figures: _Figures, allowed: float) -> Iterator[Reason]:
+    """A rule for each kept concept: a mean over fifty hides two that are destroyed. A fall counts where Fisher's exact
+    test finds that it is no chance, by Holm's correction for so many concepts at 5 % in all."""
+    falls = [(figures.fall(i), row.get("concept")) for i, row in figures.rows(erased=False)]
+    if not falls:
+        yield _at_most("max_concept_loss", None, allowed, "fall of the accuracy of each kept concept")
+    by_chance = sorted(fall.chance for fall, _ in falls if fall is not None)
+    limit = 0.0
+    for rank, chance in enumerate(by_chance):
+        if chance * (len(by_chance) - rank) > _LEVEL:
+            break
+        limit = chance
+    for fall, name in falls:
+        reason = _at_most("max_concept_loss", fall and fall.loss, allowed, f"fall of the accuracy of {name!r}")
+        if fall is not None and not reason.passed and fall.chance > limit:
+            reason = dataclasses.replace(reason, passed=True, text=f"{reason.text}, but it may be chance")
+        yield reason
 
 
 def _rebounds(figures: _Figures, policy: Policy) -> Iterator[Reason]:
@@ -224,6 +286,13 @@ def _at_most(rule: str, measured: float | None, allowed: float, what: str) -> Re
 
 def _as_text(measured: float | None) -> str:
     return "not measured" if measured is None else f"{measured:.4g}"
+
+
+class _Fall(NamedTuple):
+    """How far an accuracy fell, and how often chance alone makes it fall so far."""
+
+    loss: float
+    chance: float
 
 
 class _Figures:
@@ -324,6 +393,39 @@ class _Figures:
         same = [name for name in self.neighbours() if normalise(name) == normalise(concept)]
         return self.number("drift", same[0]) if len(same) == 1 else None
 
-    def damaged(self) -> float | None:
-        """Share of the adapter's kept pictures with a texture that the base model does not draw, or like another's."""
-        return self.number("damage", "kept", "adapted", "damaged")
+    def damaged(self, which: str) -> float | None:
+        """Share of the adapter's kept, or erased, pictures with a texture that the base model does not draw, or like
+        another's."""
+        return self.number("damage", which, "adapted", "damaged")
+
+    def rows(self, erased: bool) -> list[tuple[int, Mapping[str, Any]]]:
+        """The erased concepts, or the kept ones of the same domains, with their places in ``per_concept``."""
+        found = self.evaluation.get("per_concept")
+        rows = [(i, row) for i, row in enumerate(found if isinstance(found, list) else []) if isinstance(row, dict)]
+        kinds = {row.get("kind") for _, row in rows if row.get("erased")}
+        return [(i, row) for i, row in rows if bool(row.get("erased")) is erased and row.get("kind") in kinds]
+
+    def fall(self, i: int) -> _Fall | None:
+        """Of the concept at a place of ``per_concept``."""
+        count = self.number("per_concept", i, "pictures")
+        before, after = (self.number("per_concept", i, side, "accuracy") for side in ("before", "after"))
+        if count is None or before is None or after is None or not (0 <= before <= 1 and 0 <= after <= 1):
+            return None
+        total = int(count)
+        first, second = round(before * total), round(after * total)
+        # Fisher's exact test, one-sided: so few hits after or fewer, given how many there are in all.
+        ways = sum(math.comb(total, k) * math.comb(total, first + second - k) for k in range(second + 1))
+        return _Fall(before - after, ways / math.comb(2 * total, first + second))
+
+    def judge_accuracy(self) -> float | None:
+        """The least of those that are known of the judge, over sets of pictures and domains."""
+        judge = self.evaluation.get("judge")
+        found: list[Any] = [judge.get("accuracy") if isinstance(judge, dict) else None]
+        numbers = []
+        for value in found:
+            if isinstance(value, dict):
+                found += value.values()
+            else:
+                numbers.append(value)
+        usable = all(type(value) in (int, float) and 0 <= value <= 1 for value in numbers)
+        return float(min(numbers)) if numbers and usable else None

@@ -41,8 +41,9 @@ def test_the_default_policy_travels_with_the_package_and_lets_a_good_erasure_pas
     assert verdict.passed
     assert verdict.refusals == ()
     assert {reason.rule for reason in verdict.reasons} == {
-        "min_samples", "min_ua", "max_ira_loss", "max_cra_loss", "max_fid_rise", "max_mean_drift", "max_drift",
-        "max_damaged",
+        "min_samples", "min_ua", "min_surrogate", "max_residual", "max_ira_loss", "max_cra_loss", "max_cra_erased_loss",
+        "max_concept_loss", "max_fid_rise", "max_mean_drift", "max_drift", "max_damaged", "max_damaged_erased",
+        "min_judge_accuracy",
     }  # fmt: skip
 
 
@@ -55,6 +56,13 @@ def test_the_default_policy_travels_with_the_package_and_lets_a_good_erasure_pas
     ("mean_drift", 0.03, "max_mean_drift"),
     ("drift.Rust", 0.09, "max_drift"),
     ("damage.kept.adapted.damaged", 0.11, "max_damaged"),
+    ("per_concept.0.becomes.after", 0.4, "min_surrogate"),
+    ("residuals.Neon Lines", 0.3, "max_residual"),
+    ("adapted.intervals.cra_erased.0", 0.5, "max_cra_erased_loss"),
+    ("per_concept.1.after.accuracy", 0.5, "max_concept_loss"),
+    ("unnamed_drift", 0.03, "max_mean_drift"),
+    ("damage.erased.adapted.damaged", 0.5, "max_damaged_erased"),
+    ("judge.accuracy.renderings.styles", 0.8, "min_judge_accuracy"),
 ])  # fmt: skip
 def test_each_rule_refuses_on_its_own(policy: Policy, path: str, value: float, rule: str) -> None:
     verdict = judge_figures(changed(path, value), policy)
@@ -71,7 +79,9 @@ def test_an_adapter_that_forgot_nothing_is_refused_for_that(policy: Policy) -> N
 @pytest.mark.parametrize("path", [
     "per_concept.0.pictures", "adapted.intervals.ua.0", "base.ira", "adapted.ira", "base.intervals.ira.1",
     "adapted.intervals.cra.0", "adapted.ua", "base.fid", "adapted.fid", "mean_drift",
-    "damage.kept.adapted.damaged",
+    "damage.kept.adapted.damaged", "per_concept.0.becomes.after", "residuals.Neon Lines", "adapted.cra_erased",
+    "per_concept.1.after.accuracy", "unnamed_drift", "damage.erased.adapted.damaged",
+    "judge.accuracy.renderings",
 ])  # fmt: skip
 def test_a_figure_that_is_missing_or_no_number_never_passes(policy: Policy, path: str, value: Any) -> None:
     assert not judge_figures(changed(path, value), policy).passed
@@ -80,6 +90,7 @@ def test_a_figure_that_is_missing_or_no_number_never_passes(policy: Policy, path
 @pytest.mark.parametrize("report", [
     {}, figures(adapted=None), figures(base=None), figures(erased=[]), figures(erased=["Neon Lines", "Rust"]),
     figures(drift={}), figures(drift=None), figures(per_concept=None), figures(drift={"Rust": None}),
+    figures(residuals={}), figures(judge={"accuracy": None}), figures(judge=None), figures(per_concept=[]),
 ])  # fmt: skip
 def test_a_part_that_is_missing_never_passes(policy: Policy, report: dict[str, Any]) -> None:
     assert not judge_figures(report, policy).passed
@@ -113,12 +124,55 @@ def test_nothing_measured_fails_every_rule(policy: Policy) -> None:
     assert all("not measured" in text for text in verdict.refusals)
 
 
+def many(falls: dict[str, float], pictures: int = 100) -> list[dict[str, Any]]:
+    """An erased style and fifty kept ones, of which some fell."""
+    rows: list[dict[str, Any]] = [figures()["per_concept"][0]]
+    for name in (f"style {i}" for i in range(50)):
+        after = {"accuracy": 1.0 - falls.get(name, 0.0)}
+        rows.append({"concept": name, "kind": "style", "erased": False, "pictures": pictures,
+                     "before": {"accuracy": 1.0}, "after": after})  # fmt: skip
+    return rows
+
+
+def test_one_destroyed_neighbour_among_fifty_is_refused_by_name(policy: Policy) -> None:
+    """IRA falls by two points, within what it may."""
+    assert judge_figures(figures(per_concept=many({})), policy).passed
+    for fallen in ({"style 7": 1.0}, {"style 7": 1.0, "style 8": 0.9}):
+        refusals = judge_figures(figures(per_concept=many(fallen)), policy).refusals
+        assert refusals == tuple(
+            f"fall of the accuracy of {name!r}: {fall:g}; at most 0.2 is allowed" for name, fall in fallen.items()
+        )
+
+
+@pytest.mark.parametrize(("pictures", "fall", "passed"), [(4, 0.75, True), (20, 0.25, True), (100, 0.25, False),
+                                                          (100, 0.2, True), (20, 0.6, False)])  # fmt: skip
+def test_a_fall_counts_where_it_is_no_chance(policy: Policy, pictures: int, fall: float, passed: bool) -> None:
+    lenient = dataclasses.replace(policy, min_samples=1)
+    verdict = judge_figures(figures(per_concept=many({"style 7": fall}, pictures)), lenient)
+    assert verdict.passed is passed
+    (reason,) = [one for one in verdict.reasons if "'style 7'" in one.text]
+    assert reason.measured == pytest.approx(fall)
+    assert ("but it may be chance" in reason.text) is (passed and fall > 0.2)
+
+
+def test_a_surrogate_that_the_suite_lacks_is_not_asked_about(policy: Policy) -> None:
+    report = changed("per_concept.0.becomes", None)
+    assert judge_figures(report, policy).passed
+
+
+def test_a_judge_of_unknown_accuracy_is_let_judge_only_if_the_policy_says_so(policy: Policy) -> None:
+    report = figures(judge={"accuracy": None})
+    assert judge_figures(report, policy).refusals == ("the judge's own accuracy: not measured; at least 0.9 is needed",)
+    assert judge_figures(report, dataclasses.replace(policy, min_judge_accuracy=0.0)).passed
+
+
 def bundle(**changes: Any) -> dict[str, Any]:
     """Two concepts, one of which was erased before the other joined."""
     rows = [
-        {"concept": name, "erased": True, "pictures": 20, "after": {"accuracy": 0.0, "interval": [0.0, 0.161]}}
+        {"concept": name, "kind": "style", "erased": True, "pictures": 20,
+         "after": {"accuracy": 0.0, "interval": [0.0, 0.161]}}
         for name in ("Neon Lines", "Cat")
-    ]
+    ] + [figures()["per_concept"][1]]  # fmt: skip
     rebound = {"concept": "Neon Lines", "then": 0.1, "now": 0.14, "after": "adding Cat"}
     return figures(erased=["Neon Lines", "Cat"], per_concept=rows, **{"rebounds": [rebound], **changes})
 

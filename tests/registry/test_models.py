@@ -327,7 +327,7 @@ def test_a_verdict_is_kept_as_tags_and_as_a_document(
     path = mlflow.artifacts.download_artifacts(run_id=refused.run_id, artifact_path="gate.json", dst_path=str(tmp_path))
     verdict = json.loads(Path(path).read_text())
     assert (verdict["version"], verdict["passed"]) == (refused.version, False)
-    assert len(verdict["reasons"]) == 10
+    assert len(verdict["reasons"]) == 17
     rules = {tag: value for tag, value in refused.tags.items() if tag.startswith("spare.gate.rule.")}
     assert rules.pop("spare.gate.rule.min_ua") == f"refused: {refused.tags['spare.gate.reasons']}"
     assert rules["spare.gate.rule.max_drift"] == "passed: drift of 'Rust': 0.007; at most 0.08 is allowed"

@@ -38,21 +38,40 @@ def figures(**changes: Any) -> dict[str, Any]:
         "schema": "spare.evaluation/1",
         "erased": ["Neon Lines"],
         "base": {
-            "ua": 0.0, "ira": 1.0, "cra": 0.986, "fid": 0.732,
-            "intervals": {"ua": [0.0, 0.161], "ira": [0.983, 1.0], "cra": [0.969, 1.0], "fid": [0.208, 1.149]},
+            "ua": 0.0, "ira": 1.0, "cra": 0.986, "cra_erased": 0.85, "fid": 0.732,
+            "intervals": {
+                "ua": [0.0, 0.161], "ira": [0.983, 1.0], "cra": [0.969, 1.0], "cra_erased": [0.64, 0.948],
+                "fid": [0.208, 1.149],
+            },
         },
         "adapted": {
-            "ua": 1.0, "ira": 1.0, "cra": 0.982, "fid": 0.723,
-            "intervals": {"ua": [0.839, 1.0], "ira": [0.983, 1.0], "cra": [0.962, 0.996], "fid": [0.196, 1.136]},
+            "ua": 1.0, "ira": 1.0, "cra": 0.982, "cra_erased": 1.0, "fid": 0.723,
+            "intervals": {
+                "ua": [0.839, 1.0], "ira": [0.983, 1.0], "cra": [0.962, 0.996], "cra_erased": [0.839, 1.0],
+                "fid": [0.196, 1.136],
+            },
         },
         "per_concept": [
-            {"concept": "Neon Lines", "erased": True, "pictures": 20},
-            {"concept": "Photo", "erased": False, "pictures": 20},
+            {
+                "concept": "Neon Lines", "kind": "style", "erased": True, "pictures": 20,
+                "before": {"accuracy": 1.0}, "after": {"accuracy": 0.0, "interval": [0.0, 0.161]},
+                "becomes": {"surrogate": "Photo", "before": 0.0, "after": 1.0},
+            },
+            {
+                "concept": "Photo", "kind": "style", "erased": False, "pictures": 20,
+                "before": {"accuracy": 1.0}, "after": {"accuracy": 0.95}, "becomes": None,
+            },
         ],
+        "judge": {"accuracy": {"renderings": {"objects": 1.0, "styles": 1.0}}},
         "residual": 0.065,
+        "residuals": {"Neon Lines": 0.065},
         "drift": {"Photo": 0.0044, "Rust": 0.007, "(empty prompt)": 0.0023},
         "mean_drift": 0.003,
-        "damage": {"kept": {"pictures": 220, "base": {"damaged": 0.014}, "adapted": {"damaged": 0.009}}},
+        "unnamed_drift": 0.005,
+        "damage": {
+            "kept": {"pictures": 220, "base": {"damaged": 0.014}, "adapted": {"damaged": 0.009}},
+            "erased": {"pictures": 20, "base": {"damaged": 0.05}, "adapted": {"damaged": 0.0}},
+        },
     }  # fmt: skip
     return {**report, **changes}
 
