@@ -331,7 +331,7 @@ def test_a_verdict_is_kept_as_tags_and_as_a_document(
     rules = {tag: value for tag, value in refused.tags.items() if tag.startswith("spare.gate.rule.")}
     assert rules.pop("spare.gate.rule.min_ua") == f"refused: {refused.tags['spare.gate.reasons']}"
     assert rules["spare.gate.rule.max_drift"] == "passed: drift of 'Rust': 0.007; at most 0.08 is allowed"
-    assert len(rules) == 7
+    assert len(rules) == 13
     assert {value.partition(":")[0] for value in rules.values()} == {"passed"}
 
     place = open_store(str(tmp_path / "store"))
