@@ -47,6 +47,7 @@ def spare(installed: Path, folder: Path, *arguments: str) -> subprocess.Complete
 def test_a_wheel_carries_the_compiled_pipeline_and_not_its_source_components(installed: Path) -> None:
     assert (installed / "pipelines" / "spare.yaml").read_bytes() == (ROOT / "pipelines" / "spare.yaml").read_bytes()
     assert (installed / "spare_core" / "evaluation" / "policies" / "default.yaml").is_file()
+    assert (installed / "spare_core" / "method" / "presets" / "paper.yaml").is_file()
     assert not (installed / "tests").exists()
 
 

@@ -42,6 +42,15 @@ def erase(
         str | None,
         typer.Option(help="in place of all those a YAML list of requests, local or s3://", rich_help_panel=WHAT),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="solve: in closed form, trained where that is not enough; paper: SPARE's own, saliency, masked LoRA "
+            "and self-distillation; both: one after the other",
+            show_default="solve",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
     mask: Annotated[str | None, setting("mask", METHOD)] = None,
     density: Annotated[float | None, setting("density", METHOD)] = None,
     rank: Annotated[int | None, setting("rank", METHOD)] = None,
@@ -49,6 +58,10 @@ def erase(
     lr: Annotated[str | None, setting("lr", METHOD)] = None,
     timesteps: Annotated[str | None, setting("timesteps", METHOD)] = None,
     seed: Annotated[int | None, setting("seed", METHOD)] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="any other setting, NAME=VALUE; repeatable", rich_help_panel=METHOD),
+    ] = None,
     config: Config = None,
     images: Annotated[
         str | None,
@@ -74,14 +87,15 @@ def erase(
     from spare_core.models.files import check_source
 
     options = {
-        "mask": mask, "density": density, "rank": rank, "steps": steps, "lr": lr, "timesteps": timesteps, "seed": seed,
+        "method": method, "mask": mask, "density": density, "rank": rank, "steps": steps, "lr": lr,
+        "timesteps": timesteps, "seed": seed,
         "dtype": dtype, "device": device, "low_memory": low_memory,
     }  # fmt: skip
-    more = {"kind": kind, "keep": keep, "template": template, "contexts": context}
+    asked = {"kind": kind, "keep": keep, "template": template, "contexts": context}
     found = Collected([], set())
     found.attempt(lambda: check_source(model))
-    settings = found.attempt(lambda: read_settings(config, options))
-    erasures = found.attempt(lambda: build_erasures(model, _rows(concept or [], surrogate or [], requests, more)))
+    settings = found.attempt(lambda: read_settings(config, options, more or ()))
+    erasures = found.attempt(lambda: build_erasures(model, _rows(concept or [], surrogate or [], requests, asked)))
     if settings is None or erasures is None or found.problems:
         raise SettingsError(found.problems)
 

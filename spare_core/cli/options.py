@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+import yaml
 
+from spare_core.errors import SettingsError
 from spare_core.method.settings import EraseSettings
 from spare_core.models.device import Device, Precision
 
@@ -38,7 +41,19 @@ def setting(name: str, panel: str, *declared: str) -> OptionInfo:
     return option
 
 
-def read_settings(config: str | None, options: dict[str, Any]) -> EraseSettings:
-    """The settings of a file, with the options that were given on top."""
+def read_settings(config: str | None, options: dict[str, Any], pairs: Sequence[str] = ()) -> EraseSettings:
+    """The settings of a file, with the options that were given on top; ``pairs`` are further ones, NAME=VALUE.
+
+    Raises:
+        SettingsError: for a value out of range, an unknown name, or a pair that is none.
+    """
     given = {name: value for name, value in options.items() if value is not None}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise SettingsError([f"--set {pair!r} is no NAME=VALUE, as in --set gamma=2"])
+        try:
+            given[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise SettingsError([f"--set {pair!r}: {value!r} is no value; write it as in a file of settings"]) from None
     return EraseSettings.from_file(config, **given) if config else EraseSettings.from_mapping(given)

@@ -31,6 +31,10 @@ class Only(NamedTuple):
         return " or ".join(value if isinstance(value, str) else str(value).lower() for value in self.values)
 
 
+METHODS: Final = ("solve", "paper", "both")
+"""Named sets of values, files in ``presets``; the first is what the defaults are."""
+_PRESETS: Final = Path(__file__).parent / "presets"
+
 _SCORED: Final = Only("mask", ("module", "channel", "weight"))
 _BY_GAP: Final = Only("timesteps", ("gap",))
 _SOLVED: Final = Only("closed_form", (True,))
@@ -154,7 +158,11 @@ class EraseSettings:
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any]) -> EraseSettings:
-        """Settings from plain values, e.g. a YAML file's; unknown names and wrong types are problems too."""
+        """Settings from plain values, e.g. a YAML file's; unknown names and wrong types are problems too. ``method``
+        names a set of values that the others are put on top of."""
+        values = dict(values)
+        if "method" in values:
+            values = {**preset(values.pop("method")), **values}
         known = {f.name for f in fields(cls)}
         unknown = [
             f"unknown setting {name!r}; known: {', '.join(sorted(known))}" for name in values if name not in known
@@ -176,6 +184,17 @@ class EraseSettings:
     def as_dict(self) -> dict[str, Any]:
         """All settings as plain values."""
         return dataclasses.asdict(self)
+
+
+def preset(name: Any) -> dict[str, Any]:
+    """The values that a method is.
+
+    Raises:
+        SettingsError: if there is none of that name.
+    """
+    if name not in METHODS:
+        raise SettingsError([f"method is {name!r}; allowed: {', '.join(METHODS)}"])
+    return read_yaml_mapping(_PRESETS / f"{name}.yaml")
 
 
 def _resolution_problems(resolution: Any) -> list[str]:

@@ -144,6 +144,27 @@ def test_help_tells_the_default_of_every_setting() -> None:
         assert option.partition("[default: (")[2].startswith(f"{getattr(EraseSettings(), name)})"), name
 
 
+def test_any_setting_can_be_set(sd1_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(CONFIG)
+    more = ["--method", "paper", "--set", "gamma=2", "--set", "saliency_batches=1", "--set", "contrast=true"]
+    done = spare(*_erase(sd1_dir, tmp_path / "out", config=tmp_path / "settings.yaml"), *SMALL, *more, "--json")
+    assert done.returncode == 0, done.stderr
+    settings = json.loads(done.stdout)["settings"]
+    expected = {
+        "gamma": 2.0,
+        "saliency_batches": 1,
+        "contrast": True,
+        "closed_form": False,
+        "mask": "channel",
+        "steps": 2,
+    }
+    assert expected.items() <= settings.items()
+    for wrong, message in (("gamma", "is no NAME=VALUE"), ("gama=2", "unknown setting 'gama'"), ("gamma=[", "is no value"),
+                           ("gamma=-1", "gamma is -1")):  # fmt: skip
+        refused = spare(*_erase(sd1_dir, tmp_path / "no"), "--set", wrong)
+        assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+
+
 def test_a_list_becomes_one_adapter(sd1_dir: Path, tmp_path: Path) -> None:
     """Of styles and objects, each row with what it needs."""
     (tmp_path / "settings.yaml").write_text(CONFIG)

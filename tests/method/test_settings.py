@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spare_core.errors import InputError, SettingsError
-from spare_core.method.settings import EraseSettings
+from spare_core.method.settings import METHODS, EraseSettings, preset
 from spare_core.store.fetching import read_yaml_mapping
 
 FIELDS = {field.name: field for field in dataclasses.fields(EraseSettings)}
@@ -130,6 +130,30 @@ def test_a_setting_that_would_be_ignored_is_refused(name: str) -> None:
             f"{name} is {given}, but means nothing where {only.setting} is {other!r}; leave it out, or set "
             f"{only.setting} to {only.allowed}"
         ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_a_set_of_values_and_others_win(method: str) -> None:
+    settings = EraseSettings.from_mapping({"method": method, "steps": 7})
+    assert settings.steps == 7
+    assert settings.closed_form is (method != "paper")
+    values = {**preset(method), "steps": 7}
+    assert values.items() <= settings.as_dict().items()
+    assert EraseSettings.from_mapping(settings.as_dict()) == settings, "what is recorded needs no method's name"
+
+
+def test_the_first_method_is_what_the_defaults_are() -> None:
+    assert EraseSettings.from_mapping({"method": METHODS[0]}) == EraseSettings()
+    with pytest.raises(SettingsError, match=r"method is 'magic'; allowed: solve, paper, both"):
+        EraseSettings.from_mapping({"method": "magic"})
+
+
+def test_the_papers_method_is_the_papers() -> None:
+    """Saliency of the loss against the noise, a mask, self-distillation at sampled timesteps; nothing is solved."""
+    settings = EraseSettings.from_mapping({"method": "paper"})
+    assert (settings.saliency, settings.contrast, settings.closed_form) == ("denoise", False, False)
+    assert settings.mask in ("module", "channel", "weight") and settings.timesteps == "gap"
+    assert settings.steps >= 5 * settings.measure_every, "long enough to see that it falls no more"
 
 
 def test_settings_do_not_change() -> None:
