@@ -159,8 +159,10 @@ def test_any_setting_can_be_set(sd1_dir: Path, tmp_path: Path) -> None:
         "steps": 2,
     }
     assert expected.items() <= settings.items()
-    for wrong, message in (("gamma", "is no NAME=VALUE"), ("gama=2", "unknown setting 'gama'"), ("gamma=[", "is no value"),
-                           ("gamma=-1", "gamma is -1")):  # fmt: skip
+    for wrong, message in (
+        ("gamma", "is no NAME=VALUE"), ("gama=2", "unknown setting 'gama'"), ("gamma=[", "is no value"),
+        ("gamma=-1", "gamma is -1"),
+    ):  # fmt: skip
         refused = spare(*_erase(sd1_dir, tmp_path / "no"), "--set", wrong)
         assert refused.returncode == 2 and message in refused.stderr, refused.stderr
 
