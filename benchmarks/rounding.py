@@ -2,8 +2,8 @@
 
     python -m benchmarks.rounding canvas --device cuda
 
-Each row is the mean drift of a random adapter whose update has so large a share of the weights' size: what a measurement
-in the run's own precision reads ("as it computes"), and what SPARE reads, in float32 whatever trains ("measured").
+Each row is the mean drift of a random adapter whose update has so large a share of the weights' size: what a
+measurement in the run's own precision reads ("as it computes"), and what SPARE reads, in float32 ("measured").
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterator
+from unittest import mock
 
 import torch
 
-from spare_core.adapters.low_rank import Adapter
+from spare_core.adapters.low_rank import Adapter, LowRankUpdate
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.lists import build_erasure
 from spare_core.method.masks import whole_layers
@@ -51,6 +52,7 @@ def small_adapter(denoiser: UNetDenoiser, share: float) -> Adapter:
     layers = denoiser.target_layers()
     adapter = Adapter.initialise(denoiser, whole_layers(layers, layers), 4, 4.0, 0)
     for name, update in adapter.updates.items():
+        assert isinstance(update, LowRankUpdate)
         torch.nn.init.normal_(update.up, generator=torch.Generator(update.up.device).manual_seed(0))
         update.up.data *= share * layers[name].weight.float().norm() / update.delta().norm()
     return adapter
@@ -64,12 +66,8 @@ def drift(denoiser: UNetDenoiser, erasures: Erasures, adapter: Adapter) -> float
 @contextlib.contextmanager
 def as_it_computes(denoiser: UNetDenoiser) -> Iterator[None]:
     """Measure in the precision of the run."""
-    precise = denoiser.precise
-    denoiser.precise = contextlib.nullcontext  # type: ignore[assignment, method-assign]
-    try:
+    with mock.patch.object(denoiser, "precise", lambda tf32=False: contextlib.nullcontext()):
         yield
-    finally:
-        denoiser.precise = precise  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ def prepare(
     """Sample probes and examples from the frozen model, profile when concept and surrogate differ, and see where its
     texts lie."""
     choosing, reporting = (
-        Meter(denoiser, draw_held_out(denoiser, erasures, settings, purpose)) for purpose in ("choose", "report")
+        Meter(denoiser, draw_held_out(denoiser, erasures, settings, purpose), tf32=purpose == "choose")
+        for purpose in ("choose", "report")
     )
     bank = fill_bank(denoiser, erasures, settings, pictures)
     profile = profile_timesteps(bank, denoiser.num_timesteps, settings.bins)

@@ -72,7 +72,7 @@ def draw_held_out(
     rows, table, overwritten, held = build_prompt_table(denoiser, plan, forget, retain, settings.resolution, further)
     generator = stream(settings.seed, "probes", purpose)
     steps = max(2, settings.example_steps // 2)
-    with denoiser.precise():
+    with denoiser.precise(tf32=purpose == "choose"):
         drawn = sample_trajectories(
             denoiser, table, overwritten + held, steps, settings.guidance, generator, settings.resolution
         )
@@ -82,7 +82,7 @@ def draw_held_out(
     singles = [(one, i % steps) for i, one in enumerate(retains)]
     noisy = torch.stack([one.noisy[i] for one, i in singles])
     timesteps = torch.stack([one.timesteps[i] for one, i in singles])
-    with denoiser.precise():
+    with denoiser.precise(tf32=purpose == "choose"):
         under_pair = [
             predict_rows(denoiser, table, noisy, timesteps, torch.tensor([rows[prompt] for prompt in side]))
             for side in zip(*beside, strict=True)

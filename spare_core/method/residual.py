@@ -74,8 +74,9 @@ UNTOUCHED = Measurement({"": 1.0}, {NULL_NAME: 0.0})
 class Meter:
     """Measures adapters of one denoiser on one set of probes."""
 
-    def __init__(self, denoiser: Denoiser, held_out: HeldOut) -> None:
-        self.denoiser, self.held_out = denoiser, held_out
+    def __init__(self, denoiser: Denoiser, held_out: HeldOut, tf32: bool = False) -> None:
+        """``tf32``: fast and precise enough to choose by, not to report."""
+        self.denoiser, self.held_out, self.tf32 = denoiser, held_out, tf32
 
     def _ask(self, probe: Probe) -> Tensor:
         return predict_rows(self.denoiser, self.held_out.table, probe.noisy, probe.timesteps, probe.prompt)
@@ -84,7 +85,7 @@ class Meter:
     def measure(self, *adapters: Adapter) -> Measurement:
         """Residual and drift with ``adapters`` on."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.denoiser.precise())
+            stack.enter_context(self.denoiser.precise(self.tf32))
             for adapter in adapters:
                 stack.enter_context(adapter.attached(self.denoiser))
             forget, retain = self._ask(self.held_out.forget), self._ask(self.held_out.retain)

@@ -94,17 +94,20 @@ class UNetDenoiser:
         return torch.autocast(self.device.type, self.dtype)
 
     @contextlib.contextmanager
-    def precise(self) -> Iterator[None]:
+    def precise(self, tf32: bool = False) -> Iterator[None]:
         """See :class:`Denoiser`. Weights that rest in half precision are widened, which changes none of them, and
         narrowed again."""
-        dtype, resting, tf32 = self.dtype, self.weights.dtype, torch.backends.cudnn.allow_tf32
-        self.dtype, torch.backends.cudnn.allow_tf32 = torch.float32, False
+        dtype, resting = self.dtype, self.weights.dtype
+        convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        self.dtype = torch.float32
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         nn.Module.to(self.weights, torch.float32)  # diffusers' own warns of what it would do to others than UNets
         try:
             yield
         finally:
             nn.Module.to(self.weights, resting)
-            self.dtype, torch.backends.cudnn.allow_tf32 = dtype, tf32
+            self.dtype = dtype
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Refuse prompts that the tokenizer would cut.

@@ -216,7 +216,8 @@ def read_inputs(work: Work, examples: Path, profile: Path, masks: Path) -> Input
 
 def read_meter(work: Work, examples: Path, purpose: Purpose) -> Meter:
     """What measures on the probes of a purpose."""
-    return Meter(work.denoiser, load_probes(examples / _PROBES[purpose], work.denoiser.device))
+    held_out = load_probes(examples / _PROBES[purpose], work.denoiser.device)
+    return Meter(work.denoiser, held_out, tf32=purpose == "choose")
 
 
 def write_adapter(

@@ -59,7 +59,7 @@ class ToyDenoiser:
     def text_layers(self) -> dict[str, nn.Linear]:
         return {"text": self.weights.text}
 
-    def precise(self) -> contextlib.AbstractContextManager[None]:
+    def precise(self, tf32: bool = False) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def words(self) -> list[str]:
