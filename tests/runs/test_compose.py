@@ -25,7 +25,7 @@ from spare_core.runs.erase import erase
 from tests.adapters.test_algebra import random_adapter, still
 
 SETTINGS = EraseSettings(
-    failed_above=100.0,
+    failed_above=100.0, prior_texts=40,
     examples=4, retain_examples=4, heldout=4, example_steps=2, batch_size=2, steps=3, lr=1e-3, rank=3, bins=4,
     dtype="float32", device="cpu",
 )  # fmt: skip

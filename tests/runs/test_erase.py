@@ -37,7 +37,8 @@ from spare_core.runs.stages import check_erased
 from tests.support import forking
 
 SMALL = EraseSettings(
-    failed_above=100.0, examples=4, retain_examples=8, heldout=4, example_steps=2, batch_size=2, steps=6, lr=1e-3,
+    failed_above=100.0, prior_texts=40, examples=4,
+    retain_examples=8, heldout=4, example_steps=2, batch_size=2, steps=6, lr=1e-3,
     measure_every=2, forget_weight=1.0, rank=2, bins=4, dtype="float32", device="cpu",
 )  # fmt: skip
 
@@ -51,9 +52,20 @@ def requested(model: Path, **changes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"closed_form": False, "steps": 1, "lr": 1e-6}, r"1 of 1 concepts are not erased, .* 'Neon' \((0\.9|1\.0)"),
         (
-            {"closed_form": False, "steps": 20, "lr": 0.3, "rank": 8, "mask": "none", "measure_every": 20},
+            {"closed_form": False, "prior_texts": 2000, "steps": 1, "lr": 1e-6},
+            r"1 of 1 concepts are not erased, .* 'Neon' \((0\.9|1\.0)",
+        ),
+        (
+            {
+                "closed_form": False,
+                "prior_texts": 2000,
+                "steps": 20,
+                "lr": 0.3,
+                "rank": 8,
+                "mask": "none",
+                "measure_every": 20,
+            },
             "not erased|ruins",
         ),
     ],
@@ -206,7 +218,8 @@ def test_a_start_that_is_good_enough_is_the_result(sd1_dir: Path, tmp_path: Path
 def test_what_training_began_with_is_in_the_manifest(sd1_dir: Path, tmp_path: Path) -> None:
     found = erase(**requested(sd1_dir, lr="auto"), output=tmp_path / "found")["training"]
     assert found["lr"] in [trial["lr"] for trial in found["trials"]]
-    given = erase(**requested(sd1_dir, lr=1e-3, closed_form=False), output=tmp_path / "given")["training"]
+    unsolved = {"closed_form": False, "prior_texts": 2000}
+    given = erase(**requested(sd1_dir, lr=1e-3, **unsolved), output=tmp_path / "given")["training"]
     assert (given["lr"], given["trials"], given["closed_form"]) == (1e-3, [], None)
     assert given["steps"] == found["steps"] == SMALL.steps
 
@@ -225,7 +238,7 @@ def test_real_pictures_take_the_place_of_drawn_ones(sd1_dir: Path, tmp_path: Pat
         folder = tmp_path / name
         folder.mkdir()
         Image.new("RGB", (40, 56), colour).save(folder / "one.png")
-        erase(**requested(sd1_dir, closed_form=False), images=folder, output=tmp_path / f"out-{name}")
+        erase(**requested(sd1_dir, closed_form=False, prior_texts=2000), images=folder, output=tmp_path / f"out-{name}")
         outputs.append((tmp_path / f"out-{name}" / LORA).read_bytes())
     assert outputs[0] != outputs[1]
 

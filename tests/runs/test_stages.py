@@ -36,7 +36,7 @@ from spare_core.runs.results import (
 from spare_core.runs.stage_files import BANK, CHOOSING, MASKS, PROFILE, STAGE, STATE, is_finished, read_stage
 
 SMALL = EraseSettings(
-    failed_above=100.0,
+    failed_above=100.0, prior_texts=40,
     examples=4, retain_examples=8, heldout=4, example_steps=2, saliency_batches=2, batch_size=2, steps=6, lr=1e-3,
     measure_every=2, forget_weight=1.0, rank=2, bins=4, mask="channel", dtype="float32", device="cpu",
 )  # fmt: skip

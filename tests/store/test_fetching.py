@@ -26,7 +26,8 @@ from spare_core.store.fetching import local_path
 from tests.support.faulty_proxy import FaultyProxy
 
 SMALL = EraseSettings(
-    failed_above=100.0, examples=4, retain_examples=8, heldout=4, example_steps=2, batch_size=2, steps=2, lr=1e-3,
+    failed_above=100.0, prior_texts=40, examples=4,
+    retain_examples=8, heldout=4, example_steps=2, batch_size=2, steps=2, lr=1e-3,
     rank=2, bins=4, dtype="float32", device="cpu",
 )  # fmt: skip
 

@@ -21,7 +21,7 @@ from tests.support.forking import Command, popen
 SETTINGS = {
     "steps": 4, "lr": 1e-3, "measure_every": 2, "examples": 4, "retain_examples": 4, "heldout": 3, "example_steps": 2,
     "batch_size": 2, "saliency_batches": 1, "bins": 4, "rank": 2, "mask": "channel",
-    "failed_above": 100.0,
+    "failed_above": 100.0, "prior_texts": 40,
 }  # fmt: skip
 LENIENT = {
     "intervals": False, "min_samples": 1, "min_ua": 0.0, "max_ira_loss": 1.0, "max_cra_loss": 1.0, "fid": False,

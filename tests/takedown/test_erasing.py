@@ -26,7 +26,8 @@ from tests.takedown.test_lists import request
 
 CANDIDATES = ["Photo", "Rust", "Winter", "Mosaic", "a neon sign"]
 SETTINGS = EraseSettings(
-    failed_above=100.0, examples=4, retain_examples=4, heldout=3, example_steps=2, device="cpu", dtype="float32", rank=2
+    failed_above=100.0, prior_texts=40, examples=4,
+    retain_examples=4, heldout=3, example_steps=2, device="cpu", dtype="float32", rank=2
 )  # fmt: skip
 GIVEN: dict[str, Any] = {
     "model": "canvas", "requested": "", "skip_invalid": False, "retry_failed": False, "most": 0.0, "deadlines": "",
