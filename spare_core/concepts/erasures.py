@@ -140,8 +140,8 @@ class Erasures:
     def other_words(self, words: Sequence[str]) -> list[str]:
         """Those that are no part of an erased name, however small: to a model that reads a word in pieces, "hroom" may
         be a mushroom."""
-        names = [name for own in self._names for name in own.split()]
-        return [word for word in words if not any(normalise(word) in name for name in names)]
+        names = "\n".join(name for own in self._names for name in own.split())
+        return [word for word in words if normalise(word) not in names]
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -158,9 +158,10 @@ class Erasures:
     def retained(self, frame: Frame) -> tuple[str, ...]:
         """What the erasures of ``frame`` keep, their last surrogates first, without repeats and without what is
         erased."""
-        parts, dropped = [part for part in self.parts if self.frame(part) == frame], self.left_out
+        parts = [part for part in self.parts if self.frame(part) == frame]
         names = [self.surrogate(part.concept) for part in parts]
-        names += [name for part in parts for name in part.retained if not self.erased(name) and name not in dropped]
+        kept = [name for part in parts for name in part.keep]
+        names += [name for name in kept if not self.erased(name) and self.mentioned(name) is None]
         found: dict[str, str] = {}
         for name in names:
             found.setdefault(normalise(name), name)

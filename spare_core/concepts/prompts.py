@@ -122,14 +122,10 @@ class PromptPlan:
         without a frame, in the contexts in turn."""
         found = []
         for i, prompt in enumerate(prompts):
-            if prompt.frame == FREE:
-                part = self.erasures.parts[i % len(self.erasures)]
-                contexts = self._contexts[self._frame(part)]
-                found.append(self._pair(part, part.concept, contexts[i % len(contexts)]))
-                continue
-            parts = self._parts[prompt.frame]
+            parts = self.erasures.parts if prompt.frame == FREE else self._parts[prompt.frame]
             part = parts[i % len(parts)]
-            found.append(self._pair(part, part.concept, prompt.context))
+            contexts = self._contexts[self._frame(part)] if prompt.frame == FREE else [prompt.context]
+            found.append(self._pair(part, part.concept, contexts[i % len(contexts)]))
         return found
 
     def _pair(self, part: Erasure, name: str, context: str) -> Pair:

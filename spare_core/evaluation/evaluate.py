@@ -204,9 +204,8 @@ def _beside_the_suite(erasures: Erasures, suite: Suite) -> Erasures:
     """The same erasures, as if they had been asked to keep everything else of their kind that the suite has."""
 
     def kept(part: Erasure) -> tuple[str, ...]:
-        others = [name for name in suite.names(domain_of(part)) if not any(alike(name, own) for own in part.names)]
-        own = [*part.keep, part.surrogate]
-        return (*part.keep, *(name for name in others if not any(same_concept(name, one) for one in own)))
+        names = suite.names(domain_of(part))
+        return (*part.keep, *(name for name in names if not any(alike(name, own) for own in part.names)))
 
     parts = [dataclasses.replace(part, keep=kept(part)) for part in erasures]
     return Erasures(*parts, bundle=erasures.bundle)

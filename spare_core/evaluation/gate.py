@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from spare_core.checks import field_problems
 from spare_core.concepts.concept import normalise
 from spare_core.errors import SettingsError
+from spare_core.evaluation.gate_figures import Figures
 from spare_core.store.fetching import read_yaml_mapping
 
 DEFAULT: Final = "default"
 """The name of the policy that comes with SPARE."""
 DEFAULT_POLICY: Final = Path(__file__).parent / "policies" / "default.yaml"
 SCHEMA: Final = "spare.verdict/1"
-_ROUNDING: Final = 1e-9
 _LEVEL: Final = 0.05
 """How often all falls of kept concepts together may be called real though they are chance."""
 
@@ -175,7 +173,7 @@ class Verdict:
 
 def judge_figures(evaluation: Mapping[str, Any], policy: Policy) -> Verdict:
     """Each rule of ``policy`` on an evaluation (schema ``spare.evaluation/1``; empty: nothing was measured)."""
-    figures = _Figures(evaluation, policy.intervals)
+    figures = Figures(evaluation, policy.intervals)
     reasons = [
         _at_least("min_samples", figures.samples(), policy.min_samples, "pictures of each erased concept"),
         _at_least("min_ua", figures.ua(), policy.min_ua, f"UA{figures.bound('lower')}"),
@@ -211,14 +209,14 @@ def judge_figures(evaluation: Mapping[str, Any], policy: Policy) -> Verdict:
     return Verdict(policy, tuple(reasons))
 
 
-def _each_ua(figures: _Figures, allowed: float) -> Iterator[Reason]:
+def _each_ua(figures: Figures, allowed: float) -> Iterator[Reason]:
     """A rule for each of several erased concepts: a mean hides one that is left."""
     names = figures.erased()
     for name in names if len(names) > 1 else []:
         yield _at_least("min_ua", figures.ua_of(name), allowed, f"UA of {name!r}{figures.bound('lower')}")
 
 
-def _surrogates(figures: _Figures, allowed: float) -> Iterator[Reason]:
+def _surrogates(figures: Figures, allowed: float) -> Iterator[Reason]:
     """What is drawn instead: a rule for each erased concept whose surrogate the suite has."""
     for i, row in figures.rows(erased=True):
         becomes = row.get("becomes")
@@ -229,7 +227,7 @@ def _surrogates(figures: _Figures, allowed: float) -> Iterator[Reason]:
             yield _at_least("min_surrogate", share, allowed, what)
 
 
-def _residuals(figures: _Figures, allowed: float) -> Iterator[Reason]:
+def _residuals(figures: Figures, allowed: float) -> Iterator[Reason]:
     residuals = figures.evaluation.get("residuals")
     names = list(residuals) if isinstance(residuals, dict) else []
     for name in names:
@@ -238,7 +236,7 @@ def _residuals(figures: _Figures, allowed: float) -> Iterator[Reason]:
         yield _at_most("max_residual", None, allowed, "residual of each erased concept")
 
 
-def _concept_losses(figures: _Figures, allowed: float) -> Iterator[Reason]:
+def _concept_losses(figures: Figures, allowed: float) -> Iterator[Reason]:
     """A rule for each kept concept: a mean over fifty hides two that are destroyed. A fall counts where Fisher's exact
     test finds that it is no chance, by Holm's correction for so many concepts at 5 % in all."""
     falls = [(figures.fall(i), row.get("concept")) for i, row in figures.rows(erased=False)]
@@ -257,7 +255,7 @@ def _concept_losses(figures: _Figures, allowed: float) -> Iterator[Reason]:
         yield reason
 
 
-def _rebounds(figures: _Figures, policy: Policy) -> Iterator[Reason]:
+def _rebounds(figures: Figures, policy: Policy) -> Iterator[Reason]:
     """A rule for every concept that a bundle erased before its last change."""
     for i, (name, change) in enumerate(figures.rebounds()):
         then, now = figures.number("rebounds", i, "then"), figures.number("rebounds", i, "now")
@@ -266,7 +264,7 @@ def _rebounds(figures: _Figures, policy: Policy) -> Iterator[Reason]:
         yield _at_most("max_rebound", None if then is None else now, allowed, what)
 
 
-def _drifts(figures: _Figures, allowed: float) -> Iterator[Reason]:
+def _drifts(figures: Figures, allowed: float) -> Iterator[Reason]:
     names = figures.neighbours()
     for name in names:
         yield _at_most("max_drift", figures.number("drift", name), allowed, f"drift of {name!r}")
@@ -286,146 +284,3 @@ def _at_most(rule: str, measured: float | None, allowed: float, what: str) -> Re
 
 def _as_text(measured: float | None) -> str:
     return "not measured" if measured is None else f"{measured:.4g}"
-
-
-class _Fall(NamedTuple):
-    """How far an accuracy fell, and how often chance alone makes it fall so far."""
-
-    loss: float
-    chance: float
-
-
-class _Figures:
-    """The figures that rules are about, None where an evaluation lacks them or holds something else."""
-
-    def __init__(self, evaluation: Mapping[str, Any], intervals: bool) -> None:
-        self.evaluation, self.intervals = evaluation, intervals
-
-    def bound(self, end: str) -> str:
-        """How a figure is named in a reason."""
-        return f", {end} 95 % bound" if self.intervals else ""
-
-    def number(self, *keys: str | int) -> float | None:
-        """A finite number somewhere in the evaluation."""
-        value: Any = self.evaluation
-        for key in keys:
-            try:
-                value = value[key]
-            except (KeyError, IndexError, TypeError):
-                return None
-        return float(value) if type(value) in (int, float) and math.isfinite(value) else None
-
-    def samples(self) -> float | None:
-        """Pictures of the erased concept that has the fewest; every erased one must be reported."""
-        erased, rows = self.erased(), self.evaluation.get("per_concept")
-        if not erased or not isinstance(rows, list):
-            return None
-        counts = {
-            row.get("concept"): row.get("pictures") for row in rows if isinstance(row, dict) and row.get("erased")
-        }
-        found = [count for count in map(counts.get, erased) if type(count) is int]
-        return float(min(found)) if len(found) == len(erased) else None
-
-    def erased(self) -> list[str]:
-        """The erased concepts."""
-        names = self.evaluation.get("erased")
-        return names if isinstance(names, list) else []
-
-    def rebounds(self) -> list[tuple[Any, Any]]:
-        """Concepts that were erased before the last change, and that change."""
-        rows = self.evaluation.get("rebounds")
-        if not isinstance(rows, list):
-            return []
-        return [(row.get("concept"), row.get("after")) if isinstance(row, dict) else (None, None) for row in rows]
-
-    def ua_of(self, concept: str) -> float | None:
-        """UA of one concept, or the lower end of its interval."""
-        rows = self.evaluation.get("per_concept")
-        places = [
-            i
-            for i, row in enumerate(rows if isinstance(rows, list) else [])
-            if isinstance(row, dict) and row.get("concept") == concept and row.get("erased")
-        ]
-        if len(places) != 1:
-            return None
-        keys = ("interval", 1) if self.intervals else ("accuracy",)
-        accuracy = self.number("per_concept", places[0], "after", *keys)
-        return None if accuracy is None or not 0 <= accuracy <= 1 + _ROUNDING else 1 - accuracy
-
-    def ua(self) -> float | None:
-        """UA on the adapter's pictures, or the lower end of its interval."""
-        figure = self.share("adapted", "ua")
-        return None if figure is None else figure[1 if self.intervals else 0]
-
-    def share(self, side: str, name: str) -> tuple[float, float, float] | None:
-        """An accuracy and its interval (the figure alone, if points decide); None unless low <= figure <= high."""
-        value = self.number(side, name)
-        low, high = (self.number(side, "intervals", name, end) if self.intervals else value for end in (0, 1))
-        if value is None or low is None or high is None:
-            return None
-        ordered = all(a <= b + _ROUNDING for a, b in itertools.pairwise((0.0, low, value, high, 1.0)))
-        return (value, low, high) if ordered else None
-
-    def loss(self, name: str) -> float | None:
-        """Fall of an accuracy from before to after, or the upper end of the difference's interval.
-
-        d + sqrt((high_before - before)^2 + (after - low_after)^2): Newcombe's interval of a difference from the
-        intervals of its terms (Newcombe 1998, method 10). Both grids share prompts and noise: it is on the safe side.
-        """
-        first, second = self.share("base", name), self.share("adapted", name)
-        if first is None or second is None:
-            return None
-        (before, _, high), (after, low, _) = first, second
-        return before - after + math.hypot(high - before, after - low)
-
-    def fid_rise(self) -> float | None:
-        """(after - before) / before."""
-        before, after = self.number("base", "fid"), self.number("adapted", "fid")
-        return None if before is None or after is None or before <= 0 else (after - before) / before
-
-    def neighbours(self) -> list[str]:
-        """Every kept concept whose drift is reported."""
-        drift = self.evaluation.get("drift")
-        return list(drift) if isinstance(drift, dict) else []
-
-    def drift_of(self, concept: str) -> float | None:
-        """Drift of a concept, however it is written."""
-        same = [name for name in self.neighbours() if normalise(name) == normalise(concept)]
-        return self.number("drift", same[0]) if len(same) == 1 else None
-
-    def damaged(self, which: str) -> float | None:
-        """Share of the adapter's kept, or erased, pictures with a texture that the base model does not draw, or like
-        another's."""
-        return self.number("damage", which, "adapted", "damaged")
-
-    def rows(self, erased: bool) -> list[tuple[int, Mapping[str, Any]]]:
-        """The erased concepts, or the kept ones of the same domains, with their places in ``per_concept``."""
-        found = self.evaluation.get("per_concept")
-        rows = [(i, row) for i, row in enumerate(found if isinstance(found, list) else []) if isinstance(row, dict)]
-        kinds = {row.get("kind") for _, row in rows if row.get("erased")}
-        return [(i, row) for i, row in rows if bool(row.get("erased")) is erased and row.get("kind") in kinds]
-
-    def fall(self, i: int) -> _Fall | None:
-        """Of the concept at a place of ``per_concept``."""
-        count = self.number("per_concept", i, "pictures")
-        before, after = (self.number("per_concept", i, side, "accuracy") for side in ("before", "after"))
-        if count is None or before is None or after is None or not (0 <= before <= 1 and 0 <= after <= 1):
-            return None
-        total = int(count)
-        first, second = round(before * total), round(after * total)
-        # Fisher's exact test, one-sided: so few hits after or fewer, given how many there are in all.
-        ways = sum(math.comb(total, k) * math.comb(total, first + second - k) for k in range(second + 1))
-        return _Fall(before - after, ways / math.comb(2 * total, first + second))
-
-    def judge_accuracy(self) -> float | None:
-        """The least of those that are known of the judge, over sets of pictures and domains."""
-        judge = self.evaluation.get("judge")
-        found: list[Any] = [judge.get("accuracy") if isinstance(judge, dict) else None]
-        numbers = []
-        for value in found:
-            if isinstance(value, dict):
-                found += value.values()
-            else:
-                numbers.append(value)
-        usable = all(type(value) in (int, float) and 0 <= value <= 1 for value in numbers)
-        return float(min(numbers)) if numbers and usable else None

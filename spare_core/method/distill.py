@@ -138,8 +138,7 @@ def advance(denoiser: Denoiser, batches: Batches, state: TrainingState, settings
 
 def enough(measured: Measurement, settings: EraseSettings) -> bool:
     """Whether what is measured needs no further step."""
-    drift = max(measured.mean_drift, measured.unnamed_drift or 0.0)
-    return measured.residual <= settings.enough_residual and drift <= settings.enough_drift
+    return measured.residual <= settings.enough_residual and measured.deciding_drift <= settings.enough_drift
 
 
 def plateaued(residuals: list[float], settings: EraseSettings) -> bool:

@@ -76,13 +76,12 @@ def draw_held_out(
         drawn = sample_trajectories(
             denoiser, table, overwritten + held, steps, settings.guidance, generator, settings.resolution
         )
-    forgets, retains = drawn[: len(forget)], drawn[len(forget) :]
-    # One state of each retained trajectory, at all of its timesteps in turn, also answers for the empty prompt and for
-    # the pair whose gap is the unit of drift.
-    singles = [(one, i % steps) for i, one in enumerate(retains)]
-    noisy = torch.stack([one.noisy[i] for one, i in singles])
-    timesteps = torch.stack([one.timesteps[i] for one, i in singles])
-    with denoiser.precise(tf32=purpose == "choose"):
+        forgets, retains = drawn[: len(forget)], drawn[len(forget) :]
+        # One state of each retained trajectory, at all of its timesteps in turn, also answers for the empty prompt and
+        # for the pair whose gap is the unit of drift.
+        singles = [(one, i % steps) for i, one in enumerate(retains)]
+        noisy = torch.stack([one.noisy[i] for one, i in singles])
+        timesteps = torch.stack([one.timesteps[i] for one, i in singles])
         under_pair = [
             predict_rows(denoiser, table, noisy, timesteps, torch.tensor([rows[prompt] for prompt in side]))
             for side in zip(*beside, strict=True)

@@ -51,10 +51,14 @@ class Measurement:
         """Mean over the kept concepts."""
         return sum(self.drift.values()) / len(self.drift)
 
+    @property
+    def deciding_drift(self) -> float:
+        """The mean drift of what is named or that of what is not, whichever is more."""
+        return max(self.mean_drift, self.unnamed_drift or 0.0)
+
     def cost(self, price: float) -> float:
-        """One figure to choose by: drift counts ``price`` times, that of what is named or of what is not, whichever is
-        more."""
-        return self.residual + price * max(self.mean_drift, self.unnamed_drift or 0.0)
+        """One figure to choose by: drift counts ``price`` times."""
+        return self.residual + price * self.deciding_drift
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""

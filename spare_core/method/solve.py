@@ -26,6 +26,7 @@ Sources of the regression over whole weights: TIME (arXiv 2303.08084), UCE (2308
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -87,26 +88,21 @@ def best_start(
         overwrite(adapter, denoiser, moments, ridge)
         return Start(adapter, ridge, meter.measure(adapter))
 
-    def cost(start: Start) -> float:
-        return start.measured.cost(settings.drift_price)
+    trained = prompt_moments(denoiser, erasures, prior, settings, "train")
 
-    moments = prompt_moments(denoiser, erasures, prior, settings, "train")
-    best = first = solved(_RIDGE, moments)
+    @functools.cache
+    def cost(ridge: float) -> float:
+        return solved(ridge, trained).measured.cost(settings.drift_price)
+
+    best = _RIDGE
     for factor in (_FACTOR, 1 / _FACTOR):
-        ridge = _RIDGE * factor
-        while _RANGE[0] <= ridge <= _RANGE[1]:
-            found = solved(ridge, moments)
-            if cost(found) >= cost(best):
-                break
-            best, ridge = found, ridge * factor
-        if best is not first:
+        while _RANGE[0] <= best * factor <= _RANGE[1] and cost(best * factor) < cost(best):
+            best *= factor
+        if best != _RIDGE:
             break
-    assert best.ridge
-    between = [solved(best.ridge * factor, moments) for factor in (_FACTOR**0.5, _FACTOR**-0.5)]
-    best = min(best, *between, key=cost)
-    assert best.ridge
-    best = solved(best.ridge, prompt_moments(denoiser, erasures, prior, settings, "solve"))
-    return min(untouched, best, key=cost)
+    best = min((best, best * _FACTOR**0.5, best * _FACTOR**-0.5), key=cost)
+    final = solved(best, prompt_moments(denoiser, erasures, prior, settings, "solve"))
+    return min(untouched, final, key=lambda start: start.measured.cost(settings.drift_price))
 
 
 def prompt_moments(

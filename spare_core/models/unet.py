@@ -6,6 +6,7 @@ Nothing outside this file knows that a denoiser is a UNet, what it predicts, or 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -85,6 +86,10 @@ class UNetDenoiser:
 
     def words(self) -> list[str]:
         """See :class:`Denoiser`; of SDXL's first tokenizer, whose words are those of the second."""
+        return self._words
+
+    @functools.cached_property
+    def _words(self) -> list[str]:
         return whole_words(self.pipeline.tokenizer)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from spare_core.errors import StorageError
 from spare_core.files.atomic import read_tensors, write_tensors
-from spare_core.method.prior import Prior, prior_texts, second_moment
+from spare_core.method.prior import Prior, build_prior, prior_texts
 from spare_core.method.settings import EraseSettings
 from spare_core.models.denoiser import Denoiser
 from spare_core.store.cache import cache_folder
@@ -23,17 +23,17 @@ def base_prior(denoiser: Denoiser, base: str, settings: EraseSettings) -> Prior:
     """The prior of the base model of that digest; from the cache, if it was encoded on this kind of device before."""
     texts = prior_texts(denoiser, settings.prior_texts if settings.closed_form else 0)
     if not texts:
-        return Prior(texts, *second_moment(denoiser, texts, settings.resolution))
+        return build_prior(denoiser, 0, settings.resolution)
     identity = [base, settings.resolution, str(denoiser.dtype), denoiser.device.type, *texts]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     # Whatever is wrong with the cache or a file in it, the prior can be made again.
     with contextlib.suppress(OSError, StorageError, SafetensorError, KeyError, ValueError):
         tensors, metadata = read_tensors(_path(name))
         return Prior(texts, tensors["total"], int(metadata["tokens"]))
-    total, tokens = second_moment(denoiser, texts, settings.resolution)
+    prior = build_prior(denoiser, settings.prior_texts, settings.resolution)
     with contextlib.suppress(OSError, StorageError):
-        write_tensors(_path(name), {"total": total}, {"tokens": str(tokens)})
-    return Prior(texts, total, tokens)
+        write_tensors(_path(name), {"total": prior.total}, {"tokens": str(prior.tokens)})
+    return prior
 
 
 def _path(name: str) -> Path:

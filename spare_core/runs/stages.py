@@ -196,7 +196,6 @@ class Inputs(NamedTuple):
 
     batches: Batches
     choosing: Meter
-    reporting: Meter
     profile: TimestepProfile
     masks: Masks
 
@@ -210,8 +209,7 @@ def read_inputs(work: Work, examples: Path, profile: Path, masks: Path) -> Input
     read_stage(masks, "saliency", work.request)
     profiled = _profile(work, profile)
     batches = Batches(_bank(work, examples), profiled, work.request.settings)
-    choosing, reporting = (read_meter(work, examples, purpose) for purpose in _PROBES)
-    return Inputs(batches, choosing, reporting, profiled, load_masks(masks / MASKS))
+    return Inputs(batches, read_meter(work, examples, "choose"), profiled, load_masks(masks / MASKS))
 
 
 def read_meter(work: Work, examples: Path, purpose: Purpose) -> Meter:
@@ -239,7 +237,7 @@ def write_adapter(
     before = {name: read_stage(folder, name, request) for name, folder in inputs.items()}
     started = time.perf_counter()
     work.progress("distill", 0, settings.steps)
-    batches, choosing, reporting, profiled, chosen = read_inputs(work, examples, profile, masks)
+    batches, choosing, profiled, chosen = read_inputs(work, examples, profile, masks)
     fresh = Adapter.initialise(denoiser, chosen, settings.rank, settings.lora_alpha, settings.seed)
     kept = None if state_folder is None else state_folder / STATE
     if kept is not None and kept.exists():
@@ -263,7 +261,7 @@ def write_adapter(
             save_state(state, kept)
 
     distill(denoiser, batches, choosing, state, settings, on_measure=measured_at, on_step=stepped)
-    measured = reporting.measure(state.adapter)
+    measured = read_meter(work, examples, "report").measure(state.adapter)
     check_erased(measured, settings)
     seconds = {name: facts["seconds"] for name, facts in before.items()}
     seconds["distill"] = round(earlier + time.perf_counter() - started, 3)
@@ -301,7 +299,7 @@ def check_erased(measured: Measurement, settings: EraseSettings) -> None:
     Raises:
         TrainingError: naming the concepts that are left, or saying that everything else was ruined.
     """
-    limit, drift = settings.failed_above, max(measured.mean_drift, measured.unnamed_drift or 0.0)
+    limit, drift = settings.failed_above, measured.deciding_drift
     left = sorted(measured.residuals.items(), key=lambda one: -one[1])
     listed = [f"{name!r} ({residual:.2f})" for name, residual in left if residual > limit]
     if listed:

@@ -90,6 +90,7 @@ def test_a_figure_that_is_missing_or_no_number_never_passes(policy: Policy, path
 @pytest.mark.parametrize("report", [
     {}, figures(adapted=None), figures(base=None), figures(erased=[]), figures(erased=["Neon Lines", "Rust"]),
     figures(drift={}), figures(drift=None), figures(per_concept=None), figures(drift={"Rust": None}),
+    changed("per_concept.1.pictures", -1), changed("per_concept.0.kind", ["style"]),
     figures(residuals={}), figures(judge={"accuracy": None}), figures(judge=None), figures(per_concept=[]),
 ])  # fmt: skip
 def test_a_part_that_is_missing_never_passes(policy: Policy, report: dict[str, Any]) -> None:
