@@ -12,10 +12,10 @@ TOOLS := .venv-tools/.installed
 PINNED := image/requirements
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-services pipelines test check docs docker-test k8s-test lint format image pins canvas clean distclean
+.PHONY: help demo demo-services pipelines test check docs docker-test k8s-test lint format image pins canvas canvas160 clean distclean
 
 help: ## what each target does
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## the whole pipeline on the built-in model: erase, measure, register, promote (results in OUT, out/demo)
 	$(BIN)/spare demo --output "$(OUT)"
@@ -80,8 +80,8 @@ pins: $(TOOLS) ## the newest releases of everything, but for what image/requirem
 	$(COMPILE) --generate-hashes --python-platform x86_64-manylinux_2_28 $(PINNED)/tools.in --output-file $(PINNED)/tools.txt
 	$(COMPILE) --generate-hashes --python-platform x86_64-manylinux_2_28 docs/requirements.in --output-file docs/requirements.txt
 
-canvas: $(STAMP) ## train the built-in model again from nothing (hours on two cores; resumes; needs npm)
-	$(BIN)/python -m spare_core.canvas.training
+canvas canvas160: $(STAMP) ## train a built-in model again from nothing (hours on two cores, minutes on a GPU; resumes; needs npm)
+	$(BIN)/python -m spare_core.canvas.training $@
 
 clean: ## remove caches and builds; keeps .venv, out and .canvas
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

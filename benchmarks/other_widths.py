@@ -17,7 +17,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
-from spare_core.canvas.protocol import GUIDANCE, OBJECTS, STYLES, TEMPLATE
+from spare_core.canvas.grid import GUIDANCE, TEMPLATE
+from spare_core.canvas.protocol import OBJECTS, STYLES
 from spare_core.canvas.training.loop import Schedule, train
 from spare_core.files.atomic import read_tensors, write_tensors
 from spare_core.models.loading import load_denoiser

@@ -21,11 +21,12 @@ from diffusers import UNet2DConditionModel as UNet
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from benchmarks.operations import UNETS
-from spare_core.canvas.files import PIPELINE
+from spare_core.canvas.protocol import CANVAS
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.lists import build_erasure
 from spare_core.method.settings import EraseSettings
 from spare_core.runs.erase import erase
+from spare_core.runs.progress import ProgressDisplay
 
 KINDS = {"sd15": "SD 1.5, 512 x 512", "sdxl": "SDXL, 1024 x 1024"}
 
@@ -46,7 +47,9 @@ def main() -> None:
         torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
         started = time.perf_counter()
         erasure = build_erasure(str(model), "Claude Monet", "a photograph", "style")
-        manifest = erase(str(model), Erasures(erasure), settings, options.output / f"{kind}-adapter")
+        output = options.output / f"{kind}-adapter"
+        with ProgressDisplay() as progress:
+            manifest = erase(str(model), Erasures(erasure), settings, output, progress=progress)
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in manifest["seconds"].items())
         memory = ", ".join(f"{place} {size / 2**30:.1f} GiB" for place, size in manifest["peak_memory_bytes"].items())
         whole = time.perf_counter() - started
@@ -65,7 +68,7 @@ def json_value(pair: str) -> tuple[str, Any]:
 def build(kind: str, folder: Path) -> None:
     """A pipeline directory of that size in half precision, Canvas's tokenizer in place of CLIP's."""
     torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(PIPELINE / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(CANVAS.pipeline / "tokenizer")
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     scheduler = DDIMScheduler(

@@ -20,8 +20,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from serving.services import mlflow_server, s3_server
-from spare_core.canvas.erasures import canvas_erasure
-from spare_core.canvas.files import PIPELINE
+from spare_core.canvas.protocol import CANVAS
+from spare_core.concepts.lists import build_erasure
 from spare_core.store import open_store
 
 BUCKET = "spare"
@@ -48,7 +48,7 @@ def services(folder: Path) -> Iterator[dict[str, str]]:
 
 def arguments() -> list[str]:
     """Parameters of the demo for Canvas as a model in S3, which knows nothing of itself."""
-    erasure = canvas_erasure("Neon Lines", "Pencil Drawing", "style", ())
+    erasure = build_erasure("canvas", "Neon Lines", "Pencil Drawing", "style")
     return [
         f"model={MODEL}", f"erase={erasure.concept}", f"surrogate={erasure.surrogate}", "kind=style", "suite=canvas",
         "seeds=1", f"template={erasure.template}", f"keep={json.dumps(erasure.keep)}",
@@ -60,7 +60,7 @@ def run(environment: dict[str, str], output: Path, given: Sequence[str]) -> int:
     """``spare run`` with the base model in S3; then what is in the bucket. The exit code."""
     os.environ.update(environment)
     os.environ["SPARE_CACHE"] = str((output / "cache").absolute())
-    open_store(MODEL).upload(PIPELINE, "")
+    open_store(MODEL).upload(CANVAS.pipeline, "")
     spare = [sys.executable, "-P", "-m", "spare_core.cli"]
     done = subprocess.run([*spare, "run", "--output", str(output), *given], check=False)
     if done.returncode:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from spare_core.canvas.judge import CanvasJudge
+    from spare_core.canvas.judge import GridJudge
     from spare_core.models.unet import UNetDenoiser
     from tests.support.faulty_proxy import FaultyProxy
 
@@ -81,7 +81,7 @@ def denoiser(sd1_dir: Path) -> UNetDenoiser:
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> CanvasJudge:
+def judge(tmp_path_factory: pytest.TempPathFactory) -> GridJudge:
     """A judge of the small suite: random, but always the same."""
     from tests.support.grids import canvas_judge, small_suite
 

@@ -1,4 +1,4 @@
-"""Canvas's judge: one small convolutional network that names a picture's object and its style."""
+"""The judges of the built-in models: a small convolutional network that names a picture's object and its style."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from spare_core.canvas.protocol import OBJECTS, STYLES
+from spare_core.canvas.grid import Grid
 
 
 class Logits(NamedTuple):
-    """Logits of the objects ``(B, 20)`` and styles ``(B, 12)``; the pooled features ``(B, 112)`` that FID uses."""
+    """Logits of the objects and of the styles, ``(B, names)``; the pooled features ``(B, F)`` that FID uses."""
 
     objects: Tensor
     styles: Tensor
@@ -36,8 +36,9 @@ class _Block(nn.Module):
 class Classifier(nn.Module):
     """A residual network over 64 x 64 RGB in [-1, 1] with two linear heads on shared pooled features."""
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 112)) -> None:
+    def __init__(self, grid: Grid) -> None:
         super().__init__()
+        widths = grid.judge_widths
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1)]
         for width, following in zip(widths, (*widths[1:], None), strict=True):
             layers.append(_Block(width))
@@ -46,10 +47,10 @@ class Classifier(nn.Module):
             if following is not None:
                 layers.append(nn.Conv2d(width, following, 4, stride=2, padding=1))
         self.trunk = nn.Sequential(*layers, nn.GroupNorm(8, widths[-1]), nn.SiLU())
-        self.object_head = nn.Linear(widths[-1], len(OBJECTS))
-        self.style_head = nn.Linear(widths[-1], len(STYLES))
+        self.object_head = nn.Linear(widths[-1], len(grid.objects))
+        self.style_head = nn.Linear(widths[-1], len(grid.styles))
 
     def forward(self, pictures: Tensor) -> Logits:
-        """Classifier ``pictures``, ``(B, 3, 64, 64)`` in [-1, 1]."""
+        """What is seen in ``pictures``, ``(B, 3, 64, 64)`` in [-1, 1]."""
         features = self.trunk(pictures).mean(dim=(2, 3))
         return Logits(self.object_head(features), self.style_head(features), features)

@@ -1,24 +1,14 @@
-"""The one place where Canvas's grid, prompts, seeds and sampler are fixed.
+"""Canvas's names, in the one place where they are fixed.
 
-Training, judging and evaluation all read these names; a figure about Canvas means nothing without them.
+Training, judging and evaluation all read them; a figure about Canvas means nothing without them.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
-NAME: Final = "canvas"
-
-TEMPLATE: Final = "A {object} image in {style} style."
-"""UnlearnCanvas's prompt (arXiv 2402.11846): the one caption every Canvas picture was trained with."""
-
-SEEDS: Final = (188, 288, 588, 688, 888)
-"""UnlearnCanvas's five evaluation seeds; the generator is re-seeded for every image."""
-
-RESOLUTION: Final = 64
-GUIDANCE: Final = 4.0
-STEPS: Final = 20
-"""DDIM steps, eta 0."""
+from spare_core.canvas.grid import TEMPLATE, Grid
 
 OBJECTS: Final[dict[str, tuple[str, ...]]] = {
     "Apple": ("1f34e", "1f34f"),
@@ -42,7 +32,7 @@ OBJECTS: Final[dict[str, tuple[str, ...]]] = {
     "Tree": ("1f333", "1f332"),
     "Umbrella": ("2614",),
 }
-"""Object -> the Unicode code points it is drawn from, each in both vendors' artwork."""
+"""Object -> the Unicode code points that it is drawn from."""
 
 STYLES: Final = (
     "Bricks",
@@ -59,22 +49,10 @@ STYLES: Final = (
     "Winter",
 )
 
+CANVAS: Final = Grid("canvas", "Canvas", OBJECTS, STYLES, Path(__file__).parent / "weights")
+"""20 objects x 12 styles: small enough that an erasure names all that is kept."""
+
 
 def prompt(object_name: str, style: str) -> str:
     """The benchmark's caption for one cell of the grid."""
     return TEMPLATE.format(object=object_name, style=style)
-
-
-def suite() -> dict[str, Any]:
-    """The benchmark, as the fields of a suite."""
-    return {
-        "name": NAME,
-        "styles": STYLES,
-        "objects": tuple(OBJECTS),
-        "template": TEMPLATE,
-        "seeds": SEEDS,
-        "steps": STEPS,
-        "guidance": GUIDANCE,
-        "resolution": RESOLUTION,
-        "judge": {"type": NAME},
-    }

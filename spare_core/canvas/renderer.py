@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from spare_core.canvas.protocol import RESOLUTION
+from spare_core.canvas.grid import RESOLUTION
 
 Array = NDArray[np.float32]
 Style = Callable[[Array, Array, np.random.Generator], Array]

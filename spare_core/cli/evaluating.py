@@ -19,10 +19,17 @@ def evaluate(
         list[str] | None, typer.Option(help="an erased concept; repeatable; all that the adapters erase if not given")
     ] = None,
     kind: Annotated[str | None, typer.Option(help="style or object, where a suite has both of that name")] = None,
-    suite: Annotated[str, typer.Option(help="canvas, unlearncanvas or a YAML file, local or s3://")] = "canvas",
+    suite: Annotated[
+        str,
+        typer.Option(help="canvas, canvas160, unlearncanvas or a YAML file, local or s3://; else the model's own"),
+    ] = "",
     adapter: Annotated[list[Path] | None, typer.Option(help="adapter directory; repeatable, they add up")] = None,
-    seeds: Annotated[int, typer.Option(help="draw only the first so many of the suite's seeds; 0: all", min=0)] = 0,
-    objects_per_style: Annotated[int, typer.Option(help="draw only so many objects of each style; 0: all", min=0)] = 0,
+    seeds: Annotated[
+        int, typer.Option(help="draw only the first so many of the seeds; 0: as the suite says", min=0)
+    ] = 0,
+    objects_per_style: Annotated[
+        int, typer.Option(help="draw only so many objects a style; 0: as the suite says", min=0)
+    ] = 0,
     before: Annotated[
         Path | None, typer.Option(help="evaluation of the bundle before it changed: did anything come back?")
     ] = None,
@@ -37,12 +44,12 @@ def evaluate(
     from spare_core.evaluation.judges import load_judge
     from spare_core.evaluation.report import summary_table
     from spare_core.evaluation.report_files import check_report_output, read_report
-    from spare_core.evaluation.suite import load_suite
+    from spare_core.evaluation.suite import load_suite, suite_of
     from spare_core.models.files import find_model
     from spare_core.models.loading import load_denoiser
     from spare_core.runs.progress import ProgressDisplay
 
-    chosen = load_suite(suite).restricted(seeds, objects_per_style)
+    chosen = load_suite(suite_of(model, suite)).restricted(seeds, objects_per_style)
     check_report_output(output)
     earlier = None if before is None else read_report(before)
     stored = [load_adapter(folder) for folder in adapter or []]

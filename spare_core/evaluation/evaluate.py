@@ -71,6 +71,7 @@ def evaluate(
     check_report_output(output)
     check_continues(before, base_digest)
     _check_model(denoiser, suite, stored_adapters)
+    further = suite.further_cells(question.erased)
     clock = _Clock(on_progress)
     with clock.stage("reference"):
         reference, accuracy = load_reference(suite, judge)
@@ -78,11 +79,16 @@ def evaluate(
         measured = _measure(denoiser, stored_adapters, question)
     with clock.stage("base"):
         base, cached = base_grid(denoiser, base_digest, suite, judge, batch_size, clock.counting)
+        if len(further.objects):
+            rest, _ = base_grid(denoiser, base_digest, suite, judge, batch_size, clock.counting, cells=further)
+            base = base.joined(rest)
     after = None
     if stored_adapters:
         with clock.stage("adapted"):
             adapters = [stored.adapter for stored in stored_adapters]
-            after = draw_grid(denoiser, suite, judge, adapters, batch_size, clock.counting)
+            after = draw_grid(
+                denoiser, suite, judge, adapters, batch_size, clock.counting, suite.cells().joined(further)
+            )
     drawn = len(base)
     base, after = question.asked(base), None if after is None else question.asked(after)
     with clock.stage("metrics"):
@@ -128,7 +134,7 @@ def _check_request(
     places = dict.fromkeys((domain, suite.find(text, domain)) for domain, text in found)
     rows = {side: tuple(row for domain, row in places if domain == side) for side in DOMAINS}
     asked = {side: some for side, some in rows.items() if some}
-    cells = suite.cells()
+    cells = suite.cells().joined(suite.further_cells(asked))
     check_drawn({"style": cells.styles, "object": cells.objects}, asked)
     if erasures is None:
         return Question(suite, asked)

@@ -58,6 +58,16 @@ class Question:
         """The erased concepts as the suite writes them."""
         return tuple(self.suite.names(kind)[row] for kind in self.kinds for row in self.erased[kind])
 
+    @property
+    def known(self) -> dict[Domain, list[int]] | None:
+        """Rows of the concepts that the requests name to keep or as surrogates; None if nothing is known of them."""
+        names = (*self.kept, *self.surrogates)
+        if not names:
+            return None
+        return {
+            kind: [row for row, name in enumerate(self.suite.names(kind)) if _among(name, names)] for kind in DOMAINS
+        }
+
     def surrogate_rows(self, kind: Domain) -> list[int]:
         """Surrogates that are in a domain of the suite."""
         return [row for row, name in enumerate(self.suite.names(kind)) if _among(name, self.surrogates)]
@@ -92,14 +102,15 @@ def _kept_features(reference: Reference, question: Question) -> Tensor:
 
 
 def _scores(grid: GridResult, question: Question, gone: Tensor, real: Tensor | None) -> dict[str, Figure | Distance]:
-    scores: dict[str, Figure | Distance] = dict(ua_ira_cra(grid.outcomes, question.erased)._asdict())
+    found = ua_ira_cra(grid.outcomes, question.erased, known=question.known)._asdict()
+    scores: dict[str, Figure | Distance] = {name: score for name, score in found.items() if score is not None}
     return scores if real is None else {**scores, "fid": fid(grid.features[~gone], real)}
 
 
 def _figures(scores: Mapping[str, Figure | Distance]) -> dict[str, Any]:
     values = {name: score.value for name, score in scores.items()}
     intervals = {name: [score.low, score.high] for name, score in scores.items()}
-    return {"fid": None, **values, "intervals": intervals}
+    return {"fid": None, "ira_unnamed": None, **values, "intervals": intervals}
 
 
 def _denominators(score: Figure | Distance) -> dict[str, int]:

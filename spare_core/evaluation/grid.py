@@ -41,7 +41,8 @@ OnBatch = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class GridResult:
-    """What was asked, what was drawn, what the judge saw; N pictures in the order of :meth:`Suite.cells`.
+    """What was asked, what was drawn, what the judge saw; N pictures in the order of :meth:`Suite.cells`, then of
+    :meth:`Suite.further_cells`.
 
     ``object_probability`` and ``style_probability`` are of the prompted concepts; ``features`` ``(N, D)`` float32;
     ``thumbnails`` uint8 ``(N, h, w, 3)``; ``contrast`` and ``high_frequency`` of the whole pictures; all else ``(N,)``.
@@ -65,6 +66,10 @@ class GridResult:
     def take(self, rows: Tensor) -> GridResult:
         """The pictures that ``rows`` bool ``(N,)`` marks."""
         return GridResult(**{name: values[rows] for name, values in vars(self).items()})
+
+    def joined(self, other: GridResult) -> GridResult:
+        """These pictures, then those of another grid."""
+        return GridResult(**{name: torch.cat([values, vars(other)[name]]) for name, values in vars(self).items()})
 
     @property
     def outcomes(self) -> Outcomes:
@@ -92,9 +97,11 @@ def draw_grid(
     adapters: Sequence[Adapter] = (),
     batch_size: int | None = None,
     on_batch: OnBatch = lambda done, total: None,
+    cells: Cells | None = None,
 ) -> GridResult:
-    """Draw and judge every picture of ``suite`` with all ``adapters`` on; each starts from its own seed alone."""
-    cells = suite.cells()
+    """Draw and judge ``cells``, else every picture of ``suite``, with all ``adapters`` on; each starts from its own
+    seed alone."""
+    cells = suite.cells() if cells is None else cells
     side = suite.resolution or denoiser.resolution
     parts: list[dict[str, Tensor]] = []
     total = len(cells.objects)
@@ -155,18 +162,19 @@ def base_grid(
     batch_size: int | None = None,
     on_batch: OnBatch = lambda done, total: None,
     cache: Path | None = None,
+    cells: Cells | None = None,
 ) -> tuple[GridResult, bool]:
     """:func:`draw_grid` without adapters, and whether it came from the cache: ``cache``, else :func:`default_cache`."""
     folder = cache or default_cache()
     if folder is None:
-        return draw_grid(denoiser, suite, judge, (), batch_size, on_batch), False
-    key = _cache_key(denoiser, base_digest, suite, judge)
+        return draw_grid(denoiser, suite, judge, (), batch_size, on_batch, cells), False
+    key = _cache_key(denoiser, base_digest, suite, judge, cells)
     path = folder / f"{key}.safetensors"
     kept = _load(path, key)
     if kept is not None:
         on_batch(len(kept), len(kept))
         return kept, True
-    drawn = draw_grid(denoiser, suite, judge, (), batch_size, on_batch)
+    drawn = draw_grid(denoiser, suite, judge, (), batch_size, on_batch, cells)
     try:
         write_tensors(path, vars(drawn), {"check": json.dumps({"key": key, "sha256": _content_digest(vars(drawn))})})
     except StorageError as error:  # a cache that cannot be written costs time, not the result
@@ -183,13 +191,14 @@ def default_cache() -> Path | None:
         return None
 
 
-def _cache_key(denoiser: Denoiser, base_digest: str, suite: Suite, judge: Judge) -> str:
+def _cache_key(denoiser: Denoiser, base_digest: str, suite: Suite, judge: Judge, cells: Cells | None) -> str:
     """sha256 of everything that decides the pictures or the verdicts."""
     facts: dict[str, Any] = {
         "format": _FORMAT,
         "base": base_digest,
         "decoder": _decoder_digest(denoiser),
         "suite": suite.sampling(),
+        "cells": None if cells is None else [part.tolist() for part in cells],
         "side": suite.resolution or denoiser.resolution,
         "judge": [judge.name, judge.digest],
         "dtype": str(denoiser.dtype),

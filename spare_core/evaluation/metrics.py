@@ -9,6 +9,7 @@ figure definition                                                               
 ====== ================================================================================= =============================
 UA     1 - accuracy on the erased concept; of several, the mean                          erased
 IRA    mean over the other concepts of the same domain of their accuracy                 kept
+IRA_u  the same over those that no request named, neither to keep nor as a surrogate      kept
 CRA    mean over the concepts of the other domain of their accuracy                      kept
 CRA_e  the same: does the rest of an erased picture survive                              erased; of two erased
                                                                                          concepts nothing is the rest
@@ -113,6 +114,8 @@ class Scores(NamedTuple):
     ira: Figure
     cra: Figure
     cra_erased: Figure
+    ira_unnamed: Figure | None
+    """None where every concept of the domain is named."""
 
 
 class ConceptScore(NamedTuple):
@@ -153,8 +156,8 @@ def check_drawn(prompted: Mapping[Domain, Tensor], erased: Erased) -> None:
         raise InputError("every picture in the grid names an erased concept; draw more of the suite or erase fewer")
 
 
-def ua_ira_cra(verdicts: Outcomes, erased: Erased, seed: int = 0) -> Scores:
-    """All four accuracies.
+def ua_ira_cra(verdicts: Outcomes, erased: Erased, seed: int = 0, known: Erased | None = None) -> Scores:
+    """All accuracies; ``known`` are rows of the concepts that the requests name.
 
     Raises:
         InputError: see :func:`check_drawn`.
@@ -172,11 +175,14 @@ def ua_ira_cra(verdicts: Outcomes, erased: Erased, seed: int = 0) -> Scores:
     accuracy = mean(own, named)
     low, high = wilson_interval(1.0 - accuracy.value, accuracy.pictures)
     kept = dict.fromkeys(DOMAINS, ~gone)
+    unnamed = {kind: ~gone & ~_among(prompted[kind], (known or {}).get(kind, ())) for kind in DOMAINS}
+    some = known is not None and any(unnamed[kind].any() for kind in own)
     return Scores(
         ua=accuracy._replace(value=1.0 - accuracy.value, low=low, high=high),
         ira=mean(own, kept, seed),
         cra=mean(across, kept, seed),
         cra_erased=mean(across, {kind: named[other(kind)] & ~named[kind] for kind in DOMAINS}, seed),
+        ira_unnamed=mean(own, unnamed, seed) if some else None,
     )
 
 

@@ -156,7 +156,9 @@ def summary_table(evaluation: Mapping[str, Any]) -> str:
         "",
         f"{'':6}{'before':24}" + ("after" if after else ""),
     ]
-    for name, label in (("ua", "UA"), ("ira", "IRA"), ("cra", "CRA"), ("fid", "FID")):
+    for name, label in (("ua", "UA"), ("ira", "IRA"), ("ira_unnamed", "IRA_u"), ("cra", "CRA"), ("fid", "FID")):
+        if name == "ira_unnamed" and evaluation["base"].get(name) is None:  # all are named, or an earlier release's
+            continue
         cells = [_figure(side, name) for side in (evaluation["base"], after) if side]
         lines.append(f"{label:6}" + "".join(f"{cell:24}" for cell in cells).rstrip())
     if evaluation["residual"] is not None:

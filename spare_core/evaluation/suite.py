@@ -14,6 +14,8 @@ A suite of one's own is a YAML file::
     judge: {type: clip, model: DIR}
     #      {type: classifier, styles: DIR, objects: DIR}
     #      {type: canvas}
+    first_seeds: 1                # optional: draw only so many of the seeds unless told otherwise; 0, the default: all
+    objects_per_style: 40         # optional: likewise, so many of the objects in each style, spread evenly
     reference: DIR                # optional: DIR/STYLE/OBJECT/*.jpg, real pictures that FID is measured against
 
 Folders are relative to the file, or s3:// addresses; the file may itself lie in S3. A classifier's labels are matched
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
@@ -46,7 +48,8 @@ _JUDGES: Final[dict[str, tuple[str, ...]]] = {"classifier": ("styles", "objects"
 _UNLEARNCANVAS: Final = Path(__file__).with_name("unlearncanvas.yaml")
 _TEMPLATE: Final = "A {object} image in {style} style."
 """UnlearnCanvas's prompt (arXiv 2402.11846)."""
-_OPTIONAL: Final[dict[str, Any]] = {"template": _TEMPLATE, "resolution": 0, "judge": None, "reference": None}
+_OPTIONAL: Final[dict[str, Any]] = {"template": _TEMPLATE, "resolution": 0, "judge": None, "reference": None,
+                                     "first_seeds": 0, "objects_per_style": 0}  # fmt: skip
 
 
 class Cells(NamedTuple):
@@ -55,6 +58,12 @@ class Cells(NamedTuple):
     objects: Tensor
     styles: Tensor
     seeds: Tensor
+
+    def joined(self, other: Cells) -> Cells:
+        """These, then those of another grid."""
+        import torch
+
+        return Cells(*(torch.cat(parts) for parts in zip(self, other, strict=True)))
 
 
 def domain_of(erasure: Erasure) -> Domain:
@@ -66,8 +75,8 @@ def domain_of(erasure: Erasure) -> Domain:
 class Suite:
     """A benchmark. ``judge``: its type and folders, as in the file; ``reference``: a folder of real pictures.
 
-    For a quick look, ``first_seeds`` draws only so many of the seeds and ``objects_per_style`` only so many objects of
-    each style, spread evenly; 0 draws all.
+    ``first_seeds`` draws only so many of the seeds and ``objects_per_style`` only so many objects of each style, spread
+    evenly, besides all pictures of what is erased; 0 draws all.
 
     Raises:
         SettingsError: at construction, with every problem.
@@ -135,20 +144,31 @@ class Suite:
         return having[0]
 
     def cells(self) -> Cells:
-        """What is drawn, seed by seed, style by style."""
+        """What is drawn whatever is erased, seed by seed, style by style."""
+        return self._cells(self._spread)
+
+    def further_cells(self, erased: Mapping[Domain, Sequence[int]]) -> Cells:
+        """What is drawn besides where only some objects of each style are: all pictures of the erased concepts, which
+        are too few for a figure otherwise. ``erased`` are rows by domain."""
+        styles, objects = erased.get("style", ()), erased.get("object", ())
+        return self._cells(lambda obj, style: (obj in objects or style in styles) and not self._spread(obj, style))
+
+    def _spread(self, obj: int, style: int) -> bool:
+        """Each style's run of objects starts where the runs of all styles are spread evenly over the objects."""
+        count = self.objects_per_style or len(self.objects)
+        return (obj - style * len(self.objects) // len(self.styles)) % len(self.objects) < count
+
+    def _cells(self, drawn: Callable[[int, int], bool]) -> Cells:
         import torch  # only here: the gate and the first task of a pipeline read suites without it
 
-        seeds = self.seeds[: self.first_seeds or None]
-        count = self.objects_per_style or len(self.objects)
-        # Each style's run of objects starts where the runs of all styles are spread evenly over the objects.
         rows = [
             (obj, style, seed)
-            for seed in seeds
+            for seed in self.seeds[: self.first_seeds or None]
             for style in range(len(self.styles))
             for obj in range(len(self.objects))
-            if (obj - style * len(self.objects) // len(self.styles)) % len(self.objects) < count
+            if drawn(obj, style)
         ]
-        return Cells(*torch.tensor(rows).T)
+        return Cells(*torch.tensor(rows, dtype=torch.long).reshape(-1, 3).T)
 
     def subset(self) -> dict[str, int] | None:
         """How much of the suite is drawn, or None for all of it."""
@@ -177,12 +197,16 @@ class Suite:
         }
 
     def restricted(self, seeds: int = 0, objects_per_style: int = 0) -> Suite:
-        """A part of it, for a quick look; results say which part."""
-        return dataclasses.replace(self, first_seeds=seeds, objects_per_style=objects_per_style)
+        """Another part of it, for a quick look; 0 leaves what the suite itself says. Results say which part."""
+        return dataclasses.replace(
+            self,
+            first_seeds=seeds or self.first_seeds,
+            objects_per_style=objects_per_style or self.objects_per_style,
+        )
 
 
 def load_suite(source: str) -> Suite:
-    """The suite named "canvas" or "unlearncanvas", or the one in a YAML file (see the top of this module).
+    """The suite named "canvas", "canvas160" or "unlearncanvas", or the one in a YAML file (see the top of this module).
 
     Raises:
         SettingsError: with everything that is wrong with it.
@@ -191,7 +215,7 @@ def load_suite(source: str) -> Suite:
     if source not in built_in_suites() and not is_s3(source) and not Path(source).is_file():
         raise SettingsError([f"there is no suite {source!r}; give {', '.join(built_in_suites())}, or a YAML file"])
     values = _built_in(source) if source in built_in_suites() else _from_file(source)
-    known = [f.name for f in dataclasses.fields(Suite) if f.name not in ("first_seeds", "objects_per_style")]
+    known = [f.name for f in dataclasses.fields(Suite)]
     problems = [f"unknown setting {name!r}; known: extends, {', '.join(known)}" for name in values if name not in known]
     missing = [name for name in known if name not in values and name not in _OPTIONAL]
     problems += [f"{name} is missing; see unlearncanvas.yaml for an example" for name in missing]
@@ -205,6 +229,18 @@ def load_suite(source: str) -> Suite:
     if problems:
         raise SettingsError(problems)
     return suite
+
+
+def suite_of(model: str, named: str = "") -> str:
+    """The suite that is named, else the model's own: a built-in one brings it along.
+
+    Raises:
+        SettingsError: if there is neither.
+    """
+    if named or built_in.find(model) is not None:
+        return named or model
+    own = ", ".join(built_in.names())
+    raise SettingsError([f"suite is empty; only {own} bring their own, give 'unlearncanvas' or a YAML file"])
 
 
 def built_in_suites() -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.lists import build_erasure
 from spare_core.errors import InputError, SettingsError, SpareError
 from spare_core.evaluation.gate import Policy
-from spare_core.evaluation.suite import Suite, domain_of
+from spare_core.evaluation.suite import Suite, domain_of, suite_of
 from spare_core.files.addresses import is_s3
 from spare_core.method.settings import EraseSettings
 from spare_core.models.files import find_model
@@ -30,7 +30,6 @@ from spare_core.workflow.order import (
     checked_suite,
     shape_problems,
     suite_digest,
-    suite_source,
     unchanged_suite,
     whole_numbers,
 )
@@ -166,8 +165,9 @@ def check_batch(parameters: Mapping[str, Any], problems_before: Sequence[str] = 
         raise SettingsError(found.problems)
     assert base and settings and suite and policy and minutes and name and bundle is not None and candidates is not None
     return Batch(
-        given["model"], base, settings, bundle, candidates, suite_source(given), suite_digest(suite),
-        int(given["seeds"]), policy, name, given["promote"], minutes,
+        given["model"], base, settings, bundle, candidates,
+        suite_of(given["model"], given["suite"]), suite_digest(suite), int(given["seeds"]), policy,
+        name, given["promote"], minutes,
     )  # fmt: skip
 
 

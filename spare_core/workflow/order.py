@@ -21,7 +21,7 @@ from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.lists import build_erasure, build_erasures, check_kept
 from spare_core.errors import ConceptError, InputError, SettingsError
 from spare_core.evaluation.gate import Policy
-from spare_core.evaluation.suite import Suite, domain_of, load_suite
+from spare_core.evaluation.suite import Suite, domain_of, load_suite, suite_of
 from spare_core.method.settings import EraseSettings
 from spare_core.models.files import find_model
 from spare_core.runs.request import Request, check_room, images_digest
@@ -162,7 +162,7 @@ def check_order(
     assert settings and erasures and base and suite and policy
     request = Request(given["model"], base, erasures, settings, given.get("images") or None, images)
     before = (champion.version, champion.evidence) if champion else (0, "")
-    measured = suite_source(given), suite_digest(suite), int(given["seeds"])
+    measured = suite_of(given["model"], given["suite"]), suite_digest(suite), int(given["seeds"])
     return Order(request_id_of(parameters), request, *measured, *before), policy
 
 
@@ -270,16 +270,9 @@ def _suite(source: str, seeds: int) -> Suite:
     return load_suite(source).restricted(seeds, 0)
 
 
-def suite_source(given: Mapping[str, Any]) -> str:
-    """The suite that is named, else the model's own: a built-in one brings it along."""
-    return str(given["suite"] or (given["model"] if built_in.find(given["model"]) is not None else ""))
-
-
 def checked_suite(given: Mapping[str, Any], erasures: Erasures | None) -> Suite:
     """The suite, if it has a judge and knows the concepts."""
-    source = suite_source(given)
-    if not source:
-        raise SettingsError(["suite is empty; only Canvas brings its own, give 'unlearncanvas' or a YAML file"])
+    source = suite_of(given["model"], given["suite"])
     suite = _suite(source, int(given["seeds"]))
     if suite.judge is None:
         raise SettingsError([f"suite {source!r} has no judge; write a YAML file with 'extends: {source}' and a judge"])

@@ -249,7 +249,9 @@ def measure_adapter(order: Order, run: StageRun, work: Work, adapter: Path, eval
 def figures(report: Mapping[str, Any]) -> dict[str, float]:
     """The figures of an evaluation by name, those that were measured."""
     named = {
-        f"{name}/{side}": report[side][name] for name in ("ua", "ira", "cra", "fid") for side in ("base", "adapted")
+        f"{name}/{side}": report[side][name]
+        for name in ("ua", "ira", "ira_unnamed", "cra", "fid")
+        for side in ("base", "adapted")
     }
     named |= {name: report[name] for name in ("residual", "mean_drift")}
     return {name: float(value) for name, value in named.items() if value is not None}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from spare_core.adapters.directory import StoredAdapter, load_adapter, save_adapter
-from spare_core.canvas.judge import CanvasJudge
+from spare_core.canvas.judge import GridJudge
 from spare_core.concepts.concept import Erasure
 from spare_core.errors import AdapterError, ConceptError, InputError, OutputError, SettingsError
 from spare_core.evaluation.evaluate import evaluate
@@ -44,13 +44,13 @@ def stored(folder: Path, denoiser: UNetDenoiser, concept: str = "Neon Lines", se
     return load_adapter(folder)
 
 
-def run(denoiser: UNetDenoiser, judge: CanvasJudge, output: Path, *adapters: StoredAdapter, **changes: Any) -> Any:
+def run(denoiser: UNetDenoiser, judge: GridJudge, output: Path, *adapters: StoredAdapter, **changes: Any) -> Any:
     """:func:`evaluate` with what most tests share."""
     values = {"suite": SUITE, "erased": ["neon lines"], "kind": "style", **changes}
     return evaluate(denoiser, denoiser.files.digest(), adapters, output=output, judge=judge, **values)
 
 
-def test_an_evaluation_is_complete(denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path) -> None:
+def test_an_evaluation_is_complete(denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path) -> None:
     """Every field of the contract, as JSON, with the pictures it names."""
     adapter = stored(tmp_path / "adapter", denoiser)
     stages: list[str] = []
@@ -67,7 +67,7 @@ def test_an_evaluation_is_complete(denoiser: UNetDenoiser, judge: CanvasJudge, t
     for side in ("base", "adapted"):
         assert 0 <= written[side]["ua"] <= 1
         assert written[side]["fid"] > 0
-        assert set(written[side]["intervals"]) == {"ua", "ira", "cra", "cra_erased", "fid"}
+        assert set(written[side]["intervals"]) >= {"ua", "ira", "cra", "cra_erased", "fid"}
     assert written["residual"] > 0
     assert set(written["drift"]) == {"Photo", "Rust", "(empty prompt)"}
     assert written["damage"]["kept"]["pictures"] == 12
@@ -84,9 +84,7 @@ def test_an_evaluation_is_complete(denoiser: UNetDenoiser, judge: CanvasJudge, t
     assert "UA" in summary_table(report)
 
 
-def test_without_adapters_only_the_base_is_evaluated(
-    denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path
-) -> None:
+def test_without_adapters_only_the_base_is_evaluated(denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path) -> None:
     report = run(denoiser, judge, tmp_path / "out")
     assert report["adapted"] is report["residual"] is report["drift"] is report["damage"] is None
     assert report["adapters"] == []
@@ -94,7 +92,7 @@ def test_without_adapters_only_the_base_is_evaluated(
 
 
 def test_the_same_evaluation_again_gives_the_same_figures_from_the_cache(
-    denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path
+    denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path
 ) -> None:
     """And takes the place of the first one, plots that are no longer its own included."""
     adapter = stored(tmp_path / "adapter", denoiser)
@@ -108,7 +106,7 @@ def test_the_same_evaluation_again_gives_the_same_figures_from_the_cache(
 
 
 def test_several_erased_concepts_are_evaluated_together(
-    denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path
+    denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path
 ) -> None:
     """All adapters on; each erasure is measured, an adapter for something else is not."""
     adapters = [stored(tmp_path / name, denoiser, name, i) for i, name in enumerate(("Neon Lines", "Rust", "Winter"))]
@@ -131,9 +129,7 @@ def bundle(folder: Path, denoiser: UNetDenoiser) -> StoredAdapter:
     return load_adapter(folder)
 
 
-def test_of_a_bundle_all_that_it_erases_is_evaluated(
-    denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path
-) -> None:
+def test_of_a_bundle_all_that_it_erases_is_evaluated(denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path) -> None:
     """Of both kinds at once, each concept by itself too, and in the pictures."""
     report = run(denoiser, judge, tmp_path / "out", bundle(tmp_path / "one", denoiser), erased=[], kind=None)
     assert (report["erased"], report["kinds"]) == (["Neon Lines", "Rust", "Dog"], ["style", "object"])
@@ -150,7 +146,7 @@ def test_of_a_bundle_all_that_it_erases_is_evaluated(
 
 
 def test_a_bundle_that_grew_is_compared_with_what_it_was(
-    denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path
+    denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path
 ) -> None:
     """The report goes on from the one before, and shows what each change left of each concept."""
     neon, two = stored(tmp_path / "neon", denoiser), bundle(tmp_path / "two", denoiser)
@@ -171,7 +167,7 @@ def test_a_bundle_that_grew_is_compared_with_what_it_was(
 
 
 def test_an_alias_is_asked_about_where_the_suite_knows_it(
-    denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path
+    denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path
 ) -> None:
     """What is left of it is measured everywhere."""
     folder = stored(tmp_path / "one", denoiser).folder
@@ -183,7 +179,7 @@ def test_an_alias_is_asked_about_where_the_suite_knows_it(
     assert list(report["adapters"][0]["erased"]) == ["Neon Lines", "rust", "glow"]
 
 
-def test_names_say_of_which_kind_they_are(denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path) -> None:
+def test_names_say_of_which_kind_they_are(denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path) -> None:
     """Unless a suite has both."""
     adapter = bundle(tmp_path / "one", denoiser)
     report = run(denoiser, judge, tmp_path / "out", adapter, erased=["dog", "rust"], kind=None)
@@ -193,7 +189,7 @@ def test_names_say_of_which_kind_they_are(denoiser: UNetDenoiser, judge: CanvasJ
         run(denoiser, judge, tmp_path / "out", suite=suite, erased=["cat"], kind=None)
 
 
-def test_what_a_bundle_erases_besides_is_set_aside(denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path) -> None:
+def test_what_a_bundle_erases_besides_is_set_aside(denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path) -> None:
     """A style and an object that nobody asked about: their pictures are in no figure, and are drawn all the same."""
     report = run(denoiser, judge, tmp_path / "out", bundle(tmp_path / "one", denoiser), erased=["neon lines"])
     assert report["aside"] == {"style": ["Rust"], "object": ["Dog"]}
@@ -204,14 +200,16 @@ def test_what_a_bundle_erases_besides_is_set_aside(denoiser: UNetDenoiser, judge
     assert list(report["adapters"][0]["erased"]) == ["Neon Lines", "Rust", "Dog"]
 
 
-def test_a_quick_look_says_that_it_is_one(denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path) -> None:
+def test_a_quick_look_says_that_it_is_one(denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path) -> None:
     report = run(denoiser, judge, tmp_path / "out", suite=SUITE.restricted(seeds=1, objects_per_style=2))
     assert report["subset"] == {"seeds": 1, "of_seeds": 2, "objects_per_style": 2, "of_objects": 3}
-    assert (report["seeds"], report["counts"]["pictures"]) == ([188], 6)
+    assert report["seeds"] == [188]
+    assert report["counts"]["pictures"] == 7  # two objects of each style, and all three of the erased one
+    assert report["counts"]["ua"] == {"pictures": 3, "concepts": 1}
     assert "part of it" in summary_table(report)
 
 
-def test_an_object_can_be_the_erased_concept(denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path) -> None:
+def test_an_object_can_be_the_erased_concept(denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path) -> None:
     report = run(denoiser, judge, tmp_path / "out", erased=["tower"], kind="object")
     assert (report["erased"], report["kinds"]) == (["Tower"], ["object"])
     assert report["counts"]["ira"] == {"pictures": 12, "concepts": 2}
@@ -230,7 +228,7 @@ def test_an_object_can_be_the_erased_concept(denoiser: UNetDenoiser, judge: Canv
     ],
 )
 def test_a_question_that_cannot_be_answered_is_refused_before_any_work(
-    denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any], error: type[Exception], message: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(denoiser, "generate", lambda *_args, **_kwargs: pytest.fail("it drew"))
@@ -240,7 +238,7 @@ def test_a_question_that_cannot_be_answered_is_refused_before_any_work(
 
 
 def test_an_adapter_for_another_architecture_is_refused_before_any_work(
-    denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path, sdxl_dir: Path, monkeypatch: pytest.MonkeyPatch
+    denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path, sdxl_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = stored(tmp_path / "adapter", load_tiny(sdxl_dir))
     monkeypatch.setattr(denoiser, "generate", lambda *_args, **_kwargs: pytest.fail("it drew"))
@@ -249,7 +247,7 @@ def test_an_adapter_for_another_architecture_is_refused_before_any_work(
 
 
 def test_a_prompt_longer_than_the_model_reads_is_refused(
-    denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path
+    denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path
 ) -> None:
     suite = small_suite(template="{object} " + "very " * 100 + "{style}")
     with pytest.raises(ConceptError, match="tokens long"):
@@ -258,7 +256,7 @@ def test_a_prompt_longer_than_the_model_reads_is_refused(
 
 @pytest.mark.parametrize("content", [{"notes.txt": "mine"}, {"evaluation.json": "{}"}, {"evaluation.json": "no JSON"}])
 def test_a_folder_that_holds_something_else_is_refused(
-    denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path, content: dict[str, str]
+    denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path, content: dict[str, str]
 ) -> None:
     (tmp_path / "out").mkdir()
     for name, text in content.items():

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spare_core.canvas.judge import CanvasJudge
+from spare_core.canvas.judge import GridJudge
 from spare_core.errors import TrainingError
 from spare_core.evaluation import grid as grid_module
 from spare_core.evaluation.damage import compare, measure_texture, near_duplicates
@@ -32,7 +32,7 @@ def same(a: GridResult, b: GridResult, tolerance: float = 0.0) -> bool:
 
 @pytest.mark.parametrize("folder", ["sd1_dir", "sd2_dir", "sdxl_dir"])
 def test_every_architecture_draws_and_judges_its_grid(
-    folder: str, judge: CanvasJudge, request: pytest.FixtureRequest
+    folder: str, judge: GridJudge, request: pytest.FixtureRequest
 ) -> None:
     seen: list[tuple[int, int]] = []
     suite = small_suite(seeds=(188,))
@@ -46,7 +46,7 @@ def test_every_architecture_draws_and_judges_its_grid(
     assert ((grid.style_probability > 0) & (grid.style_probability < 1)).all()
 
 
-def test_a_picture_depends_on_its_prompt_and_seed_alone(denoiser: UNetDenoiser, judge: CanvasJudge) -> None:
+def test_a_picture_depends_on_its_prompt_and_seed_alone(denoiser: UNetDenoiser, judge: GridJudge) -> None:
     """Not on the batch that it was drawn in."""
     whole = draw_grid(denoiser, SUITE, judge, batch_size=18)
     pieces = draw_grid(denoiser, SUITE, judge, batch_size=5)
@@ -58,7 +58,7 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone(denoiser: UNetDenoiser, 
     assert (whole.thumbnails[row].int() - pixels).abs().max() <= 1
 
 
-def test_adapters_change_the_pictures_and_are_off_again(denoiser: UNetDenoiser, judge: CanvasJudge) -> None:
+def test_adapters_change_the_pictures_and_are_off_again(denoiser: UNetDenoiser, judge: GridJudge) -> None:
     suite = small_suite(seeds=(188,))
     before = draw_grid(denoiser, suite, judge)
     adapted = draw_grid(denoiser, suite, judge, [random_adapter(denoiser, "channel")])
@@ -66,7 +66,7 @@ def test_adapters_change_the_pictures_and_are_off_again(denoiser: UNetDenoiser, 
     assert same(draw_grid(denoiser, suite, judge), before)
 
 
-def test_the_bases_grid_is_drawn_once(denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path) -> None:
+def test_the_bases_grid_is_drawn_once(denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path) -> None:
     first, cached = base_grid(denoiser, "digest", SUITE, judge, cache=tmp_path)
     again, cached_again = base_grid(denoiser, "digest", SUITE, judge, cache=tmp_path)
     assert (cached, cached_again) == (False, True)
@@ -75,18 +75,19 @@ def test_the_bases_grid_is_drawn_once(denoiser: UNetDenoiser, judge: CanvasJudge
 
 
 def test_whatever_changes_the_grid_changes_its_key(
-    denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path, sd2_dir: Path
+    denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path, sd2_dir: Path
 ) -> None:
     """Base, suite, part of the suite, judge, decoder."""
 
-    def key(digest: str = "a", suite: object = SUITE, by: CanvasJudge = judge, model: UNetDenoiser = denoiser) -> str:
-        return grid_module._cache_key(model, digest, suite, by)  # type: ignore[arg-type]
+    def key(digest: str = "a", suite: object = SUITE, by: GridJudge = judge, model: UNetDenoiser = denoiser,
+            cells: object = None) -> str:  # fmt: skip
+        return grid_module._cache_key(model, digest, suite, by, cells)  # type: ignore[arg-type]
 
     keys = [
         key(), key("b"), key(suite=small_suite(steps=3)), key(suite=small_suite(guidance=3.5)),
         key(suite=small_suite(template="{style} {object}")), key(suite=SUITE.restricted(seeds=1)),
         key(suite=SUITE.restricted(objects_per_style=2)), key(by=canvas_judge(tmp_path, SUITE, seed=9)),
-        key(model=load_tiny(sd2_dir)),
+        key(model=load_tiny(sd2_dir)), key(cells=SUITE.cells()),
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
     assert key() == keys[0]
@@ -94,7 +95,7 @@ def test_whatever_changes_the_grid_changes_its_key(
 
 @pytest.mark.parametrize("fault", ["flipped", "cut", "renamed"])
 def test_a_damaged_cache_is_drawn_again_with_a_warning(
-    denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path, fault: str
+    denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path, fault: str
 ) -> None:
     """Also where only one byte of a picture differs, or where it is another grid's."""
     suite = small_suite(seeds=(188,))
@@ -117,7 +118,7 @@ def test_a_damaged_cache_is_drawn_again_with_a_warning(
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(
-    denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path: Path
+    denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.warns(UserWarning, match="not kept"):
@@ -135,7 +136,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_user_without_a_home_has_no_cache_but_a_grid(
-    denoiser: UNetDenoiser, judge: CanvasJudge, monkeypatch: pytest.MonkeyPatch
+    denoiser: UNetDenoiser, judge: GridJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -147,7 +148,7 @@ def test_a_user_without_a_home_has_no_cache_but_a_grid(
 
 
 def test_pictures_that_are_not_finite_are_an_error(
-    denoiser: UNetDenoiser, judge: CanvasJudge, monkeypatch: pytest.MonkeyPatch
+    denoiser: UNetDenoiser, judge: GridJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(denoiser, "decode_latents", lambda latents: torch.full((len(latents), 3, 32, 32), torch.nan))
     with pytest.raises(TrainingError, match="float32"):

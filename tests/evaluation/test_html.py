@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spare_core.canvas.judge import CanvasJudge
+from spare_core.canvas.judge import GridJudge
 from spare_core.evaluation.evaluate import evaluate
 from spare_core.evaluation.html import evaluation_page, profile_page
 from spare_core.models.unet import UNetDenoiser
@@ -35,7 +35,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def folder(denoiser: UNetDenoiser, judge: CanvasJudge, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(denoiser: UNetDenoiser, judge: GridJudge, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation of the base alone."""
     output = tmp_path_factory.mktemp("page") / "evaluation"
     evaluate(denoiser, denoiser.files.digest(), [], small_suite(), ["Neon Lines"], "style", output, judge)

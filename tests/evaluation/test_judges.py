@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from spare_core.canvas.judge import CanvasJudge
-from spare_core.canvas.protocol import OBJECTS, STYLES
+from spare_core.canvas.judge import GridJudge
+from spare_core.canvas.protocol import CANVAS, OBJECTS, STYLES
 from spare_core.errors import ImagesError, ModelError, SettingsError
 from spare_core.evaluation.judgement import OTHER, Judgement, recognise
 from spare_core.evaluation.judges import load_judge
@@ -45,7 +45,7 @@ def test_the_label_with_the_most_probability_is_named() -> None:
 
 def test_canvas_judges_what_its_network_says(tmp_path: Path) -> None:
     suite = load_suite("canvas")
-    judge = CanvasJudge(suite, torch.device("cpu"), write_judge(tmp_path))
+    judge = GridJudge(CANVAS, suite, torch.device("cpu"), write_judge(tmp_path))
     judged = judge.judge(PIXELS)
     check(judged, suite, FEATURES)
     assert torch.allclose(judged.styles.probabilities.sum(dim=1), torch.ones(5))
@@ -86,19 +86,19 @@ def test_concepts_that_a_judge_does_not_know_are_all_named(tmp_path: Path) -> No
 
 def test_a_damaged_or_missing_judge_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="make canvas"):
-        CanvasJudge(small_suite(), torch.device("cpu"), tmp_path / "nowhere")
+        GridJudge(CANVAS, small_suite(), torch.device("cpu"), tmp_path / "nowhere")
     weights = load_file(write_judge(tmp_path) / "judge.safetensors")
     weights.popitem()
     save_file(weights, tmp_path / "judge.safetensors")
     with pytest.raises(ModelError, match="no judge of Canvas"):
-        CanvasJudge(small_suite(), torch.device("cpu"), tmp_path)
+        GridJudge(CANVAS, small_suite(), torch.device("cpu"), tmp_path)
 
 
 def test_statistics_of_another_judge_are_refused(tmp_path: Path) -> None:
     reference = load_file(write_judge(tmp_path) / "reference.safetensors")
     save_file({**reference, "features": reference["features"][:, :3].contiguous()}, tmp_path / "reference.safetensors")
     with pytest.raises(ModelError, match="no judge of Canvas"):
-        CanvasJudge(small_suite(), torch.device("cpu"), tmp_path)
+        GridJudge(CANVAS, small_suite(), torch.device("cpu"), tmp_path)
 
 
 def test_a_suite_without_a_judge_says_how_to_give_one() -> None:

@@ -31,7 +31,7 @@ SUITE = small_suite()  # 3 styles x 3 objects x 2 seeds: 18 pictures, 6 of each 
 
 def test_a_model_that_forgot_nothing_scores_zero_and_ones() -> None:
     scores = ua_ira_cra(perfect(SUITE), {"style": [NEON]})
-    assert [figure.value for figure in scores] == [0.0, 1.0, 1.0, 1.0]
+    assert [figure and figure.value for figure in scores] == [0.0, 1.0, 1.0, 1.0, None]
 
 
 def test_ua_counts_the_erased_concepts_own_pictures() -> None:
@@ -48,6 +48,16 @@ def test_ira_is_the_mean_over_the_other_concepts_of_the_domain() -> None:
     scores = ua_ira_cra(judged(SUITE, {("Cat", "Rust"): "Neon Lines"}), {"style": [NEON]})
     assert scores.ira.value == pytest.approx((1 + 4 / 6) / 2)
     assert (scores.ira.pictures, scores.ira.concepts) == (12, 2)
+
+
+def test_ira_of_the_unnamed_is_of_what_no_request_speaks_of() -> None:
+    """Rust alone, of which a third was lost; where Rust is named too, nothing is unnamed."""
+    verdicts = judged(SUITE, {("Cat", "Rust"): "Neon Lines"})
+    scores = ua_ira_cra(verdicts, {"style": [NEON]}, known={"style": [PHOTO], "object": []})
+    assert scores.ira_unnamed is not None
+    assert scores.ira_unnamed.value == pytest.approx(4 / 6)
+    assert (scores.ira_unnamed.pictures, scores.ira_unnamed.concepts) == (6, 1)
+    assert ua_ira_cra(verdicts, {"style": [NEON]}, known={"style": [PHOTO, RUST]}).ira_unnamed is None
 
 
 def test_cra_looks_at_kept_pictures_and_cra_erased_at_the_others() -> None:

@@ -55,7 +55,7 @@ def test_findings_hold_figures_intervals_and_denominators() -> None:
     assert (report["base"]["ua"], report["adapted"]["ua"]) == (0.0, 1.0)
     assert report["adapted"]["ira"] == pytest.approx((1 + 4 / 6) / 2)
     for side in (report["base"], report["adapted"]):
-        assert set(side) == {"ua", "ira", "cra", "cra_erased", "fid", "intervals"}
+        assert set(side) == {"ua", "ira", "ira_unnamed", "cra", "cra_erased", "fid", "intervals"}
         for name, (low, high) in side["intervals"].items():
             assert low <= side[name] <= high
     assert report["counts"] == {
@@ -63,6 +63,17 @@ def test_findings_hold_figures_intervals_and_denominators() -> None:
         "ira": {"pictures": 12, "concepts": 2}, "cra": {"pictures": 12, "concepts": 3},
         "cra_erased": {"pictures": 6, "concepts": 3}, "fid": {"pictures": 12, "reference": 26},
     }  # fmt: skip
+
+
+def test_the_unnamed_are_beside_the_named_where_there_are_any() -> None:
+    """Without Rust in the request, Rust is what nobody named."""
+    assert QUESTION.known == {"style": [1, 2], "object": []}
+    assert found()["adapted"]["ira_unnamed"] is None
+    assert "IRA_u" not in summary_table(evaluation())
+    few = findings(grid_of(SUITE), grid_of(SUITE, AFTER), dataclasses.replace(QUESTION, kept=()), reference())
+    assert few["adapted"]["ira_unnamed"] == pytest.approx(4 / 6)
+    assert few["counts"]["ira_unnamed"] == {"pictures": 6, "concepts": 1}
+    assert "IRA_u 1.000 [" in summary_table({**evaluation(), **few})
 
 
 def test_neighbours_are_reported_one_by_one() -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spare_core.canvas import protocol
+from spare_core.canvas import grid
+from spare_core.canvas.protocol import OBJECTS, STYLES, prompt
 from spare_core.errors import ConceptError, SettingsError
 from spare_core.evaluation.suite import load_suite
 from tests.support.grids import small_suite
@@ -32,9 +33,9 @@ def write(folder: Path, text: str) -> str:
 
 def test_canvas_is_the_protocol_that_it_was_trained_with() -> None:
     suite = load_suite("canvas")
-    assert (suite.styles, suite.objects) == (protocol.STYLES, tuple(protocol.OBJECTS))
-    assert suite.prompt("Cat", "Rust") == protocol.prompt("Cat", "Rust")
-    assert (suite.steps, suite.guidance, suite.resolution) == (protocol.STEPS, protocol.GUIDANCE, protocol.RESOLUTION)
+    assert (suite.styles, suite.objects) == (STYLES, tuple(OBJECTS))
+    assert suite.prompt("Cat", "Rust") == prompt("Cat", "Rust")
+    assert (suite.steps, suite.guidance, suite.resolution) == (grid.STEPS, grid.GUIDANCE, grid.RESOLUTION)
     assert len(suite.cells().objects) == 20 * 12 * 5
     assert suite.judge == {"type": "canvas"}
 
@@ -66,14 +67,28 @@ def test_a_part_of_a_suite_draws_every_style_equally_and_says_so(seeds: int, per
     assert max(counts) - min(counts) <= 2 * seeds
     part = {"seeds": seeds, "of_seeds": 5, "objects_per_style": per_style, "of_objects": 20}
     assert suite.sampling()["subset"] == (None if (seeds, per_style) == (5, 20) else part)
-    assert suite.sampling()["seeds"] == list(protocol.SEEDS[:seeds])
+    assert suite.sampling()["seeds"] == list(grid.SEEDS[:seeds])
+
+
+@given(st.integers(1, 20), st.sets(st.integers(0, 19), max_size=3), st.sets(st.integers(0, 11), max_size=2))
+def test_of_what_is_erased_all_pictures_are_drawn(per_style: int, objects: set[int], styles: set[int]) -> None:
+    """Once each, whatever part of the suite is drawn of the others."""
+    suite = load_suite("canvas").restricted(seeds=1, objects_per_style=per_style)
+    further = suite.further_cells({"object": sorted(objects), "style": sorted(styles)})
+    usual = set(zip(*(part.tolist() for part in suite.cells()), strict=True))
+    added = list(zip(*(part.tolist() for part in further), strict=True))
+    assert len(set(added)) == len(added)
+    assert not usual & set(added)
+    assert all(obj in objects or style in styles for obj, style, _ in added)
+    wanted = {(obj, style, 188) for obj in range(20) for style in range(12) if obj in objects or style in styles}
+    assert wanted <= usual | set(added)
 
 
 def test_a_file_gives_a_suite_of_ones_own(tmp_path: Path) -> None:
     """Folders are relative to it; what it leaves out has defaults."""
     (tmp_path / "clip").mkdir()
     suite = load_suite(write(tmp_path, MINE + "judge: {type: clip, model: clip}\n"))
-    assert (suite.name, suite.resolution, suite.template) == ("mine", 0, protocol.TEMPLATE)
+    assert (suite.name, suite.resolution, suite.template) == ("mine", 0, grid.TEMPLATE)
     assert suite.judge == {"type": "clip", "model": tmp_path / "clip"}
 
 
@@ -115,7 +130,7 @@ colour: red
     [
         ("styles: [a, b]\n", "objects is missing"),
         (MINE + "extends: imagenet\n", "extends is 'imagenet'"),
-        (MINE + "judge: {type: oracle}\n", "canvas, classifier, clip"),
+        (MINE + "judge: {type: oracle}\n", "canvas, canvas160, classifier, clip"),
         (MINE + "judge: {type: clip}\n", "needs model"),
         (MINE + "judge: clip\n", "must have a type"),
         (MINE.replace("[Neon Lines, Rust]", "Rust"), "two or more names"),
@@ -128,7 +143,7 @@ def test_a_file_that_is_no_suite_is_refused(tmp_path: Path, text: str, fault: st
 
 
 def test_a_suite_that_does_not_exist_names_those_that_do() -> None:
-    with pytest.raises(SettingsError, match="canvas, unlearncanvas, or a YAML file"):
+    with pytest.raises(SettingsError, match="canvas, canvas160, unlearncanvas, or a YAML file"):
         load_suite("imagenet")
 
 

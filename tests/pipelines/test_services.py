@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 
 from serving import demo_services
 from serving.services import free_port, mlflow_server, s3_server
-from spare_core.canvas.files import PIPELINE
+from spare_core.canvas.protocol import CANVAS
 from spare_core.registry.promotions import CHAMPION
 from spare_core.registry.views import verify
 from spare_core.store import open_store
@@ -90,7 +90,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         for name, value in environment.items():
             patch.setenv(name, value)
         model = f"s3://{BUCKET}/models/canvas"
-        open_store(model).upload(PIPELINE, "")
+        open_store(model).upload(CANVAS.pipeline, "")
         given = [
             one for one in demo_services.arguments()
             if not one.startswith(("model=", "keep=", "contexts=", "suite=", "surrogate="))

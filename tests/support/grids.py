@@ -11,14 +11,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spare_core.canvas.classifier import Classifier as Network
-from spare_core.canvas.judge import CanvasJudge
+from spare_core.canvas.judge import GridJudge
+from spare_core.canvas.protocol import CANVAS
 from spare_core.evaluation.grid import GridResult
 from spare_core.evaluation.metrics import Column, Outcomes
 from spare_core.evaluation.suite import Suite
 
 STYLES = ("Neon Lines", "Photo", "Rust")
 OBJECTS = ("Cat", "Dog", "Tower")
-FEATURES = Network().style_head.in_features
+FEATURES = Network(CANVAS).style_head.in_features
 ACCURACY = {"renderings": {"objects": 0.9, "styles": 0.8}}
 
 
@@ -35,7 +36,7 @@ def write_judge(folder: Path, seed: int = 0) -> Path:
     """A random judge as the training writes it, with eight reference pictures of each cell of the whole grid."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    network = Network().half()
+    network = Network(CANVAS).half()
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     save_file(weights, folder / "judge.safetensors", metadata={"accuracy": json.dumps(ACCURACY)})
     count = 20 * 12 * 8
@@ -48,9 +49,9 @@ def write_judge(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def canvas_judge(folder: Path, suite: Suite, seed: int = 0) -> CanvasJudge:
+def canvas_judge(folder: Path, suite: Suite, seed: int = 0) -> GridJudge:
     """The random judge, read back for a suite."""
-    return CanvasJudge(suite, torch.device("cpu"), write_judge(folder, seed))
+    return GridJudge(CANVAS, suite, torch.device("cpu"), write_judge(folder, seed))
 
 
 def perfect(suite: Suite) -> Outcomes:

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, Sta
 from diffusers import UNet2DConditionModel as UNet
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from spare_core.canvas.protocol import CANVAS
 from spare_core.canvas.training.tokenizer import MAX_LENGTH, write_tokenizer
 
 PIXELS = 16
@@ -109,7 +110,7 @@ def _vae(scaling_factor: float) -> AutoencoderKL:
 
 
 def _tokenizer(folder: Path) -> CLIPTokenizer:
-    write_tokenizer(folder)
+    write_tokenizer(folder, CANVAS)
     return CLIPTokenizer.from_pretrained(folder)
 
 

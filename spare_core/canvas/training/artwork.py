@@ -1,4 +1,4 @@
-"""Fetch the emoji artwork that Canvas is drawn from: npm packages, pinned by version and sha256.
+"""Fetch the emoji artwork that the built-in models know: npm packages, pinned by version and sha256.
 
 Only Noto (Google, Apache-2.0) and Twemoji (Twitter, CC-BY 4.0) pictures are read; see NOTICE.
 """
@@ -14,7 +14,7 @@ from typing import Final
 
 from PIL import Image
 
-from spare_core.canvas.protocol import OBJECTS
+from spare_core.canvas.grid import Grid
 
 _VERSION: Final = "16.0.0"
 _SHA256: Final = {
@@ -23,14 +23,14 @@ _SHA256: Final = {
 }
 
 
-def load_artwork(folder: Path) -> dict[str, list[Image.Image]]:
+def load_artwork(folder: Path, grid: Grid) -> dict[str, list[Image.Image]]:
     """Each object's drawings (RGBA, 64 x 64), downloaded with ``npm pack`` into ``folder`` on first use."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawings: dict[str, list[Image.Image]] = {name: [] for name in OBJECTS}
+    drawings: dict[str, list[Image.Image]] = {name: [] for name in grid.objects}
     for vendor in _SHA256:
         archive = _archive(folder, vendor)
         with tarfile.open(archive) as tar:
-            for name, code_points in OBJECTS.items():
+            for name, code_points in grid.artwork.items():
                 for code_point in code_points:
                     member = tar.extractfile(f"package/img/{vendor}/64/{code_point}.png")
                     if member is None:

@@ -1,4 +1,4 @@
-"""Train Canvas's UNet and text encoder together on encoded latents, and write the pipeline directory."""
+"""Train a grid's UNet and text encoder together on encoded latents, and write the pipeline directory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from spare_core.canvas.protocol import OBJECTS, STYLES, TEMPLATE
+from spare_core.canvas.grid import TEMPLATE, Grid
 from spare_core.canvas.training.dataset import Renderings
 from spare_core.canvas.training.loop import Schedule, train
+from spare_core.canvas.training.recipe import Recipe
 from spare_core.canvas.training.tokenizer import MAX_LENGTH
 
-BATCH: Final = 64
 CAPTIONS: Final = ((TEMPLATE, 0.8), ("A {object} image.", 0.05), ("An image in {style} style.", 0.05), ("", 0.1))
 """Caption templates and how often each is used; the empty one is what guidance is measured against."""
 MIN_SNR_GAMMA: Final = 5.0
@@ -37,32 +37,32 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def build_unet() -> UNet2DConditionModel:
+def build_unet(grid: Grid) -> UNet2DConditionModel:
     """The untrained UNet."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=12,
         out_channels=12,
-        block_out_channels=(96, 128),
+        block_out_channels=grid.channels,
         layers_per_block=1,
-        cross_attention_dim=128,
+        cross_attention_dim=grid.text_width,
         attention_head_dim=4,
         down_block_types=("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2,
     )
 
 
-def build_text_encoder(vocabulary: int) -> CLIPTextModel:
+def build_text_encoder(vocabulary: int, grid: Grid) -> CLIPTextModel:
     """The untrained text encoder."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=vocabulary,
-            hidden_size=128,
+            hidden_size=grid.text_width,
             intermediate_size=512,
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=MAX_LENGTH,
-            projection_dim=128,
+            projection_dim=grid.text_width,
             bos_token_id=vocabulary - 2,
             eos_token_id=vocabulary - 1,
             pad_token_id=vocabulary - 1,
@@ -73,41 +73,44 @@ def build_text_encoder(vocabulary: int) -> CLIPTextModel:
 class _Captions:
     """Token ids of every caption of the grid, ``(templates, objects, styles, length)``."""
 
-    def __init__(self, tokenizer: CLIPTokenizer) -> None:
-        texts = [t.format(object=o, style=s) for t, _ in CAPTIONS for o in OBJECTS for s in STYLES]
+    def __init__(self, tokenizer: CLIPTokenizer, grid: Grid, device: torch.device) -> None:
+        texts = [t.format(object=o, style=s) for t, _ in CAPTIONS for o in grid.objects for s in grid.styles]
         ids = tokenizer(texts, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt").input_ids
-        self.ids = ids.view(len(CAPTIONS), len(OBJECTS), len(STYLES), MAX_LENGTH)
+        self.ids = ids.view(len(CAPTIONS), len(grid.objects), len(grid.styles), MAX_LENGTH).to(device)
         self.weights = torch.tensor([weight for _, weight in CAPTIONS])
 
     def draw(self, objects: Tensor, styles: Tensor, generator: torch.Generator) -> Tensor:
         template = torch.multinomial(self.weights, len(objects), replacement=True, generator=generator)
+        template = template.to(objects.device)
         return self.ids[template, objects, styles]
 
 
 def train_denoiser(
-    latents: Tensor, pictures: Renderings, tokenizer: CLIPTokenizer, work: Path, steps: int, seed: int
+    latents: Tensor, pictures: Renderings, tokenizer: CLIPTokenizer, work: Path, recipe: Recipe, seed: int
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Train on scaled ``latents``, ``(N, 12, 8, 8)``, whose objects and styles ``pictures`` names."""
     torch.manual_seed(seed)
-    unet, text_encoder = build_unet(), build_text_encoder(len(tokenizer))
-    # Plain attention: the fused kernel's backward pass took 46 % of a step on CPU.
-    unet.set_attn_processor(AttnProcessor())
-    scheduler, captions = build_scheduler(), _Captions(tokenizer)
-    alphas = scheduler.alphas_cumprod
+    device, batch = latents.device, recipe.batch
+    unet = build_unet(recipe.grid).to(device)
+    text_encoder = build_text_encoder(len(tokenizer), recipe.grid).to(device)
+    if device.type == "cpu":  # plain attention: the fused kernel's backward pass took 46 % of a step there
+        unet.set_attn_processor(AttnProcessor())
+    scheduler, captions = build_scheduler(), _Captions(tokenizer, recipe.grid, device)
+    alphas = scheduler.alphas_cumprod.to(device)
     snr = alphas / (1.0 - alphas)
     weights = snr.clamp(max=MIN_SNR_GAMMA) / snr
 
     def loss_fn(generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(latents), (BATCH,), generator=generator)
+        index = torch.randint(len(latents), (batch,), generator=generator).to(device)
         ids = captions.draw(pictures.objects[index], pictures.styles[index], generator)
-        timesteps = torch.randint(len(alphas), (BATCH,), generator=generator)
-        noise = torch.randn((BATCH, *latents.shape[1:]), generator=generator)
+        timesteps = torch.randint(len(alphas), (batch,), generator=generator).to(device)
+        noise = torch.randn((batch, *latents.shape[1:]), generator=generator).to(device)
         noisy = scheduler.add_noise(latents[index], noise, timesteps)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             noise_pred = unet(noisy, timesteps, text_encoder(ids).last_hidden_state).sample
         return (weights[timesteps] * (noise_pred.float() - noise).pow(2).mean(dim=(1, 2, 3))).mean()
 
-    schedule = Schedule(steps=steps, lr=1e-3, seed=seed, ema=0.9995)
+    schedule = Schedule(steps=recipe.steps["denoiser"], lr=1e-3, seed=seed, ema=0.9995)
     train("denoiser", nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}), loss_fn, schedule, work)
     return unet, text_encoder
 

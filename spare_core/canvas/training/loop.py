@@ -1,4 +1,4 @@
-"""The training loop of every Canvas stage: AdamW, warm-up and cosine, EMA, checkpoints that resume exactly.
+"""The training loop of every stage: AdamW, warm-up and cosine, EMA, checkpoints that resume exactly.
 
 Chance comes only from a generator seeded by ``(seed, step)``, so a run that was killed and resumed draws what an
 uninterrupted run would have drawn.
@@ -120,7 +120,7 @@ def _resume(
             averages[key].copy_(tensors[f"average/{key}"])
             optimizer.state[value] = {
                 "step": torch.tensor(float(step)),
-                "exp_avg": tensors[f"first/{key}"],
-                "exp_avg_sq": tensors[f"second/{key}"],
+                "exp_avg": tensors[f"first/{key}"].to(value.device),
+                "exp_avg_sq": tensors[f"second/{key}"].to(value.device),
             }
     return step, float(metadata["seconds"])

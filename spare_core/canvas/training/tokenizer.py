@@ -1,4 +1,4 @@
-"""Canvas's CLIP tokenizer: byte-level BPE whose merges make one token of every word of the grid.
+"""A grid's CLIP tokenizer: byte-level BPE whose merges make one token of every word of the grid.
 
 All 256 bytes are in the vocabulary, so any text a user types has an encoding, if not a meaning.
 """
@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from spare_core.canvas.protocol import OBJECTS, STYLES, TEMPLATE
+from spare_core.canvas.grid import TEMPLATE, Grid
 
 MAX_LENGTH: Final = 32
 _EXTRA_WORDS: Final = ("the", "of", "picture", "drawing", "painting", "object", "thing", "plain", "and", ",")
@@ -47,10 +47,10 @@ def _merge(piece: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def write_tokenizer(folder: Path) -> int:
+def write_tokenizer(folder: Path, grid: Grid) -> int:
     """Write the files every CLIPTokenizer since transformers 4 reads; returns the size of the vocabulary."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = " ".join([*OBJECTS, *STYLES, TEMPLATE.format(object="", style=""), *_EXTRA_WORDS])
+    text = " ".join([*grid.objects, *grid.styles, TEMPLATE.format(object="", style=""), *_EXTRA_WORDS])
     words = text.lower().replace(".", " . ").split()
     merges = learn_merges(words)
     alphabet = byte_alphabet()

@@ -1,4 +1,4 @@
-"""Train Canvas's autoencoder: 64 x 64 x 3 pictures to 12 x 8 x 8 latents (f = 8)."""
+"""The autoencoder: 64 x 64 x 3 pictures to 12 x 8 x 8 latents (f = 8)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spare_core.canvas.training.dataset import Renderings
 from spare_core.canvas.training.loop import Schedule, train
+from spare_core.canvas.training.recipe import Recipe
 
 BATCH = 24
 KL_WEIGHT = 1e-4
@@ -38,21 +39,24 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     return loss
 
 
-def train_vae(pictures: Renderings, work: Path, steps: int, seed: int) -> AutoencoderKL:
-    """Train on ``pictures`` and set ``scaling_factor`` so that latents have unit variance."""
+def train_vae(pictures: Renderings, work: Path, recipe: Recipe, seed: int) -> AutoencoderKL:
+    """Train on ``pictures`` and set ``scaling_factor`` so that latents have unit variance; or load the recipe's."""
+    device = pictures.pixels.device
+    if recipe.autoencoder is not None:
+        return AutoencoderKL.from_pretrained(recipe.autoencoder, torch_dtype=torch.float32).to(device)
     torch.manual_seed(seed)
-    vae = build_vae()
+    vae = build_vae().to(device)
 
     def loss_fn(generator: torch.Generator) -> Tensor:
-        target = pictures.floats(torch.randint(len(pictures.pixels), (BATCH,), generator=generator))
-        with torch.autocast("cpu", torch.bfloat16):
+        target = pictures.floats(torch.randint(len(pictures.pixels), (BATCH,), generator=generator).to(device))
+        with torch.autocast(device.type, torch.bfloat16):
             posterior = vae.encode(target).latent_dist
-            latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
+            latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator).to(device)
             output = vae.decode(latents).sample
         return reconstruction_loss(output.float(), target) + KL_WEIGHT * posterior.kl().float().mean() / 768
 
-    train("vae", vae, loss_fn, Schedule(steps=steps, lr=2e-3, seed=seed, ema=0.995), work)
-    latents = encode(vae, pictures, torch.arange(0, len(pictures.pixels), 16))
+    train("vae", vae, loss_fn, Schedule(steps=recipe.steps["vae"], lr=2e-3, seed=seed, ema=0.995), work)
+    latents = encode(vae, pictures, torch.arange(0, len(pictures.pixels), 16, device=device))
     vae.register_to_config(scaling_factor=round(1.0 / latents.std().item(), 5))
     return vae
 
@@ -60,5 +64,5 @@ def train_vae(pictures: Renderings, work: Path, steps: int, seed: int) -> Autoen
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: Renderings, index: Tensor) -> Tensor:
     """Posterior means of the chosen pictures, ``(N, 12, 8, 8)``, unscaled."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(index.device.type, torch.bfloat16):
         return torch.cat([vae.encode(pictures.floats(part)).latent_dist.mean.float() for part in index.split(128)])
