@@ -54,6 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mask weight": {"mask": "weight"},
     "timesteps uniform": {"timesteps": "uniform"},
     "timesteps window": {"timesteps": "window"},
+    "timesteps threshold": {"timesteps": "threshold"},
     "mask channel, contrast off": {"mask": "channel", "contrast": False},
     "closed form off": {"closed_form": False},
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from spare_core.concepts.concept import Erasure
@@ -40,6 +40,8 @@ EMPTY: Final = Prompt(NULL, "")
 FREE: Final = -1
 GENERIC: Final = "(generic prompts)"
 """Name of the prompts that are generic texts."""
+NEAR: Final = "(unnamed) "
+"""What the name of a prompt begins with that is about a word next to an erased concept, which nobody named."""
 
 
 def all_prompts(erasures: Erasures) -> list[str]:
@@ -116,6 +118,17 @@ class PromptPlan:
         templates = [template for i, each in enumerate(TEMPLATES) for template in (own[i % len(own)], each)]
         texts = generic_texts(self._words, 2 * count, self._random, templates)
         return [Prompt(GENERIC, text, FREE) for text in texts if self.erasures.mentioned(text) is None][:count]
+
+    def near(self, words: Mapping[str, Erasure], each: int) -> list[Prompt]:
+        """Prompts about words that lie next to an erasure, ``each`` of every one, in its template and contexts in
+        turn."""
+        found = []
+        for word, part in words.items():
+            contexts = self._contexts[self._frame(part)]
+            found += [
+                Prompt(f"{NEAR}{word}", part.prompt(word, contexts[i % len(contexts)]), FREE) for i in range(each)
+            ]
+        return found
 
     def pairs_beside(self, prompts: Sequence[Prompt]) -> list[Pair]:
         """In the context of each, a concept that is erased and its surrogate; the concepts take turns. Beside a text

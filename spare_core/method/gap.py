@@ -74,6 +74,13 @@ def window(gap: Tensor, mass: float) -> tuple[int, int]:
     return 0, len(gap)
 
 
+def uniform_above(widths: Tensor, gap: Tensor, share: float) -> Tensor:
+    """Uniform over the bins whose gap is at least ``share`` of the largest, and none of the others: training only where
+    a score passes a bound is SDErasure's idea. A gap of zero everywhere gives all bins."""
+    inside = widths * (gap >= share * gap.max())
+    return inside / inside.sum()
+
+
 @dataclass(frozen=True)
 class TimestepSampler:
     """Draws timesteps bin by bin with ``probabilities``, stratified within a batch, uniform within a bin."""
@@ -83,7 +90,7 @@ class TimestepSampler:
 
     @classmethod
     def from_profile(cls, profile: TimestepProfile, settings: EraseSettings) -> TimestepSampler:
-        """The sampler that ``settings.timesteps`` names: "uniform", "window" or "gap"."""
+        """The sampler that ``settings.timesteps`` names: "uniform", "window", "threshold" or "gap"."""
         widths = profile.edges.diff().double()
         uniform = widths / widths.sum()
         if settings.timesteps == "gap":
@@ -93,6 +100,8 @@ class TimestepSampler:
             inside = torch.zeros_like(uniform)
             inside[first:last] = uniform[first:last]
             return cls(profile.edges, inside / inside.sum())
+        if settings.timesteps == "threshold":
+            return cls(profile.edges, uniform_above(uniform, profile.gap, settings.threshold))
         return cls(profile.edges, uniform)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:

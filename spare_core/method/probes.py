@@ -8,7 +8,7 @@ asked once, at the end, and is what is reported.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.prompts import EMPTY, PromptPlan, Purpose
 from spare_core.errors import InputError
+from spare_core.method.neighbours import nearest_unnamed
 from spare_core.method.prompt_table import CONCEPT, SURROGATE, build_prompt_table
 from spare_core.method.settings import EraseSettings
 from spare_core.method.trajectories import predict_rows, sample_trajectories
@@ -27,6 +28,11 @@ NO_DIFFERENCE = (
     "the model predicts the same noise for the concept and its surrogate: it does not know one of them, so there is "
     "nothing to erase; check the spelling or choose another surrogate"
 )
+
+
+_NEAR: Final = 3
+"""Nearest words for each erased concept, and the trajectories of each."""
+_NEAR_EACH: Final = 2
 
 
 class Probe(NamedTuple):
@@ -56,10 +62,11 @@ def draw_held_out(
     denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, purpose: Purpose, each: int = 1
 ) -> HeldOut:
     """Sample both sides in contexts and from noise that no training sees, and keep the frozen model's answers:
-    ``settings.heldout`` trajectories a side, at least ``each`` of every concept, erased or kept, and as many of generic
-    texts.
+    ``settings.heldout`` trajectories a side, at least ``each`` of every concept, erased or kept, as many of generic
+    texts, and to report on also a few of the nearest words that nobody named.
 
-    Half as many steps as a training trajectory has: their timesteps are spread over all of the schedule too.
+    Trajectories are sampled as a picture is, ``settings.example_steps`` steps from noise; half of their states are
+    kept, spread over all of the schedule.
 
     Raises:
         InputError: if concept and surrogate are the same to the frozen model.
@@ -67,19 +74,22 @@ def draw_held_out(
     plan = PromptPlan(erasures, settings.seed, purpose, denoiser.words())
     forget = plan.forget(max(settings.heldout, each * len(erasures)))
     retain = plan.retain(max(settings.heldout, each * len(plan.kept()))) + plan.generic(settings.heldout)
+    if purpose == "report":
+        retain += plan.near(nearest_unnamed(denoiser, erasures, settings, _NEAR), _NEAR_EACH)
     beside = plan.pairs_beside(retain)
     further = [prompt for pair in beside for prompt in pair]
     rows, table, overwritten, held = build_prompt_table(denoiser, plan, forget, retain, settings.resolution, further)
     generator = stream(settings.seed, "probes", purpose)
-    steps = max(2, settings.example_steps // 2)
+    states = max(1, settings.example_steps // 2)
     with denoiser.precise(tf32=purpose == "choose"):
         drawn = sample_trajectories(
-            denoiser, table, overwritten + held, steps, settings.guidance, generator, settings.resolution
-        )
+            denoiser, table, overwritten + held, settings.example_steps, settings.guidance, generator,
+            settings.resolution, kept=states,
+        )  # fmt: skip
         forgets, retains = drawn[: len(forget)], drawn[len(forget) :]
         # One state of each retained trajectory, at all of its timesteps in turn, also answers for the empty prompt and
         # for the pair whose gap is the unit of drift.
-        singles = [(one, i % steps) for i, one in enumerate(retains)]
+        singles = [(one, i % states) for i, one in enumerate(retains)]
         noisy = torch.stack([one.noisy[i] for one, i in singles])
         timesteps = torch.stack([one.timesteps[i] for one, i in singles])
         under_pair = [
@@ -88,7 +98,7 @@ def draw_held_out(
         ]
     concept, surrogate = (torch.cat([one.predictions[:, place] for one in forgets]) for place in (CONCEPT, SURROGATE))
     gap = mean_square(concept - surrogate)
-    asked = [pair.concept.name for pair in forget for _ in range(steps)]
+    asked = [pair.concept.name for pair in forget for _ in range(states)]
     for name in dict.fromkeys(asked):
         if not gap[torch.tensor([other == name for other in asked])].any():
             raise InputError(f"{name!r}: {NO_DIFFERENCE}")
@@ -98,21 +108,21 @@ def draw_held_out(
         forget=Probe(
             noisy=torch.cat([one.noisy for one in forgets]),
             timesteps=torch.cat([one.timesteps for one in forgets]),
-            prompt=torch.tensor([asked.rows[CONCEPT] for asked in overwritten]).repeat_interleave(steps),
+            prompt=torch.tensor([asked.rows[CONCEPT] for asked in overwritten]).repeat_interleave(states),
             teacher=surrogate,
             unit=gap,
         ),
         retain=Probe(
             noisy=torch.cat([*(one.noisy for one in retains), noisy]),
             timesteps=torch.cat([*(one.timesteps for one in retains), timesteps]),
-            prompt=torch.tensor([rows[p] for p in retain for _ in range(steps)] + [rows[EMPTY]] * len(singles)),
+            prompt=torch.tensor([rows[p] for p in retain for _ in range(states)] + [rows[EMPTY]] * len(singles)),
             teacher=torch.cat(
                 [
                     *(one.predictions[:, 0] for one in retains),
                     torch.stack([one.predictions[i, 1] for one, i in singles]),
                 ]
             ),
-            unit=mean_square(under_pair[0] - under_pair[1]).mean().expand(len(retain) * steps + len(singles)),
+            unit=mean_square(under_pair[0] - under_pair[1]).mean().expand(len(retain) * states + len(singles)),
         ),
     )
 

@@ -5,21 +5,21 @@ With the adapter on (eps_D), the frozen model eps, an erased concept c, its surr
     residual = E ||eps_D(x_t, c) - eps(x_t, s)||^2 / E ||eps(x_t, c) - eps(x_t, s)||^2     1 untouched, 0 overwritten
     drift    = E ||eps_D(y_t, k) - eps(y_t, k)||^2 / E ||eps(y_t, c) - eps(y_t, s)||^2     0 untouched
 
-on the probes of :mod:`spare_core.method.probes`. Drift is measured of what is kept by name, and of generic texts: an
-erasure that spares only what it was told to spare must not look good.
+on the probes of :mod:`spare_core.method.probes`. Drift is measured of what is kept by name, of generic texts, and of
+the words that lie nearest to the erased concepts: an erasure that spares only what it was told to must not look good.
 """
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spare_core.adapters.low_rank import Adapter
-from spare_core.concepts.prompts import GENERIC, NULL
+from spare_core.concepts.prompts import GENERIC, NEAR, NULL
 from spare_core.method.probes import HeldOut, Probe, mean_square
 from spare_core.method.trajectories import predict_rows
 from spare_core.models.denoiser import Denoiser
@@ -30,11 +30,13 @@ NULL_NAME = "(empty prompt)"
 @dataclass(frozen=True)
 class Measurement:
     """``residuals``: for each erased concept, 1 nothing erased, 0 overwritten; ``drift``: for each kept concept, 0
-    untouched; ``unnamed_drift``: the same of texts that name nothing of the request, None where there were none."""
+    untouched; ``unnamed_drift``: the same of texts that name nothing of the request, None where there were none;
+    ``near_drift``: the same of the words that lie nearest to the erased concepts and that nobody named."""
 
     residuals: dict[str, float]
     drift: dict[str, float]
     unnamed_drift: float | None = None
+    near_drift: dict[str, float] = field(default_factory=dict)
 
     @property
     def residual(self) -> float:
@@ -68,6 +70,7 @@ class Measurement:
             "drift": self.drift,
             "mean_drift": self.mean_drift,
             "unnamed_drift": self.unnamed_drift,
+            "near_drift": self.near_drift,
         }
 
 
@@ -95,8 +98,9 @@ class Meter:
             forget, retain = self._ask(self.held_out.forget), self._ask(self.held_out.retain)
         drift = self._changes(self.held_out.retain, retain)
         unnamed = drift.pop(GENERIC, None)
+        near = {name.removeprefix(NEAR): drift.pop(name) for name in [*drift] if name.startswith(NEAR)}
         named = {name if name != NULL else NULL_NAME: change for name, change in drift.items()}
-        return Measurement(self._changes(self.held_out.forget, forget), named, unnamed)
+        return Measurement(self._changes(self.held_out.forget, forget), named, unnamed, near)
 
     def _changes(self, probe: Probe, predictions: Tensor) -> dict[str, float]:
         """Squared distance to the teacher in units of the gap, by the concept that the prompts name."""

@@ -14,7 +14,7 @@ from spare_core.store.fetching import read_yaml_mapping
 
 MaskKind = Literal["text", "module", "channel", "weight", "none"]
 SaliencyLoss = Literal["denoise", "gap"]
-TimestepSampling = Literal["gap", "uniform", "window"]
+TimestepSampling = Literal["gap", "uniform", "window", "threshold"]
 LearningRate = float | Literal["auto"]
 Alpha = float | Literal["rank"]
 
@@ -95,6 +95,9 @@ class EraseSettings:
     floor: float = _setting(0.3, "share of p(t) that stays uniform for 'gap'", 0.0, 1.0, only=_BY_GAP)
     window_mass: float = _setting(
         0.8, "share of the gap that the window of 'window' holds", 0.0, 1.0, True, Only("timesteps", ("window",))
+    )
+    threshold: float = _setting(
+        0.5, "share of the largest gap that a bin of 'threshold' has", 0.0, 1.0, True, Only("timesteps", ("threshold",))
     )
     # Training
     closed_form: bool = _setting(

@@ -7,6 +7,7 @@ Those answers are what self-distillation needs from its teacher, at latents that
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -27,8 +28,9 @@ class Query(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """S states of one picture. ``noisy`` ``(S, C, H, W)``; ``timesteps`` ``(S,)``, falling; ``predictions``
-    ``(S, Q, C, H, W)``, one for each row asked; ``latents`` ``(C, H, W)``, where it ended. On the CPU."""
+    """S states that were kept of one picture's sampling. ``noisy`` ``(S, C, H, W)``; ``timesteps`` ``(S,)``, falling;
+    ``predictions`` ``(S, Q, C, H, W)``, one for each row asked; ``latents`` ``(C, H, W)``, where it ended. On the
+    CPU."""
 
     query: Query
     noisy: Tensor
@@ -46,22 +48,44 @@ def sample_trajectories(
     guidance: float,
     generator: torch.Generator,
     resolution: int = 0,
+    kept: int = 0,
 ) -> list[Trajectory]:
-    """Drive one trajectory for each of ``queries``, by deterministic DDIM.
+    """Drive one trajectory for each of ``queries``, by deterministic DDIM of ``steps`` steps, from noise at the last
+    timestep, where every sampler starts.
 
-    Each takes one timestep from each of ``steps`` equal parts of the noise schedule, displaced differently from the
-    others', so that together they cover it.
+    Each takes its other timesteps from equal parts of the noise schedule, displaced differently from the others', so
+    that together they cover it. ``kept`` states of each are kept, evenly spread, those of the trajectories in turn one
+    step further on; 0: all. Only at these the whole query is asked.
 
     Raises:
         TrainingError: if a prediction is not finite.
     """
     shape = denoiser.latent_shape(resolution)
     start = torch.randn((len(queries), *shape), generator=generator)
-    timesteps = jittered_timesteps(len(queries), steps, denoiser.num_timesteps, generator)
+    timesteps = path_timesteps(len(queries), steps, denoiser.num_timesteps, generator)
+    asked = kept_steps(len(queries), steps, kept or steps)
     found: list[Trajectory] = []
     for chunk in _chunks(queries, denoiser.batch_rows(shape[-1])):
-        found += _drive(denoiser, table, queries[chunk], start[chunk], timesteps[chunk], guidance)
+        found += _drive(denoiser, table, queries[chunk], start[chunk], timesteps[chunk], asked[chunk], guidance)
     return found
+
+
+def path_timesteps(count: int, steps: int, num_timesteps: int, generator: torch.Generator) -> Tensor:
+    """``(count, steps)`` timesteps, falling: the last one of the schedule, then one in each of ``steps - 1`` equal
+    parts of what lies before it."""
+    last = num_timesteps - 1
+    if steps == 1:
+        return torch.full((count, 1), last)
+    return torch.cat([torch.full((count, 1), last), jittered_timesteps(count, steps - 1, last, generator)], dim=1)
+
+
+def kept_steps(count: int, steps: int, kept: int) -> Tensor:
+    """Which of its steps each trajectory keeps, bool ``(count, steps)``: ``kept`` of them at equal distances, beginning
+    at the first, the second … in turn."""
+    stride = steps // kept
+    offsets = torch.arange(count) % (steps - stride * (kept - 1))
+    chosen = torch.zeros(count, steps, dtype=torch.bool)
+    return chosen.scatter(1, offsets[:, None] + stride * torch.arange(kept), True)
 
 
 def jittered_timesteps(count: int, steps: int, num_timesteps: int, generator: torch.Generator) -> Tensor:
@@ -89,28 +113,40 @@ def _drive(
     queries: Sequence[Query],
     start: Tensor,
     timesteps: Tensor,
+    asked: Tensor,
     guidance: float,
 ) -> list[Trajectory]:
-    """N trajectories at once, from ``start`` ``(N, C, H, W)`` through ``timesteps`` ``(N, S)``."""
-    counts = torch.tensor([len(one.rows) for one in queries])
-    owner = torch.arange(len(queries)).repeat_interleave(counts)
-    first = counts.cumsum(0) - counts
-    driver = first + torch.tensor([one.driver for one in queries])
-    empty = first + torch.tensor([one.empty for one in queries])
-    rows = torch.tensor([row for one in queries for row in one.rows])
+    """N trajectories at once, from ``start`` ``(N, C, H, W)`` through ``timesteps`` ``(N, S)``, the whole query at the
+    steps that ``asked`` ``(N, S)`` marks."""
     after = torch.cat([timesteps[:, 1:], torch.full((len(queries), 1), -1)], dim=1)
-    noisy, passed, predictions = start, [], []
-    for now, following in zip(timesteps.unbind(1), after.unbind(1), strict=True):
-        found = predict_rows(denoiser, table, noisy[owner], now[owner], rows)
-        passed.append(noisy)
-        predictions.append(found)
-        guided = found[empty] + guidance * (found[driver] - found[empty])
-        noisy = denoiser.denoise(noisy, guided, now, following)
-    states, answers = torch.stack(passed, dim=1), torch.stack(predictions, dim=1)
+    noisy = start
+    passed: list[list[tuple[Tensor, Tensor]]] = [[] for _ in queries]
+    for now, following, whole in zip(timesteps.unbind(1), after.unbind(1), asked.unbind(1), strict=True):
+        rows = [_distinct(one, all_) for one, all_ in zip(queries, whole.tolist(), strict=True)]
+        counts = [len(some) for some in rows]
+        owner = torch.arange(len(queries)).repeat_interleave(torch.tensor(counts))
+        found = predict_rows(denoiser, table, noisy[owner], now[owner], torch.tensor(list(chain(*rows))))
+        answers = [dict(zip(some, part, strict=True)) for some, part in zip(rows, found.split(counts), strict=True)]
+        for i in whole.nonzero().flatten().tolist():
+            passed[i].append((noisy[i], torch.stack([answers[i][row] for row in queries[i].rows])))
+        driver = torch.stack([answers[i][one.rows[one.driver]] for i, one in enumerate(queries)])
+        empty = torch.stack([answers[i][one.rows[one.empty]] for i, one in enumerate(queries)])
+        noisy = denoiser.denoise(noisy, empty + guidance * (driver - empty), now, following)
     return [
-        Trajectory(one, states[i], timesteps[i], answers[mine].transpose(0, 1), noisy[i])
-        for i, (one, mine) in enumerate(zip(queries, torch.arange(len(owner)).split(counts.tolist()), strict=True))
+        Trajectory(
+            one,
+            torch.stack([state for state, _ in passed[i]]),
+            timesteps[i][asked[i]],
+            torch.stack([answers for _, answers in passed[i]]),
+            noisy[i],
+        )
+        for i, one in enumerate(queries)
     ]
+
+
+def _distinct(query: Query, whole: bool) -> list[int]:
+    """The rows to ask, each once: all, or those that drive."""
+    return list(dict.fromkeys(query.rows if whole else (query.rows[query.driver], query.rows[query.empty])))
 
 
 @torch.no_grad()

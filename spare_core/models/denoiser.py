@@ -49,6 +49,17 @@ class Denoiser(Protocol):
     def words(self) -> list[str]:
         """The words that the tokenizer holds whole, those of most texts first."""
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse a prompt that the text encoder would cut.
+
+        Raises:
+            ConceptError: naming it.
+        """
+
+    def word_vectors(self, texts: Sequence[str]) -> Tensor:
+        """What the tokenizer's table holds of each text, ``(N, D)``: the mean over its tokens, no text encoder run.
+        Near ones mean something alike."""
+
     def encode_prompts(self, prompts: Sequence[str], resolution: int = 0) -> Conditioning:
         """Prompts as the model's sampler would condition on them; "" is what guidance is measured against."""
 

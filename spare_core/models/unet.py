@@ -88,6 +88,12 @@ class UNetDenoiser:
         """See :class:`Denoiser`; of SDXL's first tokenizer, whose words are those of the second."""
         return self._words
 
+    def word_vectors(self, texts: Sequence[str]) -> Tensor:
+        """See :class:`Denoiser`; of SDXL's first text encoder."""
+        table = self.pipeline.text_encoder.get_input_embeddings().weight.detach().float().cpu()
+        tokens = self.pipeline.tokenizer(list(texts), add_special_tokens=False).input_ids
+        return torch.stack([table[ids].mean(dim=0) for ids in tokens])
+
     @functools.cached_property
     def _words(self) -> list[str]:
         return whole_words(self.pipeline.tokenizer)

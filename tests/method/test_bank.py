@@ -67,12 +67,11 @@ def test_every_answer_is_the_frozen_models(
 
 
 def test_states_lie_all_over_the_schedule(bank: Bank, denoiser: UNetDenoiser) -> None:
-    for side, trajectories in ((bank.forget, 6), (bank.retain, 9)):
-        first, second = side.timesteps.reshape(trajectories, 2).unbind(dim=1)
-        assert int(first.min()) >= denoiser.num_timesteps // 2 > int(second.max())
-    together = torch.cat([bank.forget.timesteps, bank.retain.timesteps])
-    # Fifteen trajectories of two steps: one state in each of thirty equal parts.
-    assert sorted((together * 30 // denoiser.num_timesteps).tolist()) == list(range(30))
+    """Every trajectory begins at the last timestep; of fifteen the second states lie in fifteen equal parts."""
+    first, second = torch.cat([bank.forget.timesteps, bank.retain.timesteps]).reshape(15, 2).unbind(dim=1)
+    last = denoiser.num_timesteps - 1
+    assert set(first.tolist()) == {last}
+    assert sorted((second * 15 // last).tolist()) == list(range(15))
 
 
 def test_the_table_holds_what_the_text_encoder_says_of_each_prompt(denoiser: UNetDenoiser, bank: Bank) -> None:

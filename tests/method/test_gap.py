@@ -171,7 +171,11 @@ def test_places_in_a_batch_are_exchangeable() -> None:
     assert means.tolist() == pytest.approx([3.5] * 4, abs=0.3)
 
 
-@given(gaps.filter(lambda gap: len(gap) >= 2), st.sampled_from(["gap", "uniform", "window"]), st.integers(0, 2**31))
+@given(
+    gaps.filter(lambda gap: len(gap) >= 2),
+    st.sampled_from(["gap", "uniform", "window", "threshold"]),
+    st.integers(0, 2**31),
+)
 @settings(deadline=None)
 def test_timesteps_stay_within_the_schedule(gap: Tensor, kind: TimestepSampling, seed: int) -> None:
     made = TimestepProfile(bin_edges(1000, len(gap)), gap)
@@ -195,6 +199,15 @@ def test_a_window_draws_from_nowhere_else() -> None:
     assert sampler.probabilities.tolist() == pytest.approx([0.0, 0.4, 0.6, 0.0])
     drawn = torch.cat([sampler.sample(10, seeded(seed)) for seed in range(200)])
     assert set(drawn.tolist()) == set(range(10, 20))
+
+
+def test_a_threshold_draws_where_the_gap_is_large_and_uniformly_there() -> None:
+    """Bins of 10, 4 and 6 timesteps have at least half of the largest gap."""
+    made = profile([0.5, 1.0, 0.7, 0.49], edges=[0, 10, 14, 20, 30])
+    sampler = TimestepSampler.from_profile(made, EraseSettings(timesteps="threshold"))
+    assert sampler.probabilities.tolist() == pytest.approx([0.5, 0.2, 0.3, 0.0])
+    every = TimestepSampler.from_profile(profile([0.0, 0.0]), EraseSettings(timesteps="threshold"))
+    assert every.probabilities.tolist() == pytest.approx([0.5, 0.5])
 
 
 def test_gap_draws_by_the_equation() -> None:

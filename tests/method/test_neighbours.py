@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from spare_core.concepts.concept import Erasure
+from spare_core.concepts.erasures import Erasures
 from spare_core.errors import ConceptError
-from spare_core.method.neighbours import rank_neighbours
+from spare_core.method.neighbours import nearest_unnamed, rank_neighbours
 from spare_core.method.settings import EraseSettings
 from tests.support.adapters import load_tiny
 
@@ -46,6 +47,28 @@ def test_the_same_question_has_the_same_answer(sd1_dir: Path) -> None:
     first, again = (rank_neighbours(denoiser, ERASURE, names, SETTINGS) for names in (["Rust", "Ink"], ["Rust", "Ink"]))
     assert first == again
     assert all(one.distance > 0 for one in first)
+
+
+def test_the_nearest_words_are_those_that_no_request_names(sd1_dir: Path) -> None:
+    """Looked for in the tokenizer's table, then ranked by the predictions."""
+    denoiser = load_tiny(sd1_dir)
+    erasures = Erasures(Erasure("Cat", "Dog", "object", ("the horses",), "{concept} {context}", ("x",), ("frogs",)))
+    found = nearest_unnamed(denoiser, erasures, SETTINGS, 3)
+    assert len(found) == 3
+    named = {"cat", "dog", "horse", "frog"}
+    words = [word for word in denoiser.words() if word not in named]
+    assert set(found) < set(words)
+    assert set(found.values()) == set(erasures.parts)
+    table = denoiser.word_vectors([*words, "cat"])
+    order = torch.nn.functional.cosine_similarity(table[:-1], table[-1:]).argsort(descending=True)[:12]
+    ranked = rank_neighbours(denoiser, erasures.parts[0], [words[i] for i in order], SETTINGS, contexts=1)
+    assert list(found) == [one.name for one in ranked[:3]]
+
+
+def test_a_words_vector_is_the_mean_of_its_tokens(sd1_dir: Path) -> None:
+    denoiser = load_tiny(sd1_dir)
+    one, other, both = denoiser.word_vectors(["cat", "dog", "cat dog"])
+    torch.testing.assert_close(both, (one + other) / 2)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import torch
 from spare_core.adapters.low_rank import Adapter, DeltaUpdate
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
-from spare_core.concepts.prompts import GENERIC, NULL
+from spare_core.concepts.prompts import GENERIC, NEAR, NULL, Purpose
 from spare_core.errors import InputError, StageError
+from spare_core.method.neighbours import nearest_unnamed
 from spare_core.method.probes import draw_held_out
 from spare_core.method.residual import NULL_NAME, Measurement, Meter
 from spare_core.method.settings import EraseSettings
@@ -140,20 +141,36 @@ def test_what_is_measured_does_not_depend_on_the_precision_of_training(sd1_dir: 
 
 
 def test_every_kept_concept_is_measured_at_all_times_however_few_trajectories(denoiser: UNetDenoiser) -> None:
-    held_out = draw_held_out(denoiser, ERASURES, dataclasses.replace(SETTINGS, heldout=1), "report")
+    held_out = draw_held_out(denoiser, ERASURES, dataclasses.replace(SETTINGS, heldout=1, example_steps=4), "choose")
     named = [held_out.names[row] for row in held_out.retain.prompt.tolist()]
     assert {name: named.count(name) for name in named} == {"Photo": 2, "Rust": 2, "Winter": 2, GENERIC: 2, NULL: 4}
-    halves = [(time >= denoiser.num_timesteps // 2) for time in held_out.retain.timesteps[:8].tolist()]
-    assert halves == [True, False] * 4
-    assert {(time >= denoiser.num_timesteps // 2) for time in held_out.retain.timesteps[8:].tolist()} == {True, False}
+    early, late = held_out.retain.timesteps[:8].reshape(4, 2).unbind(1)
+    assert (early >= 0.6 * denoiser.num_timesteps).all()
+    assert (late < 0.7 * denoiser.num_timesteps).all()
+    assert set(held_out.retain.timesteps[8:].tolist()) <= {*early.tolist(), *late.tolist()}
 
 
 def test_each_kept_concept_may_be_measured_on_more_trajectories(denoiser: UNetDenoiser) -> None:
     """As many of the concept's own side as before."""
-    held_out = draw_held_out(denoiser, ERASURES, dataclasses.replace(SETTINGS, heldout=2), "report", each=2)
+    few = dataclasses.replace(SETTINGS, heldout=2, example_steps=4)
+    held_out = draw_held_out(denoiser, ERASURES, few, "choose", each=2)
     named = [held_out.names[row] for row in held_out.retain.prompt.tolist()]
     assert {name: named.count(name) for name in named} == {"Photo": 4, "Rust": 4, "Winter": 4, GENERIC: 4, NULL: 8}
     assert len(held_out.forget.timesteps) == 4
+
+
+def test_what_is_reported_includes_the_nearest_words_that_nobody_named(denoiser: UNetDenoiser) -> None:
+    """Of the report alone, each on two trajectories, apart from what is kept and from generic texts."""
+    held_out = draw_held_out(denoiser, ERASURES, SETTINGS, "report")
+    near = {name for name in held_out.names if name.startswith(NEAR)}
+    assert near == {f"{NEAR}{word}" for word in nearest_unnamed(denoiser, ERASURES, SETTINGS, 3)}
+    assert len(near) == 3
+    measured = Meter(denoiser, held_out).measure(random_adapter(denoiser, "channel"))
+    assert {f"{NEAR}{word}" for word in measured.near_drift} == near
+    assert set(measured.drift) == {"Photo", "Rust", "Winter", NULL_NAME}
+    assert all(drift > 0 for drift in measured.near_drift.values())
+    chosen_by = draw_held_out(denoiser, ERASURES, SETTINGS, "choose")
+    assert not [name for name in chosen_by.names if name.startswith(NEAR)]
 
 
 def test_probes_survive_their_file(denoiser: UNetDenoiser, tmp_path: Path) -> None:
@@ -166,12 +183,13 @@ def test_probes_survive_their_file(denoiser: UNetDenoiser, tmp_path: Path) -> No
         load_probes(tmp_path / "a.safetensors", denoiser.device)
 
 
+@pytest.mark.parametrize(("purpose", "said"), [("choose", "the concept and its surrogate"), ("report", "no concept")])
 def test_a_model_that_cannot_tell_concept_and_surrogate_apart_is_refused(
-    denoiser: UNetDenoiser, monkeypatch: pytest.MonkeyPatch
+    denoiser: UNetDenoiser, monkeypatch: pytest.MonkeyPatch, purpose: Purpose, said: str
 ) -> None:
     monkeypatch.setattr(UNetDenoiser, "predict", lambda self, noisy, timesteps, conditioning: torch.zeros_like(noisy))
-    with pytest.raises(InputError, match="same noise for the concept and its surrogate"):
-        draw_held_out(denoiser, ERASURES, SETTINGS, "report")
+    with pytest.raises(InputError, match=f"same noise for .*{said}"):
+        draw_held_out(denoiser, ERASURES, SETTINGS, purpose)
 
 
 def test_a_measurement_is_written_with_its_mean() -> None:
@@ -181,6 +199,7 @@ def test_a_measurement_is_written_with_its_mean() -> None:
         "drift": {"a": 0.1, "b": 0.3},
         "mean_drift": pytest.approx(0.2),
         "unnamed_drift": 0.4,
+        "near_drift": {},
     }
 
 

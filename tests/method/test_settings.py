@@ -120,7 +120,7 @@ def test_a_choice_that_is_not_offered_is_refused_with_the_offer(name: str, value
 def test_a_setting_that_would_be_ignored_is_refused(name: str) -> None:
     """With what to do; its default, which a pipeline passes on, is not."""
     only, default = CONDITIONAL[name], FIELDS[name].default
-    given = {bool: False, float: 0.5, str: "denoise", int: 7}[type(default)]
+    given = {bool: False, float: 0.6, str: "denoise", int: 7}[type(default)]
     others = [value for value in typing.get_args(HINTS[only.setting]) or (True, False) if value not in only.values]
     for other in others:
         EraseSettings(**{name: default, only.setting: other})

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spare_core.errors import TrainingError
 from spare_core.method import trajectories
-from spare_core.method.trajectories import Query, jittered_timesteps, sample_trajectories
+from spare_core.method.trajectories import Query, jittered_timesteps, kept_steps, path_timesteps, sample_trajectories
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.loading import load_denoiser
 from spare_core.models.unet import UNetDenoiser
@@ -38,9 +38,7 @@ def test_it_ends_where_diffusers_sampler_ends(
     noise = [torch.randn(1, *denoiser.latent_shape(), generator=seeded(seed)) for seed in seeds]
     expected = denoiser.generate(prompts[:2], seeds, steps, guidance=3.0)
     denoiser.scheduler.set_timesteps(steps)
-    monkeypatch.setattr(
-        trajectories, "jittered_timesteps", lambda count, *_: denoiser.scheduler.timesteps.repeat(count, 1)
-    )
+    monkeypatch.setattr(trajectories, "path_timesteps", lambda count, *_: denoiser.scheduler.timesteps.repeat(count, 1))
     monkeypatch.setattr(trajectories.torch, "randn", lambda *_, **__: torch.cat(noise))
     asked = [Query((0, 1, 2), driver=0, empty=2), Query((1, 2), driver=0, empty=1)]
     found = sample_trajectories(denoiser, denoiser.encode_prompts(prompts), asked, steps, 3.0, seeded())
@@ -84,6 +82,41 @@ def test_a_trajectory_passes_each_part_of_the_schedule_once(count: int, steps: i
     lower = (torch.arange(steps - 1, -1, -1) * total / steps).floor()
     assert ((timesteps >= lower) & (timesteps <= lower + total / steps + 1) & (timesteps < total)).all()
     assert steps == 1 or (timesteps.diff(dim=1) <= 0).all()
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(12, 1000), st.integers(0, 2**31))
+@settings(deadline=None)
+def test_every_path_begins_where_samplers_begin(count: int, steps: int, total: int, seed: int) -> None:
+    timesteps = path_timesteps(count, steps, total, seeded(seed))
+    assert timesteps.shape == (count, steps)
+    assert (timesteps[:, 0] == total - 1).all()
+    assert (timesteps >= 0).all()
+    assert steps == 1 or (timesteps.diff(dim=1) <= 0).all()
+    assert (timesteps[:, 1:] < total - 1).all()
+
+
+@given(st.integers(1, 20), st.integers(1, 12), st.data())
+def test_together_the_kept_states_cover_the_path(count: int, steps: int, data: st.DataObject) -> None:
+    kept = data.draw(st.integers(1, steps))
+    chosen = kept_steps(count, steps, kept)
+    assert (chosen.sum(dim=1) == kept).all()
+    if count >= steps:
+        assert chosen.any(dim=0).all()
+
+
+def test_what_is_kept_is_what_was_passed_and_only_there_all_is_asked() -> None:
+    asked = [Query((CONCEPT, SURROGATE, NULL_ROW), i % 2, 2) for i in range(3)]
+    whole, half = (ToyDenoiser(timed=True) for _ in range(2))
+    every = sample_trajectories(whole, TABLE, asked, 4, 2.0, seeded())
+    some = sample_trajectories(half, TABLE, asked, 4, 2.0, seeded(), kept=2)
+    for i, (full, part) in enumerate(zip(every, some, strict=True)):
+        steps = [i % 2, i % 2 + 2]
+        assert part.timesteps.tolist() == full.timesteps[steps].tolist()
+        torch.testing.assert_close(part.noisy, full.noisy[steps])
+        torch.testing.assert_close(part.predictions, full.predictions[steps])
+        torch.testing.assert_close(part.latents, full.latents)
+    assert sum(len(call.noisy) for call in whole.calls) == 3 * 4 * 3
+    assert sum(len(call.noisy) for call in half.calls) == 3 * (4 * 2 + 2)
 
 
 def test_answers_that_are_not_finite_stop_the_sampling() -> None:
