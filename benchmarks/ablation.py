@@ -1,6 +1,8 @@
-"""Erase many Canvas concepts, one at a time, under one or many settings, and tabulate what the judge sees.
+"""Erase many concepts of a built-in model, one at a time, under one or many settings, and tabulate what the judge sees.
 
     python -m benchmarks.ablation --variants default --seeds 2 --output out/twelve
+    python -m benchmarks.ablation --model canvas160 --output out/twelve160
+    python -m benchmarks.ablation --variants solve paper both --seeds 2 --output out/methods
     python -m benchmarks.ablation --variants all --set steps=60 --seeds 1 --objects-per-style 10 --output out/ablation
 
 Every erasure is one line of ``results.jsonl``; a run that was stopped goes on with the same command. The bank and the
@@ -27,7 +29,7 @@ from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.suite import domain_of, load_suite
 from spare_core.method.algorithm import overwrite, prepare
 from spare_core.method.masks import describe_masks
-from spare_core.method.settings import EraseSettings
+from spare_core.method.settings import METHODS, EraseSettings, preset
 from spare_core.models.loading import load_denoiser
 
 CONCEPTS = (
@@ -45,6 +47,21 @@ CONCEPTS = (
     ("object", "Jellyfish", "Fish"),
 )
 """Kind, concept, surrogate: a sensible neighbour."""
+CONCEPTS160 = (
+    ("style", "Neon Lines", "Pop Art"),
+    ("style", "Rust", "Bricks"),
+    ("style", "Winter", "Photo"),
+    ("style", "Mosaic", "Magic Cube"),
+    ("object", "Giraffe", "Camel"),
+    ("object", "Penguin", "Duck"),
+    ("object", "Octopus", "Crab"),
+    ("object", "Rose", "Tulip"),
+    ("object", "Pizza", "Sandwich"),
+    ("object", "Guitar", "Saxophone"),
+    ("object", "Castle", "Temple"),
+    ("object", "Bicycle", "Tractor"),
+)
+BY_MODEL = {"canvas": CONCEPTS, "canvas160": CONCEPTS160}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -57,16 +74,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "timesteps threshold": {"timesteps": "threshold"},
     "mask channel, contrast off": {"mask": "channel", "contrast": False},
     "closed form off": {"closed_form": False},
+    **{name: preset(name) for name in METHODS},
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=BY_MODEL, default="canvas")
     parser.add_argument("--variants", nargs="+", default=["default"], help=f"all, or some of: {', '.join(VARIANTS)}")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of every variant, as JSON")
     parser.add_argument("--concepts", nargs="*", help="only these")
-    parser.add_argument("--seeds", type=int, default=5, help="of the suite's five")
-    parser.add_argument("--objects-per-style", type=int, default=0, help="0: all")
+    parser.add_argument("--seeds", type=int, default=0, help="0: as many as the suite says")
+    parser.add_argument("--objects-per-style", type=int, default=0, help="0: as many as the suite says")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     common = {name: json.loads(value) for name, value in (item.split("=", 1) for item in options.set)}
@@ -74,10 +93,10 @@ def main() -> None:
     variants = {name: EraseSettings.from_mapping({**common, **VARIANTS[name]}) for name in names}
     options.output.mkdir(parents=True, exist_ok=True)
     results = options.output / "results.jsonl"
-    grid = [options.seeds, options.objects_per_style]
+    grid = [options.model, options.seeds, options.objects_per_style]
     done = [row for row in _rows(results) if row["grid"] == grid and _is_of(row, variants)]
-    bench = Bench(options.seeds, options.objects_per_style)
-    for kind, concept, surrogate in CONCEPTS:
+    bench = Bench(options.seeds, options.objects_per_style, options.model)
+    for kind, concept, surrogate in BY_MODEL[options.model]:
         if options.concepts and concept not in options.concepts:
             continue
         for row in bench.run(kind, concept, surrogate, variants, done):
@@ -106,12 +125,14 @@ class Bench:
     Variants with equal settings, such as the default and each part it is made of, are run once.
     """
 
-    def __init__(self, seeds: int, objects_per_style: int) -> None:
-        self.denoiser = load_denoiser("canvas")
-        self.suite = load_suite("canvas").restricted(seeds, objects_per_style)
+    def __init__(self, seeds: int, objects_per_style: int, model: str = "canvas") -> None:
+        self.model = model
+        self.denoiser = load_denoiser(model)
+        self.suite = load_suite(model).restricted(seeds, objects_per_style)
         self.judge = load_judge(self.suite)
         self.reference, _ = load_reference(self.suite, self.judge)
-        self.base, _ = base_grid(self.denoiser, self.denoiser.files.digest(), self.suite, self.judge)
+        self.digest = self.denoiser.files.digest()
+        self.base, _ = base_grid(self.denoiser, self.digest, self.suite, self.judge)
 
     def run(
         self,
@@ -122,7 +143,7 @@ class Bench:
         done: Sequence[dict[str, Any]],
     ) -> Any:
         """One row for each variant that is not done."""
-        erasure = build_erasure("canvas", concept, surrogate, kind)  # type: ignore[arg-type]
+        erasure = build_erasure(self.model, concept, surrogate, kind)  # type: ignore[arg-type]
         prepared = None
         finished: dict[str, dict[str, Any]] = {
             json.dumps(row["settings"], sort_keys=True): row for row in done if row["concept"] == concept
@@ -145,34 +166,47 @@ class Bench:
                 "variant": name, "kind": kind, "concept": concept, "surrogate": surrogate,
                 "settings": settings.as_dict(), "seconds": round(seconds, 1), "steps": state.step,
                 "density": describe_masks(masks)["density"], "residual": measured.residual,
-                "drift": measured.mean_drift, **found,
+                "drift": measured.mean_drift, "unnamed_drift": measured.unnamed_drift,
+                "near_drift": measured.near_drift, **found,
             }  # fmt: skip
             finished[key] = row
             yield row
 
     def findings(self, erasure: Erasure, adapter: Adapter) -> dict[str, dict[str, float]]:
-        """UA, IRA, CRA and FID of the ``base`` and of the ``adapted`` model."""
+        """UA, IRA of all and of the unnamed, CRA and FID of the ``base`` and of the ``adapted`` model."""
         domain = domain_of(erasure)
         rows = {domain: (self.suite.find(erasure.concept, domain),)}
         question = Question(self.suite, rows, erasure.keep, (erasure.surrogate,))
-        after = draw_grid(self.denoiser, self.suite, self.judge, [adapter])
-        found = findings(self.base, after, question, self.reference)
-        return {side: {name: found[side][name] for name in ("ua", "ira", "cra", "fid")} for side in ("base", "adapted")}
+        further = self.suite.further_cells(rows)
+        base = self.base
+        if len(further.objects):
+            base = base.joined(base_grid(self.denoiser, self.digest, self.suite, self.judge, cells=further)[0])
+        cells = self.suite.cells().joined(further)
+        after = draw_grid(self.denoiser, self.suite, self.judge, [adapter], cells=cells)
+        found = findings(base, after, question, self.reference)
+        names = ("ua", "ira", "ira_unnamed", "cra", "fid")
+        return {side: {name: found[side][name] for name in names} for side in ("base", "adapted")}
 
 
 def _line(row: dict[str, Any]) -> str:
     base, adapted = row["base"], row["adapted"]
+    unnamed = ""
+    if base["ira_unnamed"] is not None:
+        unnamed = f"unnamed {base['ira_unnamed']:.3f}>{adapted['ira_unnamed']:.3f} "
     return (
         f"{row['variant']:<26} {row['concept']:<13} UA {adapted['ua']:.3f} IRA {base['ira']:.3f}>{adapted['ira']:.3f} "
-        f"CRA {base['cra']:.3f}>{adapted['cra']:.3f} FID {base['fid']:.2f}>{adapted['fid']:.2f} residual "
+        f"{unnamed}CRA {base['cra']:.3f}>{adapted['cra']:.3f} FID {base['fid']:.2f}>{adapted['fid']:.2f} residual "
         f"{row['residual']:.3f} drift {row['drift']:.4f} {row['steps']} steps {row['seconds']:.0f} s"
     )
 
 
 def table(rows: Sequence[dict[str, Any]], variants: dict[str, EraseSettings]) -> str:
     """Markdown: a line for each variant, means over the concepts; changes are adapted minus base."""
-    head = "variant | concepts | UA mean | UA worst | IRA change | CRA change | FID change | residual | drift | s"
-    lines = [f"| {head} |", "|---|---|---|---|---|---|---|---|---|---|"]
+    head = (
+        "variant | concepts | UA mean | UA worst | IRA change | unnamed | worst | CRA change | FID change | residual "
+    )
+    head += "| drift | s"
+    lines = [f"| {head} |", "|---|---|---|---|---|---|---|---|---|---|---|---|"]
     for name in variants:
         mine = [row for row in rows if row["variant"] == name]
         if not mine:
@@ -185,12 +219,22 @@ def table(rows: Sequence[dict[str, Any]], variants: dict[str, EraseSettings]) ->
         lines.append(
             f"| {name} | {len(mine)} | {mean(lambda r: r['adapted']['ua']):.3f} "
             f"| {min(r['adapted']['ua'] for r in mine):.2f} "
-            f"| {100 * mean(lambda r: r['adapted']['ira'] - r['base']['ira']):+.2f} "
+            f"| {100 * mean(lambda r: r['adapted']['ira'] - r['base']['ira']):+.2f} {_unnamed(mine)}"
             f"| {100 * mean(lambda r: r['adapted']['cra'] - r['base']['cra']):+.2f} | {100 * fid:+.1f} % "
             f"| {mean(lambda r: r['residual']):.3f} | {mean(lambda r: r['drift']):.4f} "
             f"| {mean(lambda r: r['seconds']):.0f} |"
         )
     return "\n".join(lines)
+
+
+def _unnamed(rows: Sequence[dict[str, Any]]) -> str:
+    """The mean and the worst change of IRA of the unnamed in points; nothing where all are named."""
+    changes = [
+        100 * (row["adapted"]["ira_unnamed"] - row["base"]["ira_unnamed"])
+        for row in rows
+        if row["base"]["ira_unnamed"] is not None
+    ]
+    return f"| {sum(changes) / len(changes):+.2f} | {min(changes):+.2f} " if changes else "| | "
 
 
 if __name__ == "__main__":

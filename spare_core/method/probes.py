@@ -7,6 +7,7 @@ asked once, at the end, and is what is reported.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -19,7 +20,7 @@ from spare_core.errors import InputError
 from spare_core.method.neighbours import nearest_unnamed
 from spare_core.method.prompt_table import CONCEPT, SURROGATE, build_prompt_table
 from spare_core.method.settings import EraseSettings
-from spare_core.method.trajectories import predict_rows, sample_trajectories
+from spare_core.method.trajectories import Trajectory, predict_rows, sample_trajectories
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import Denoiser
 from spare_core.streams import stream
@@ -30,6 +31,8 @@ NO_DIFFERENCE = (
 )
 
 
+_TEXTS: Final = 6
+"""Generic texts for each trajectory of a side."""
 _NEAR: Final = 3
 """Nearest words for each erased concept, and the trajectories of each."""
 _NEAR_EACH: Final = 2
@@ -62,8 +65,9 @@ def draw_held_out(
     denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, purpose: Purpose, each: int = 1
 ) -> HeldOut:
     """Sample both sides in contexts and from noise that no training sees, and keep the frozen model's answers:
-    ``settings.heldout`` trajectories a side, at least ``each`` of every concept, erased or kept, as many of generic
-    texts, and to report on also a few of the nearest words that nobody named.
+    ``settings.heldout`` trajectories a side, at least ``each`` of every concept, erased or kept, and to report on also
+    a few of the nearest words that nobody named. Generic texts differ by more than states do: there are many, each
+    asked at one state of another's trajectory.
 
     Trajectories are sampled as a picture is, ``settings.example_steps`` steps from noise; half of their states are
     kept, spread over all of the schedule.
@@ -73,11 +77,12 @@ def draw_held_out(
     """
     plan = PromptPlan(erasures, settings.seed, purpose, denoiser.words())
     forget = plan.forget(max(settings.heldout, each * len(erasures)))
-    retain = plan.retain(max(settings.heldout, each * len(plan.kept()))) + plan.generic(settings.heldout)
+    retain = plan.retain(max(settings.heldout, each * len(plan.kept())))
     if purpose == "report":
         retain += plan.near(nearest_unnamed(denoiser, erasures, settings, _NEAR), _NEAR_EACH)
+    texts = plan.generic(_TEXTS * settings.heldout)
     beside = plan.pairs_beside(retain)
-    further = [prompt for pair in beside for prompt in pair]
+    further = [*(prompt for pair in beside for prompt in pair), *texts]
     rows, table, overwritten, held = build_prompt_table(denoiser, plan, forget, retain, settings.resolution, further)
     generator = stream(settings.seed, "probes", purpose)
     states = max(1, settings.example_steps // 2)
@@ -90,18 +95,19 @@ def draw_held_out(
         # One state of each retained trajectory, at all of its timesteps in turn, also answers for the empty prompt and
         # for the pair whose gap is the unit of drift.
         singles = [(one, i % states) for i, one in enumerate(retains)]
-        noisy = torch.stack([one.noisy[i] for one, i in singles])
-        timesteps = torch.stack([one.timesteps[i] for one, i in singles])
-        under_pair = [
-            predict_rows(denoiser, table, noisy, timesteps, torch.tensor([rows[prompt] for prompt in side]))
-            for side in zip(*beside, strict=True)
-        ]
+        lent = [(retains[i % len(retains)], i // len(retains) % states) for i in range(len(texts))]
+        concepts, surrogates = (
+            _ask(denoiser, table, singles, [rows[prompt] for prompt in side]) for side in zip(*beside, strict=True)
+        )
+        under_texts = _ask(denoiser, table, lent, [rows[text] for text in texts])
     concept, surrogate = (torch.cat([one.predictions[:, place] for one in forgets]) for place in (CONCEPT, SURROGATE))
     gap = mean_square(concept - surrogate)
     asked = [pair.concept.name for pair in forget for _ in range(states)]
     for name in dict.fromkeys(asked):
         if not gap[torch.tensor([other == name for other in asked])].any():
             raise InputError(f"{name!r}: {NO_DIFFERENCE}")
+    prompts = [rows[prompt] for prompt in retain for _ in range(states)] + [rows[EMPTY]] * len(singles)
+    prompts += [rows[text] for text in texts]
     return HeldOut(
         names=tuple(prompt.name for prompt in rows),
         table=table,
@@ -113,18 +119,32 @@ def draw_held_out(
             unit=gap,
         ),
         retain=Probe(
-            noisy=torch.cat([*(one.noisy for one in retains), noisy]),
-            timesteps=torch.cat([*(one.timesteps for one in retains), timesteps]),
-            prompt=torch.tensor([rows[p] for p in retain for _ in range(states)] + [rows[EMPTY]] * len(singles)),
+            noisy=torch.cat([*(one.noisy for one in retains), *(one.noisy[[i]] for one, i in singles + lent)]),
+            timesteps=torch.cat(
+                [*(one.timesteps for one in retains), *(one.timesteps[[i]] for one, i in singles + lent)]
+            ),
+            prompt=torch.tensor(prompts),
             teacher=torch.cat(
                 [
                     *(one.predictions[:, 0] for one in retains),
-                    torch.stack([one.predictions[i, 1] for one, i in singles]),
+                    *(one.predictions[[i], 1] for one, i in singles),
+                    under_texts,
                 ]
             ),
-            unit=mean_square(under_pair[0] - under_pair[1]).mean().expand(len(retain) * states + len(singles)),
+            unit=mean_square(concepts - surrogates).mean().expand(len(prompts)),
         ),
     )
+
+
+def _ask(denoiser: Denoiser, table: Conditioning, states: Sequence[tuple[Trajectory, int]], rows: list[int]) -> Tensor:
+    """The predictions at single states of trajectories, each under its row."""
+    if not states:
+        return torch.empty(0)
+    noisy, timesteps = (
+        torch.stack([one.noisy[i] for one, i in states]),
+        torch.stack([one.timesteps[i] for one, i in states]),
+    )
+    return predict_rows(denoiser, table, noisy, timesteps, torch.tensor(rows))
 
 
 def mean_square(difference: Tensor) -> Tensor:
