@@ -54,13 +54,13 @@ PAPER: dict[str, dict[str, Any]] = {
     "weight": {"mask": "weight"},
     "contrast": {"contrast": True},
     "saliency of the gap": {"saliency": "gap"},
-    "rank 4": {"rank": 4},
+    "timesteps uniform": {"timesteps": "uniform"},
+    "timesteps threshold": {"timesteps": "threshold"},
+    "forget weight 1": {"forget_weight": 1.0},
     "rank 16": {"rank": 16},
     "forget weight 0.1": {"forget_weight": 0.1},
-    "forget weight 1": {"forget_weight": 1.0},
-    "timesteps uniform": {"timesteps": "uniform"},
+    "rank 4": {"rank": 4},
     "timesteps window": {"timesteps": "window"},
-    "timesteps threshold": {"timesteps": "threshold"},
 }
 
 

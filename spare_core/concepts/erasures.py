@@ -138,10 +138,10 @@ class Erasures:
         return next((name for own, name in self._names.items() if own.strip() and own in words), None)
 
     def other_words(self, words: Sequence[str]) -> list[str]:
-        """Those that are no part of an erased name, however small: to a model that reads a word in pieces, "hroom" may
-        be a mushroom."""
+        """Those that are no part of an erased name, also in the plural, however small: to a model that reads a word in
+        pieces, "hroom" may be a mushroom."""
         names = "\n".join(name for own in self._names for name in own.split())
-        return [word for word in words if normalise(word) not in names]
+        return [word for word in words if normalise(word) not in names and bare_name(word) not in names]
 
     @property
     def left_out(self) -> dict[str, str]:

@@ -88,3 +88,10 @@ def test_an_alias_is_a_name_of_its_concept() -> None:
         erasures.named(["Bear", "Fish"])
     with pytest.raises(ConceptError, match="'Kitty' would be erased twice"):
         Erasures(cat, Erasure("Kitty", "Dog", "object", (), "{concept}", ()))
+
+
+def test_a_word_that_is_part_of_an_erased_name_is_no_other_word() -> None:
+    """Nor is its plural, nor a piece of it."""
+    erasures = Erasures(Erasure("Neon Lines", "Photo", "style", (), "{concept} {context}", ("x",), ("mushroom",)))
+    words = ["neon", "line", "lines", "hroom", "mushrooms", "photo", "linen", "room"]
+    assert erasures.other_words(words) == ["photo", "linen"]

@@ -32,14 +32,16 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
-OURS = ("spare_core", "pipelines", "serving", "tests")
+FORKED = ("spare_core", "pipelines", "serving", "tests", "mlflow", "moto")
+"""Packages whose modules are run as forks: ours, and those of the servers that tests start. Not uvicorn, in which
+MLflow's server runs its app: that is started after the database was opened, which no fork may share."""
 ADDRESS = "SPARE_TESTS_FORKS"
 _START, _STAY = b"+", b"."
 IMPORTED = (
     "spare_core.cli.main", "spare_core.takedown.tasks", "spare_core.runs.stages", "spare_core.runs.compose",
     "spare_core.evaluation.html", "spare_core.registry.registering", "mlflow", "mlflow.diffusers", "peft", "kfp.local",
     "pipelines.local", "pipelines.warm", "boto3", "mlflow.store.tracking.sqlalchemy_store",
-    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_store", "mlflow.cli", "mlflow.server",
 )  # fmt: skip
 
 
@@ -123,7 +125,7 @@ class Command:
 
 def popen(args: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Command:
     """Start ``[sys.executable, …, "-m", MODULE, …]``."""
-    assert _module(args), f"not a module of ours: {args}"
+    assert _module(args), f"not a module that is forked: {args}"
     return Command(args, cwd, env)
 
 
@@ -141,13 +143,13 @@ def run(
 
 
 def _module(args: Any) -> tuple[str, list[str]] | None:
-    """Module and arguments of a command that runs one of ours with this Python; None for any other."""
+    """Module and arguments of a command that runs one of these with this Python; None for any other."""
     if isinstance(args, str) or len(args) < 3 or args[0] != sys.executable:
         return None
     rest = [str(word) for word in args[1:]]
     while rest and rest[0] in ("-P", "-u", "-W"):
         del rest[: 2 if rest[0] == "-W" else 1]
-    ours = len(rest) > 1 and rest[0] == "-m" and rest[1].partition(".")[0] in OURS
+    ours = len(rest) > 1 and rest[0] == "-m" and rest[1].partition(".")[0] in FORKED
     return (rest[1], rest[2:]) if ours else None
 
 
@@ -189,7 +191,7 @@ def until_the_run_ends() -> Iterator[Callable[[], None]]:
 
 
 class _Fork(subprocess.Popen):
-    """A Popen that forks this process where the command is a module of ours, instead of starting a Python anew."""
+    """A Popen that forks this process where it has imported what the command runs; no new Python."""
 
     def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any, cwd: Any,
                        env: Any, startupinfo: Any, creationflags: Any, shell: Any, p2cread: int, p2cwrite: int,
