@@ -92,7 +92,13 @@ def test_the_readme_is_a_front_door() -> None:
 
 
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A style erased with the defaults: little is left of it, nothing that is kept moves by a tenth of the gap."""
     monkeypatch.chdir(tmp_path)
     (code,) = blocks(ROOT / "docs" / "explanation" / "method.md", "python")
     exec(compile(code, "method.md", "exec"), {})
-    assert json.loads((tmp_path / "out" / "neon" / "spare.json").read_text())["concept"] == "Neon Lines"
+    manifest = json.loads((tmp_path / "out" / "neon" / "spare.json").read_text())
+    assert manifest["concept"] == "Neon Lines"
+    assert manifest["residual"] < 0.1
+    assert max(manifest["drift"].values()) < 0.1
+    assert manifest["unnamed_drift"] < 0.1
+    assert set(manifest["drift"]) > {"Pencil Drawing", "(empty prompt)"}

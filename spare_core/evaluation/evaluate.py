@@ -29,9 +29,9 @@ from spare_core.method.settings import EraseSettings
 from spare_core.models.unet import UNetDenoiser
 from spare_core.runs.progress import OnProgress, no_progress
 
-_HELD_OUT: Final = 24
+_HELD_OUT: Final = 16
 """Trajectories a side that an evaluation measures on, if the training measured on fewer."""
-_EACH: Final = 4
+_EACH: Final = 3
 """Minimum trajectories of each kept concept: single trajectories differ by a factor of five, and the gate bounds each
 concept's drift."""
 _EACH_ERASED: Final = 8

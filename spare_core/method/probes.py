@@ -33,6 +33,7 @@ NO_DIFFERENCE = (
 
 _TEXTS: Final = 6
 """Generic texts for each trajectory of a side."""
+_MOST_TEXTS: Final = 48
 _NEAR: Final = 3
 """Nearest words for each erased concept, and the trajectories of each."""
 _NEAR_EACH: Final = 2
@@ -80,7 +81,7 @@ def draw_held_out(
     retain = plan.retain(max(settings.heldout, each * len(plan.kept())))
     if purpose == "report":
         retain += plan.near(nearest_unnamed(denoiser, erasures, settings, _NEAR), _NEAR_EACH)
-    texts = plan.generic(_TEXTS * settings.heldout)
+    texts = plan.generic(min(_TEXTS * settings.heldout, _MOST_TEXTS))
     beside = plan.pairs_beside(retain)
     further = [*(prompt for pair in beside for prompt in pair), *texts]
     rows, table, overwritten, held = build_prompt_table(denoiser, plan, forget, retain, settings.resolution, further)

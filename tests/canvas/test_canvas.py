@@ -21,16 +21,13 @@ from spare_core.canvas.renderer import STYLE_FUNCTIONS, render
 from spare_core.canvas.training.__main__ import train_model
 from spare_core.canvas.training.recipe import RECIPES
 from spare_core.canvas.training.tokenizer import learn_merges, write_tokenizer
-from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.lists import build_erasure
 from spare_core.errors import ConceptError
 from spare_core.evaluation.grid import draw_grid
 from spare_core.evaluation.judges import load_judge
 from spare_core.evaluation.metrics import mean_accuracy
 from spare_core.evaluation.suite import Suite, load_suite
-from spare_core.method.settings import EraseSettings
 from spare_core.models.loading import load_denoiser
-from spare_core.runs.erase import erase
 
 GRIDS = pytest.mark.parametrize("grid", [CANVAS, CANVAS160], ids=lambda grid: grid.name)
 
@@ -106,7 +103,7 @@ def test_the_judge_names_99_percent_of_held_out_renderings(grid: Grid) -> None:
     assert accuracy["styles"] >= 0.99
 
 
-@pytest.mark.parametrize(("grid", "per_style"), [(CANVAS, 3), (CANVAS160, 4)], ids=["canvas", "canvas160"])
+@pytest.mark.parametrize(("grid", "per_style"), [(CANVAS, 3), (CANVAS160, 2)], ids=["canvas", "canvas160"])
 def test_the_judge_recognises_what_the_model_draws(grid: Grid, per_style: int) -> None:
     """A few objects of each style: a sample of the grid that benchmarks/canvas_quality.py draws whole."""
     denoiser = load_denoiser(grid.name, "cpu")
@@ -115,16 +112,6 @@ def test_the_judge_recognises_what_the_model_draws(grid: Grid, per_style: int) -
     everything = torch.ones(len(drawn), dtype=torch.bool)
     assert mean_accuracy([(drawn.outcomes.styles, everything)]).value >= 0.95
     assert mean_accuracy([(drawn.outcomes.objects, everything)]).value >= 0.85
-
-
-def test_a_style_is_erased_with_the_defaults(tmp_path: Path) -> None:
-    """A real erase: the residual falls below a tenth, and no kept concept drifts by more than a tenth of the gap."""
-    erasure = build_erasure("canvas", "neon lines", "Pencil Drawing")
-    manifest = erase("canvas", Erasures(erasure), EraseSettings(), tmp_path / "adapter")
-    assert manifest["concept"] == "Neon Lines"
-    assert manifest["residual"] < 0.1
-    assert manifest["mean_drift"] < 0.1
-    assert set(manifest["drift"]) > {"Pencil Drawing", "(empty prompt)"}
 
 
 def test_canvas_knows_its_grid_and_nothing_else() -> None:

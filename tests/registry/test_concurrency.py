@@ -23,7 +23,7 @@ from tests.support.mlflow_servers import Server
 from tests.support.registrations import register_one
 
 pytest_plugins = ("tests.support.mlflow_fixtures",)
-ROUNDS = 20
+ROUNDS = 12
 
 
 def registered(folder: Path, denoiser: UNetDenoiser, concept: str, store: Store) -> str:
