@@ -112,12 +112,15 @@ def read(output: Path) -> list[dict[str, Any]]:
 
 
 def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """By setting the means over concepts and seeds."""
+    """By setting the means over concepts and seeds, from the lowest residual. A setting that not all of them have been
+    through is left out: some concepts are harder than others."""
     found = {}
+    jobs = len({(row["concept"], row["seed"]) for row in rows})
     for name in dict.fromkeys(row["variant"] for row in rows):
         mine = [row for row in rows if row["variant"] == name]
+        if len(mine) < jobs:
+            continue
         found[name] = {
-            "runs": len(mine),
             "ua": statistics.mean(row["adapted"]["ua"] for row in mine),
             "ira": 100 * statistics.mean(row["adapted"]["ira"] - row["base"]["ira"] for row in mine),
             "residual": statistics.mean(row["residual"] for row in mine),
@@ -125,7 +128,7 @@ def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
             "unnamed": statistics.mean(row["unnamed_drift"] for row in mine),
             "seconds": statistics.mean(row["seconds"] for row in mine),
         }
-    return found
+    return dict(sorted(found.items(), key=lambda item: item[1]["residual"]))
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -142,14 +145,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown; settings on the front of residual against drift are marked."""
     found = means(rows)
     marked = front({name: (one["residual"], one["drift"]) for name, one in found.items()})
-    lines = [
-        "| setting | runs | UA | IRA change | residual | drift | unnamed | s |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, one in sorted(found.items(), key=lambda item: item[1]["residual"]):
+    lines = ["| # | setting | UA | IRA change | residual | drift | unnamed | s |", "|---|---|---|---|---|---|---|---|"]
+    for number, (name, one) in enumerate(found.items(), 1):
         label = f"**{name}**" if name in marked else name
         lines.append(
-            f"| {label} | {one['runs']} | {one['ua']:.3f} | {one['ira']:+.2f} | {one['residual']:.4f} "
+            f"| {number} | {label} | {one['ua']:.3f} | {one['ira']:+.2f} | {one['residual']:.4f} "
             f"| {one['drift']:.4f} | {one['unnamed']:.4f} | {one['seconds']:.0f} |"
         )
     return "\n".join(lines)
@@ -157,7 +157,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Residual against the drift of what is named and against that of what is not, a dot a setting, both by logarithm;
-    the front is a line."""
+    the front is a line, numbers are the table's."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -170,11 +170,12 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes = figure.add_subplot()
         for start, colour in (("solve", "#1b6e3c"), ("paper", "#b3261e"), ("both", "#1a56b0")):
             mine = [xy for name, xy in points.items() if name.startswith(start)]
-            axes.scatter([x for x, _ in mine], [y for _, y in mine], s=18, color=colour, label=start)
+            if mine:
+                axes.scatter([x for x, _ in mine], [y for _, y in mine], s=18, color=colour, label=start)
         edge = [points[name] for name in front(points)]
         axes.plot([x for x, _ in edge], [y for _, y in edge], color="#1a1a1a", linewidth=0.8, zorder=0, label="front")
-        for name in points:
-            axes.annotate(name.split(": ")[1], points[name], (4, 3), textcoords="offset points", fontsize=7)
+        for number, point in enumerate(points.values(), 1):
+            axes.annotate(str(number), point, (4, 3), textcoords="offset points", fontsize=7)
         axes.set(xscale="log", yscale="log", xlabel="residual: how much is left", ylabel=label)
         axes.grid(visible=True, which="major", linewidth=0.3)
         axes.legend(fontsize=8)

@@ -149,9 +149,10 @@ def test_the_first_method_is_what_the_defaults_are() -> None:
 
 
 def test_the_papers_method_is_the_papers() -> None:
-    """Saliency of the loss against the noise, a mask, self-distillation at sampled timesteps; nothing is solved."""
+    """Saliency of the loss against the noise, a mask, self-distillation at sampled timesteps; nothing is solved. Only
+    the contrast is ours."""
     settings = EraseSettings.from_mapping({"method": "paper"})
-    assert (settings.saliency, settings.contrast, settings.closed_form) == ("denoise", False, False)
+    assert (settings.saliency, settings.contrast, settings.closed_form) == ("denoise", True, False)
     assert settings.mask in ("module", "channel", "weight") and settings.timesteps == "gap"
     assert settings.steps >= 5 * settings.measure_every, "long enough to see that it falls no more"
 
