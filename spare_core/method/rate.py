@@ -8,6 +8,7 @@ trial is not thrown away: the run goes on from it, and is the run that ``lr`` se
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 from typing import Final
@@ -20,6 +21,7 @@ from spare_core.errors import TrainingError
 from spare_core.method.batches import Batches
 from spare_core.method.distill import Best, TrainingState, advance, enough, new_state
 from spare_core.method.residual import UNTOUCHED, Meter
+from spare_core.method.search import climb
 from spare_core.method.settings import EraseSettings
 from spare_core.method.solve import Start, best_start
 from spare_core.models.denoiser import Denoiser
@@ -105,12 +107,12 @@ def find_rate(
     Raises:
         TrainingError: if no rate trains.
     """
-    tried: list[tuple[float, float]] = []
+    tried: dict[float, float] = {}
     best: TrainingState | None = None
     failure: TrainingError | None = None
 
-    def attempt(lr: float) -> bool:
-        """Whether this rate is clearly the best so far."""
+    @functools.cache
+    def cost_at(lr: float) -> float:
         nonlocal best, failure
         state = new_state(copy.deepcopy(adapter), lr)
         cost = math.inf
@@ -120,23 +122,16 @@ def find_rate(
             cost = meter.measure(state.adapter).cost(settings.drift_price)
         except TrainingError as error:
             failure = error
-        least = min((other for _, other in tried), default=math.inf)
-        tried.append((lr, cost))
-        best = state if cost < least else best
-        return cost < _WORTH * least
+        best = state if cost < min(tried.values(), default=math.inf) else best
+        tried[lr] = cost
+        return cost
 
-    attempt(_FIRST)
-    for step in (1 / _FACTOR, _FACTOR):
-        lr = _FIRST * step
-        while _RANGE[0] <= lr <= _RANGE[1] and attempt(lr):
-            lr *= step
-        if best is not None and best.lr < _FIRST:
-            break
+    climb(cost_at, _FIRST, (1 / _FACTOR, _FACTOR), _RANGE, _WORTH)
     if best is None:
         assert failure is not None
         raise failure
-    if min(cost for _, cost in tried) >= at_start:
+    if min(tried.values()) >= at_start:
         best = new_state(adapter, 0.0)
         best.stopped_early = True
-    best.trials = [{"lr": lr, "cost": cost} for lr, cost in sorted(tried) if math.isfinite(cost)]
+    best.trials = [{"lr": lr, "cost": cost} for lr, cost in sorted(tried.items()) if math.isfinite(cost)]
     return best

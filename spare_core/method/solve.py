@@ -38,6 +38,7 @@ from spare_core.adapters.low_rank import Adapter, LowRankUpdate
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.prompts import NULL, PromptPlan, Purpose
 from spare_core.method.residual import UNTOUCHED, Measurement, Meter
+from spare_core.method.search import climb
 from spare_core.method.settings import EraseSettings
 from spare_core.models.denoiser import Denoiser
 
@@ -94,12 +95,7 @@ def best_start(
     def cost(ridge: float) -> float:
         return solved(ridge, trained).measured.cost(settings.drift_price)
 
-    best = _RIDGE
-    for factor in (_FACTOR, 1 / _FACTOR):
-        while _RANGE[0] <= best * factor <= _RANGE[1] and cost(best * factor) < cost(best):
-            best *= factor
-        if best != _RIDGE:
-            break
+    best = climb(cost, _RIDGE, (_FACTOR, 1 / _FACTOR), _RANGE)
     best = min((best, best * _FACTOR**0.5, best * _FACTOR**-0.5), key=cost)
     final = solved(best, prompt_moments(denoiser, erasures, prior, settings, "solve"))
     return min(untouched, final, key=lambda start: start.measured.cost(settings.drift_price))
