@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
-from spare_core.concepts.concept import Erasure
+from spare_core.concepts.concept import Erasure, bare_name
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.generic import TEMPLATES, generic_texts
 from spare_core.streams import stream_seed
@@ -75,6 +75,18 @@ class PromptPlan:
     def pairs(self, part: Erasure) -> list[Pair]:
         """Each name of ``part``'s concept in every context."""
         return [pair for name in part.names for pair in self._pairs(part, name)]
+
+    def pairs_elsewhere(self, part: Erasure, count: int) -> list[Pair]:
+        """The names of ``part``'s concept in turn in up to ``count`` contexts that are words of the vocabulary; none
+        that a held-out context has. The same words under every seed."""
+        place = self._frame(part)
+        if "{context}" not in self._frames[place].template:
+            return []
+        held_out = {bare_name(word) for context in self.erasures.contexts(self._frames[place])
+                    if context not in self._contexts[place] for word in context.split()}  # fmt: skip
+        words = [word for word in self._words if bare_name(word) not in held_out]
+        drawn = random.Random(stream_seed(0, "elsewhere")).sample(words, min(count, len(words)))
+        return [self._pair(part, part.names[i % len(part.names)], word) for i, word in enumerate(drawn)]
 
     def _pairs(self, part: Erasure, name: str) -> list[Pair]:
         return [self._pair(part, name, context) for context in self._contexts[self._frame(part)]]

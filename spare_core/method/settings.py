@@ -131,7 +131,7 @@ class EraseSettings:
         1e6,
         True,
     )
-    enough_residual: float = _setting(0.05, "residual at which training ends, if drift is low enough too", 0.0, 1.0)
+    enough_residual: float = _setting(0.02, "residual at which training ends, if drift is low enough too", 0.0, 1.0)
     enough_drift: float = _setting(0.01, "mean drift that is low enough for that", 0.0, 1.0)
     # Examples
     examples: int = _setting(16, "trajectories sampled on the forget side, at least two a concept", 2, 100_000)

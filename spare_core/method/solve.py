@@ -47,6 +47,9 @@ _FACTOR: Final = 4.0
 """Where the search for the ridge starts, and the ratio of neighbouring ones; at its end twice and half the best are
 tried."""
 _RANGE: Final = (1e-3, 1e5)
+_ELSEWHERE: Final = 64
+"""Contexts of the vocabulary for an erased concept; in a list they are shared out, but for the fewest of each."""
+_FEWEST_ELSEWHERE: Final = 8
 _EPSILON: Final = 1e-3
 """Share of G's mean diagonal that is added to it."""
 _NEGLIGIBLE: Final = 1e-10
@@ -104,9 +107,10 @@ def best_start(
 def prompt_moments(
     denoiser: Denoiser, erasures: Erasures, prior: Tensor, settings: EraseSettings, purpose: Purpose
 ) -> Moments:
-    """Moments over every prompt of a purpose. The empty prompt is a kept concept; the prior counts as much as
-    ``settings.prior_weight`` of them."""
-    plan = PromptPlan(erasures, settings.seed, purpose)
+    """Moments over every prompt of a purpose; of an erased concept half of them over contexts that are any words of the
+    vocabulary, since users write others than those that were given. The empty prompt is a kept concept; the prior
+    counts as much as ``settings.prior_weight`` of them."""
+    plan = PromptPlan(erasures, settings.seed, purpose, denoiser.words())
     device = _device(denoiser)
 
     def embeddings(texts: Sequence[str]) -> Tensor:
@@ -119,12 +123,16 @@ def prompt_moments(
 
     retained = settings.prior_weight * prior.to(device) + moment([NULL])
     own = shift = torch.zeros_like(retained)
+    elsewhere = max(_FEWEST_ELSEWHERE, _ELSEWHERE // len(erasures))
     for part in erasures:
-        concept, surrogate = ([plan.text(prompt) for prompt in side] for side in zip(*plan.pairs(part), strict=True))
-        x, t = embeddings(concept), embeddings(surrogate)
-        places = aligned_places(denoiser.token_ids(concept), denoiser.token_ids(surrogate), x.shape[1]).to(device)
-        x, t = x.flatten(0, 1), t.gather(1, places[..., None].expand_as(t)).flatten(0, 1)
-        own, shift = own + x.T @ x / len(x), shift + (t - x).T @ x / len(x)
+        halves = [pairs for pairs in (plan.pairs(part), plan.pairs_elsewhere(part, elsewhere)) if pairs]
+        for pairs in halves:
+            concept, surrogate = ([plan.text(prompt) for prompt in side] for side in zip(*pairs, strict=True))
+            x, t = embeddings(concept), embeddings(surrogate)
+            places = aligned_places(denoiser.token_ids(concept), denoiser.token_ids(surrogate), x.shape[1]).to(device)
+            x, t = x.flatten(0, 1), t.gather(1, places[..., None].expand_as(t)).flatten(0, 1)
+            count = len(halves) * len(x)
+            own, shift = own + x.T @ x / count, shift + (t - x).T @ x / count
     for prompts in plan.kept():
         retained = retained + moment([plan.text(prompt) for prompt in prompts])
     return Moments(own, shift, retained)

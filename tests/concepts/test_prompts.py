@@ -107,6 +107,29 @@ def test_several_share_what_is_drawn_and_each_gets_both_drivers(count: int, each
         assert forget[0].concept.context != forget[4].concept.context
 
 
+def test_elsewhere_is_any_word_but_those_of_contexts_that_are_held_out() -> None:
+    """Under every seed the same; what a request erases is no context; names take turns."""
+    erasures = Erasures(dataclasses.replace(ERASURE, aliases=("glow",)))
+    (part,) = erasures
+    words = [*(word for context in CONTEXTS for word in context.split()), "moon", "neon", "wagon", "glow", "lake"]
+    found: dict[Purpose, set[str]] = {}
+    for purpose in ("train", "solve"):
+        plan = PromptPlan(erasures, 0, purpose, words)
+        pairs = plan.pairs_elsewhere(part, 100)
+        assert pairs == PromptPlan(erasures, 5, purpose, words).pairs_elsewhere(part, 100)
+        assert {pair.surrogate.context for pair in pairs} == {pair.concept.context for pair in pairs}
+        assert {pair.concept.name for pair in pairs} == {"Neon", "glow"}
+        assert plan.text(pairs[0].concept) == part.prompt(pairs[0].concept.name, pairs[0].concept.context)
+        found[purpose] = {pair.concept.context for pair in pairs}
+    others = {word for word in words if word not in ("neon", "glow")}
+    report, choose = ({*" ".join(contexts_for(held_out, CONTEXTS)).split()} for held_out in ("report", "choose"))
+    assert found["train"] == others - report - choose
+    assert found["solve"] == others - report
+    assert len(PromptPlan(erasures, 0, "train", words).pairs_elsewhere(part, 4)) == 4
+    bare = Erasures(Erasure("Neon", "Photo", "style", (), "{concept}", ()))
+    assert PromptPlan(bare, 0, "train", words).pairs_elsewhere(bare.parts[0], 4) == []
+
+
 def test_every_name_of_a_concept_is_overwritten() -> None:
     erasures = Erasures(dataclasses.replace(of_grid("Neon", "Photo"), aliases=("glow", "tubes")))
     plan = PromptPlan(erasures, 0, "train")

@@ -14,6 +14,7 @@ from spare_core.adapters.layer_mask import LayerMask
 from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.prompts import PromptPlan
 from spare_core.method.prior import build_prior, prior_moment
 from spare_core.method.probes import draw_held_out
 from spare_core.method.residual import UNTOUCHED, Meter
@@ -202,16 +203,21 @@ def test_moments_are_of_every_token_of_every_prompt(which: str, request: pytest.
     width = embeds("").shape[1]
     prior = torch.eye(width, dtype=torch.double)
     found = prompt_moments(denoiser, ERASURES, prior, settings, "train")
-    x, t = embeds("a cat in Neon", "a dog in Neon"), embeds("a cat in Photo", "a dog in Photo")
+    plan = PromptPlan(ERASURES, 0, "train", denoiser.words())
+    elsewhere = plan.pairs_elsewhere(ERASURE, 64)
+    assert len(elsewhere) == 64
+    given = embeds("a cat in Neon", "a dog in Neon"), embeds("a cat in Photo", "a dog in Photo")
+    others = tuple(embeds(*map(plan.text, side)) for side in zip(*elsewhere, strict=True))
     retained = 2.0 * prior
     for kept in ([""], *([f"{context} in {name}" for context in ERASURE.contexts] for name in ERASURE.retained)):
         k = embeds(*kept)
         retained = retained + k.T @ k / len(k)
-    for name, expected in (("concept", x.T @ x / len(x)), ("retained", retained)):
-        torch.testing.assert_close(getattr(found, name), expected, rtol=1e-5, atol=1e-7)
     lengths = {len(ids) for ids in denoiser.token_ids(["a cat in Neon", "a cat in Photo"])}
     assert len(lengths) == 1, "this check wants prompts of the same length"
-    torch.testing.assert_close(found.shift, (t - x).T @ x / len(x), rtol=1e-5, atol=1e-7)
+    concept = sum(x.T @ x / len(x) for x, _ in (given, others)) / 2
+    shift = sum((t - x).T @ x / len(x) for x, t in (given, others)) / 2
+    for name, expected in (("concept", concept), ("retained", retained), ("shift", shift)):
+        torch.testing.assert_close(getattr(found, name), expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("which", ["sd1_dir", "sd2_dir", "sdxl_dir"])
