@@ -54,8 +54,8 @@ def sample_trajectories(
     timestep, where every sampler starts.
 
     Each takes its other timesteps from equal parts of the noise schedule, displaced differently from the others', so
-    that together they cover it. ``kept`` states of each are kept, evenly spread, those of the trajectories in turn one
-    step further on; 0: all. Only at these the whole query is asked.
+    that together they cover it. ``kept`` states of each are kept, evenly spread (:func:`kept_steps`); 0: all. Only at
+    these the whole query is asked.
 
     Raises:
         TrainingError: if a prediction is not finite.
@@ -81,9 +81,10 @@ def path_timesteps(count: int, steps: int, num_timesteps: int, generator: torch.
 
 def kept_steps(count: int, steps: int, kept: int) -> Tensor:
     """Which of its steps each trajectory keeps, bool ``(count, steps)``: ``kept`` of them at equal distances, beginning
-    at the first, the second … in turn."""
+    at the first, the second … in turn. Two that follow each other keep the same: a pair's two prompts take turns in
+    driving, and what each drives must be seen at all times."""
     stride = steps // kept
-    offsets = torch.arange(count) % (steps - stride * (kept - 1))
+    offsets = torch.arange(count) // 2 % (steps - stride * (kept - 1))
     chosen = torch.zeros(count, steps, dtype=torch.bool)
     return chosen.scatter(1, offsets[:, None] + stride * torch.arange(kept), True)
 

@@ -100,23 +100,24 @@ def test_together_the_kept_states_cover_the_path(count: int, steps: int, data: s
     kept = data.draw(st.integers(1, steps))
     chosen = kept_steps(count, steps, kept)
     assert (chosen.sum(dim=1) == kept).all()
-    if count >= steps:
-        assert chosen.any(dim=0).all()
+    assert (chosen[: count // 2 * 2 : 2] == chosen[1::2]).all()
+    if count >= 2 * steps:
+        assert chosen[::2].any(dim=0).all()
 
 
 def test_what_is_kept_is_what_was_passed_and_only_there_all_is_asked() -> None:
-    asked = [Query((CONCEPT, SURROGATE, NULL_ROW), i % 2, 2) for i in range(3)]
+    asked = [Query((CONCEPT, SURROGATE, NULL_ROW), i % 2, 2) for i in range(4)]
     whole, half = (ToyDenoiser(timed=True) for _ in range(2))
     every = sample_trajectories(whole, TABLE, asked, 4, 2.0, seeded())
     some = sample_trajectories(half, TABLE, asked, 4, 2.0, seeded(), kept=2)
     for i, (full, part) in enumerate(zip(every, some, strict=True)):
-        steps = [i % 2, i % 2 + 2]
+        steps = [i // 2, i // 2 + 2]
         assert part.timesteps.tolist() == full.timesteps[steps].tolist()
         torch.testing.assert_close(part.noisy, full.noisy[steps])
         torch.testing.assert_close(part.predictions, full.predictions[steps])
         torch.testing.assert_close(part.latents, full.latents)
-    assert sum(len(call.noisy) for call in whole.calls) == 3 * 4 * 3
-    assert sum(len(call.noisy) for call in half.calls) == 3 * (4 * 2 + 2)
+    assert sum(len(call.noisy) for call in whole.calls) == 4 * 4 * 3
+    assert sum(len(call.noisy) for call in half.calls) == 4 * (4 * 2 + 2)
 
 
 def test_answers_that_are_not_finite_stop_the_sampling() -> None:
