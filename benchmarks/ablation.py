@@ -23,7 +23,7 @@ from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.lists import build_erasure
 from spare_core.evaluation.findings import Question, findings
-from spare_core.evaluation.grid import base_grid, draw_grid
+from spare_core.evaluation.grid import base_grid, draw_grid, with_further
 from spare_core.evaluation.judges import load_judge
 from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.suite import domain_of, load_suite
@@ -177,12 +177,8 @@ class Bench:
         domain = domain_of(erasure)
         rows = {domain: (self.suite.find(erasure.concept, domain),)}
         question = Question(self.suite, rows, erasure.keep, (erasure.surrogate,))
-        further = self.suite.further_cells(rows)
-        base = self.base
-        if len(further.objects):
-            base = base.joined(base_grid(self.denoiser, self.digest, self.suite, self.judge, cells=further)[0])
-        cells = self.suite.cells().joined(further)
-        after = draw_grid(self.denoiser, self.suite, self.judge, [adapter], cells=cells)
+        base = with_further(self.base, self.denoiser, self.digest, self.suite, self.judge, rows)
+        after = draw_grid(self.denoiser, self.suite, self.judge, [adapter], cells=self.suite.all_cells(rows))
         found = findings(base, after, question, self.reference)
         names = ("ua", "ira", "ira_unnamed", "cra", "fid")
         return {side: {name: found[side][name] for name in names} for side in ("base", "adapted")}
@@ -202,11 +198,11 @@ def _line(row: dict[str, Any]) -> str:
 
 def table(rows: Sequence[dict[str, Any]], variants: dict[str, EraseSettings]) -> str:
     """Markdown: a line for each variant, means over the concepts; changes are adapted minus base."""
-    head = (
-        "variant | concepts | UA mean | UA worst | IRA change | unnamed | worst | CRA change | FID change | residual "
-    )
-    head += "| drift | s"
-    lines = [f"| {head} |", "|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| variant | concepts | UA mean | UA worst | IRA change | unnamed | worst | CRA change | FID change | residual "
+        "| drift | s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for name in variants:
         mine = [row for row in rows if row["variant"] == name]
         if not mine:

@@ -15,7 +15,7 @@ from spare_core.concepts.concept import Erasure, alike, same_concept
 from spare_core.concepts.erasures import Erasures, title_of
 from spare_core.errors import SettingsError
 from spare_core.evaluation.findings import Question, by_harm, findings
-from spare_core.evaluation.grid import GridResult, base_grid, draw_grid
+from spare_core.evaluation.grid import GridResult, base_grid, draw_grid, with_further
 from spare_core.evaluation.judgement import Judge
 from spare_core.evaluation.matrix import check_continues, continued, matrix_plot, rebounds
 from spare_core.evaluation.metrics import check_drawn
@@ -71,7 +71,6 @@ def evaluate(
     check_report_output(output)
     check_continues(before, base_digest)
     _check_model(denoiser, suite, stored_adapters)
-    further = suite.further_cells(question.erased)
     clock = _Clock(on_progress)
     with clock.stage("reference"):
         reference, accuracy = load_reference(suite, judge)
@@ -79,15 +78,13 @@ def evaluate(
         measured = _measure(denoiser, stored_adapters, question)
     with clock.stage("base"):
         base, cached = base_grid(denoiser, base_digest, suite, judge, batch_size, clock.counting)
-        if len(further.objects):
-            rest, _ = base_grid(denoiser, base_digest, suite, judge, batch_size, clock.counting, cells=further)
-            base = base.joined(rest)
+        base = with_further(base, denoiser, base_digest, suite, judge, question.erased, batch_size, clock.counting)
     after = None
     if stored_adapters:
         with clock.stage("adapted"):
             adapters = [stored.adapter for stored in stored_adapters]
             after = draw_grid(
-                denoiser, suite, judge, adapters, batch_size, clock.counting, suite.cells().joined(further)
+                denoiser, suite, judge, adapters, batch_size, clock.counting, suite.all_cells(question.erased)
             )
     drawn = len(base)
     base, after = question.asked(base), None if after is None else question.asked(after)
@@ -134,7 +131,7 @@ def _check_request(
     places = dict.fromkeys((domain, suite.find(text, domain)) for domain, text in found)
     rows = {side: tuple(row for domain, row in places if domain == side) for side in DOMAINS}
     asked = {side: some for side, some in rows.items() if some}
-    cells = suite.cells().joined(suite.further_cells(asked))
+    cells = suite.all_cells(asked)
     check_drawn({"style": cells.styles, "object": cells.objects}, asked)
     if erasures is None:
         return Question(suite, asked)

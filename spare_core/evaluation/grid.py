@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ from spare_core.errors import StorageError, TrainingError
 from spare_core.evaluation.damage import Pictures, Texture, measure_texture
 from spare_core.evaluation.judgement import Judge, Judgement
 from spare_core.evaluation.metrics import Column, Outcomes
-from spare_core.evaluation.suite import Cells, Suite
+from spare_core.evaluation.suite import Cells, Domain, Suite
 from spare_core.files.atomic import write_tensors
 from spare_core.models.denoiser import Denoiser
 
@@ -41,8 +41,7 @@ OnBatch = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class GridResult:
-    """What was asked, what was drawn, what the judge saw; N pictures in the order of :meth:`Suite.cells`, then of
-    :meth:`Suite.further_cells`.
+    """What was asked, what was drawn, what the judge saw; N pictures in the order of :meth:`Suite.all_cells`.
 
     ``object_probability`` and ``style_probability`` are of the prompted concepts; ``features`` ``(N, D)`` float32;
     ``thumbnails`` uint8 ``(N, h, w, 3)``; ``contrast`` and ``high_frequency`` of the whole pictures; all else ``(N,)``.
@@ -180,6 +179,24 @@ def base_grid(
     except StorageError as error:  # a cache that cannot be written costs time, not the result
         warnings.warn(f"the base model's grid is not kept: {error}", stacklevel=2)
     return drawn, False
+
+
+def with_further(
+    base: GridResult,
+    denoiser: Denoiser,
+    base_digest: str,
+    suite: Suite,
+    judge: Judge,
+    erased: Mapping[Domain, Sequence[int]],
+    batch_size: int | None = None,
+    on_batch: OnBatch = lambda done, total: None,
+) -> GridResult:
+    """``base``, which is :func:`base_grid`'s, with what is drawn besides of ``erased``: kept apart in the cache, so
+    that the rest serves every erasure."""
+    further = suite.further_cells(erased)
+    if not len(further.objects):
+        return base
+    return base.joined(base_grid(denoiser, base_digest, suite, judge, batch_size, on_batch, cells=further)[0])
 
 
 def default_cache() -> Path | None:

@@ -153,6 +153,10 @@ class Suite:
         styles, objects = erased.get("style", ()), erased.get("object", ())
         return self._cells(lambda obj, style: (obj in objects or style in styles) and not self._spread(obj, style))
 
+    def all_cells(self, erased: Mapping[Domain, Sequence[int]]) -> Cells:
+        """:meth:`cells`, then :meth:`further_cells`."""
+        return self.cells().joined(self.further_cells(erased))
+
     def _spread(self, obj: int, style: int) -> bool:
         """Each style's run of objects starts where the runs of all styles are spread evenly over the objects."""
         count = self.objects_per_style or len(self.objects)

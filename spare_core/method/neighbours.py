@@ -50,11 +50,11 @@ def nearest_unnamed(denoiser: Denoiser, erasures: Erasures, settings: EraseSetti
     words = [word for word in erasures.other_words(denoiser.words())[:_FREQUENT] if bare_name(word) not in named]
     if not words:
         return {}
-    table = F.normalize(denoiser.word_vectors(words), dim=1)
+    parts = erasures.parts[:_CONCEPTS]
+    vectors = F.normalize(denoiser.word_vectors([*words, *(part.concept for part in parts)]), dim=1)
     found: dict[str, Erasure] = {}
-    for part in erasures.parts[:_CONCEPTS]:
-        own = F.normalize(denoiser.word_vectors([part.concept]), dim=1)
-        order = (table @ own[0]).argsort(descending=True)[:_COMPARED]
+    for part, own in zip(parts, vectors[len(words) :], strict=True):
+        order = (vectors[: len(words)] @ own).argsort(descending=True)[:_COMPARED]
         near = rank_neighbours(denoiser, part, [words[i] for i in order.tolist()], settings, contexts=1)
         found |= {one.name: part for one in near[:count] if one.name not in found}
     return found

@@ -32,11 +32,12 @@ NO_DIFFERENCE = (
 
 
 _TEXTS: Final = 6
-"""Generic texts for each trajectory of a side."""
+"""Generic texts for each trajectory of a side, up to the most."""
 _MOST_TEXTS: Final = 48
 _NEAR: Final = 3
-"""Nearest words for each erased concept, and the trajectories of each."""
+"""Nearest words for each erased concept."""
 _NEAR_EACH: Final = 2
+"""Trajectories of each such word."""
 
 
 class Probe(NamedTuple):

@@ -21,8 +21,6 @@ class Recipe:
     steps: dict[str, int]
     autoencoder: Path | None = None
     """A trained one to use; None trains its own."""
-    every_heldout: int = 2
-    """Every so many of the held-out renderings is in the reference that FID is measured against: it is shipped."""
 
 
 RECIPES: Final = {
