@@ -6,17 +6,19 @@
     python -m benchmarks.ablation --variants all --set steps=60 --seeds 1 --objects-per-style 10 --output out/ablation
 
 Every erasure is one line of ``results.jsonl``; a run that was stopped goes on with the same command. The bank and the
-timestep profile do not depend on what is varied and are made once for each concept; ``seconds`` counts them in.
+timestep profile do not depend on what is varied and are made once for each concept; ``seconds`` counts them in. A
+concept is one job: ``--jobs 2`` works on two at once, each on one core.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.concept import Erasure
@@ -86,6 +88,7 @@ def main() -> None:
     parser.add_argument("--concepts", nargs="*", help="only these")
     parser.add_argument("--seeds", type=int, default=0, help="0: as many as the suite says")
     parser.add_argument("--objects-per-style", type=int, default=0, help="0: as many as the suite says")
+    parser.add_argument("--jobs", type=int, default=1, help="so many concepts at once; set OMP_NUM_THREADS=1 with it")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     common = {name: json.loads(value) for name, value in (item.split("=", 1) for item in options.set)}
@@ -95,17 +98,40 @@ def main() -> None:
     results = options.output / "results.jsonl"
     grid = [options.model, options.seeds, options.objects_per_style]
     done = [row for row in _rows(results) if row["grid"] == grid and _is_of(row, variants)]
-    bench = Bench(options.seeds, options.objects_per_style, options.model)
-    for kind, concept, surrogate in BY_MODEL[options.model]:
-        if options.concepts and concept not in options.concepts:
-            continue
-        for row in bench.run(kind, concept, surrogate, variants, done):
-            row["grid"] = grid
-            done.append(row)
-            with results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(_line(row), flush=True)
+    jobs = [
+        Job(options.model, options.seeds, options.objects_per_style, concept, variants, done, results)
+        for concept in BY_MODEL[options.model]
+        if not options.concepts or concept[1] in options.concepts
+    ]
+    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1) as pool:
+        for rows in pool.imap_unordered(run_job, jobs):
+            done += rows
     print(table(done, variants))
+
+
+class Job(NamedTuple):
+    """One concept under all variants that are not ``done``, to be appended to ``results``."""
+
+    model: str
+    seeds: int
+    objects_per_style: int
+    concept: tuple[str, str, str]
+    variants: dict[str, EraseSettings]
+    done: list[dict[str, Any]]
+    results: Path
+
+
+def run_job(job: Job) -> list[dict[str, Any]]:
+    """The rows of a job, each written as soon as it is measured: in one write, since other jobs append to the file."""
+    bench = Bench(job.seeds, job.objects_per_style, job.model)
+    rows = []
+    for row in bench.run(*job.concept, job.variants, job.done):
+        row["grid"] = [job.model, job.seeds, job.objects_per_style]
+        rows.append(row)
+        with job.results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(_line(row), flush=True)
+    return rows
 
 
 def _rows(results: Path) -> list[dict[str, Any]]:
