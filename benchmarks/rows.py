@@ -73,7 +73,7 @@ def candidates(
     solved = {}
     for ridge in RIDGES:
         solved[ridge] = copy.deepcopy(fresh)
-        overwrite(solved[ridge], denoiser, moments, ridge)
+        overwrite(solved[ridge], denoiser, dict.fromkeys(layers, moments), ridge)
         yield "all", ridge, solved[ridge]
     forget, retain = (gradients(denoiser, prepared, side) for side in (prepared.bank.forget, prepared.bank.retain))
     generator = torch.Generator().manual_seed(0)
@@ -92,7 +92,7 @@ def candidates(
                 adapter = Adapter.initialise(
                     denoiser, best_rows(denoiser, score, share), settings.rank, settings.lora_alpha, settings.seed
                 )
-                overwrite(adapter, denoiser, moments, ridge)
+                overwrite(adapter, denoiser, dict.fromkeys(layers, moments), ridge)
                 yield f"{share:.0%} by {label}", ridge, adapter
 
 

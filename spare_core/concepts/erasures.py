@@ -111,6 +111,11 @@ class Erasures:
                 )
         return passed[-1]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that is erased, aliases too."""
+        return tuple(name for part in self.parts for name in part.names)
+
     def surrogates(self) -> dict[str, str]:
         """What each name that is erased was asked to become."""
         return {name: part.surrogate for part in self.parts for name in part.names}

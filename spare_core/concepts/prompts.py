@@ -153,6 +153,21 @@ class PromptPlan:
             found.append(self._pair(part, part.concept, contexts[i % len(contexts)]))
         return found
 
+    def forget_beside(self, kept: Sequence[Prompt]) -> list[tuple[Pair, int]]:
+        """For each erased name a pair whose surrogate's prompt is one of ``kept``, and the place of that one there;
+        names with the same surrogate take its prompts in turn."""
+        places: dict[tuple[int, str], list[int]] = {}
+        for place, prompt in enumerate(kept):
+            places.setdefault((prompt.frame, prompt.name), []).append(place)
+        found, taken = [], dict.fromkeys(places, 0)
+        for part in self.erasures:
+            key = self._frame(part), self.erasures.surrogate(part.concept)
+            for name in part.names:
+                place = places[key][taken[key] % len(places[key])]
+                taken[key] += 1
+                found.append((self._pair(part, name, kept[place].context), place))
+        return found
+
     def _pair(self, part: Erasure, name: str, context: str) -> Pair:
         replaced = self.erasures.surrogate(part.concept), self.erasures.surrogate(context)
         place = self._frame(part)

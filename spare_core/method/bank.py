@@ -20,7 +20,7 @@ from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.prompts import EMPTY, PromptPlan
 from spare_core.method.prompt_table import SURROGATE, build_prompt_table
 from spare_core.method.settings import EraseSettings
-from spare_core.method.trajectories import Trajectory, noise_latents, sample_trajectories
+from spare_core.method.trajectories import Trajectory, ask_beside, noise_latents, sample_trajectories
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import Denoiser
 from spare_core.streams import stream
@@ -65,13 +65,22 @@ class Bank:
 def fill_bank(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, pictures: Tensor | None = None) -> Bank:
     """Let the model sample both sides (fixed seeds), ``settings.examples`` trajectories that all concepts share.
 
+    A list of more names than half of ``settings.examples`` takes the trajectories of the surrogates, which are sampled
+    for what is kept anyway, in half as many steps, and asks about each name on one of them.
+
     With ``pictures`` of the concept, RGB ``(N, 3, H, W)`` in [-1, 1], their noised latents take the place of the
     trajectories that the concept drives.
     """
     plan = PromptPlan(erasures, settings.seed, "train", denoiser.words())
-    forget = plan.forget(settings.examples if pictures is None else max(settings.examples, 2 * len(pictures)))
+    many, steps = pictures is None and 2 * len(erasures.names) > settings.examples, settings.example_steps
+    if many:
+        steps = max(1, steps // 2)
+    count = settings.examples if pictures is None else max(settings.examples, 2 * len(pictures))
+    forget = [] if many else plan.forget(count)
     retain = plan.retain(settings.retain_examples) + plan.generic(settings.retain_examples // 2)
-    rows, table, overwritten, held = build_prompt_table(denoiser, plan, forget, retain, settings.resolution)
+    borrowed = plan.forget_beside(retain) if many else []
+    further = [pair.concept for pair, _ in borrowed]
+    rows, table, overwritten, held = build_prompt_table(denoiser, plan, forget, retain, settings.resolution, further)
     generator = stream(settings.seed, "bank")
     given: list[Trajectory] = []
     if pictures is not None:
@@ -80,21 +89,19 @@ def fill_bank(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, p
         latents = latents[torch.arange(len(own)) % len(latents)]
         given = noise_latents(denoiser, table, own, latents, settings.example_steps, generator)
     sampled = sample_trajectories(
-        denoiser,
-        table,
-        overwritten + held,
-        settings.example_steps,
-        settings.guidance,
-        generator,
-        settings.resolution,
+        denoiser, table, overwritten + held, steps, settings.guidance, generator, settings.resolution
     )
+    forgets, retains = given + sampled[: len(overwritten)], sampled[len(overwritten) :]
+    if many:
+        driven = [retains[place] for _, place in borrowed]
+        forgets = ask_beside(denoiser, table, driven, [rows[pair.concept] for pair, _ in borrowed])
     return Bank(
         prompts=tuple(plan.text(prompt) for prompt in rows),
         names=tuple(prompt.name for prompt in rows),
         table=table,
         null_row=rows[EMPTY],
-        forget=_side(given + sampled[: len(overwritten)], teacher=SURROGATE),
-        retain=_side(sampled[len(overwritten) :], teacher=0),
+        forget=_side(forgets, teacher=SURROGATE),
+        retain=_side(retains, teacher=0),
     )
 
 

@@ -20,7 +20,7 @@ from spare_core.errors import InputError
 from spare_core.method.neighbours import nearest_unnamed
 from spare_core.method.prompt_table import CONCEPT, SURROGATE, build_prompt_table
 from spare_core.method.settings import EraseSettings
-from spare_core.method.trajectories import Trajectory, predict_rows, sample_trajectories
+from spare_core.method.trajectories import Trajectory, ask_beside, predict_rows, sample_trajectories
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import Denoiser
 from spare_core.streams import stream
@@ -72,28 +72,37 @@ def draw_held_out(
     asked at one state of another's trajectory.
 
     Trajectories are sampled as a picture is, ``settings.example_steps`` steps from noise; half of their states are
-    kept, spread over all of the schedule.
+    kept, spread over all of the schedule. In a list of more names than ``settings.heldout`` each name is asked about on
+    a trajectory of its surrogate, which an erased model passes through and which is sampled for what is kept anyway, in
+    half as many steps.
 
     Raises:
         InputError: if concept and surrogate are the same to the frozen model.
     """
     plan = PromptPlan(erasures, settings.seed, purpose, denoiser.words())
-    forget = plan.forget(max(settings.heldout, each * len(erasures)))
+    steps, states = settings.example_steps, max(1, settings.example_steps // 2)
+    many = len(erasures.names) > settings.heldout
+    if many:
+        steps, states = states, states if purpose == "report" else max(1, states // 2)
+    forget = [] if many else plan.forget(max(settings.heldout, each * len(erasures)))
     retain = plan.retain(max(settings.heldout, each * len(plan.kept())))
+    borrowed = plan.forget_beside(retain) if many else []
     if purpose == "report":
-        retain += plan.near(nearest_unnamed(denoiser, erasures, settings, _NEAR), _NEAR_EACH)
+        retain += plan.near(nearest_unnamed(denoiser, erasures, settings, _NEAR), 1 if many else _NEAR_EACH)
     texts = plan.generic(min(_TEXTS * settings.heldout, _MOST_TEXTS))
     beside = plan.pairs_beside(retain)
-    further = [*(prompt for pair in beside for prompt in pair), *texts]
+    further = [*(prompt for pair in (*beside, *(pair for pair, _ in borrowed)) for prompt in pair), *texts]
     rows, table, overwritten, held = build_prompt_table(denoiser, plan, forget, retain, settings.resolution, further)
     generator = stream(settings.seed, "probes", purpose)
-    states = max(1, settings.example_steps // 2)
     with denoiser.precise(tf32=purpose == "choose"):
         drawn = sample_trajectories(
-            denoiser, table, overwritten + held, settings.example_steps, settings.guidance, generator,
-            settings.resolution, kept=states,
-        )  # fmt: skip
+            denoiser, table, overwritten + held, steps, settings.guidance, generator, settings.resolution, kept=states
+        )
         forgets, retains = drawn[: len(forget)], drawn[len(forget) :]
+        if many:
+            driven = [retains[place] for _, place in borrowed]
+            forgets = ask_beside(denoiser, table, driven, [rows[pair.concept] for pair, _ in borrowed])
+            forget = [pair for pair, _ in borrowed]
         # One state of each retained trajectory, at all of its timesteps in turn, also answers for the empty prompt and
         # for the pair whose gap is the unit of drift.
         singles = [(one, i % states) for i, one in enumerate(retains)]
@@ -116,7 +125,7 @@ def draw_held_out(
         forget=Probe(
             noisy=torch.cat([one.noisy for one in forgets]),
             timesteps=torch.cat([one.timesteps for one in forgets]),
-            prompt=torch.tensor([asked.rows[CONCEPT] for asked in overwritten]).repeat_interleave(states),
+            prompt=torch.tensor([one.query.rows[CONCEPT] for one in forgets]).repeat_interleave(states),
             teacher=surrogate,
             unit=gap,
         ),

@@ -1,6 +1,6 @@
 """Where training starts from and how fast it goes: both found by measuring, on held-out rows.
 
-The start is the closed-form solution that measures best (:mod:`spare_core.method.solve`). The learning rate is the best
+The start is the closed-form solution that measures best (:mod:`spare_core.method.start`). The learning rate is the best
 of a few short trials from it. A trial is the first steps of a run at its rate, on that run's own schedule. So the best
 trial is not thrown away: the run goes on from it, and is the run that ``lr`` set to that number gives.
 """
@@ -23,7 +23,7 @@ from spare_core.method.distill import Best, TrainingState, advance, enough, new_
 from spare_core.method.residual import UNTOUCHED, Meter
 from spare_core.method.search import climb
 from spare_core.method.settings import EraseSettings
-from spare_core.method.solve import Start, best_start
+from spare_core.method.start import Start, best_start
 from spare_core.models.denoiser import Denoiser
 
 _FIRST: Final = 4e-3
@@ -53,7 +53,7 @@ def begin_training(
     """
     started = time.perf_counter()
     if settings.closed_form:
-        found = best_start(fresh, denoiser, erasures, prior, meter, settings)
+        found = best_start(fresh, denoiser, erasures, prior, batches.bank, meter, settings)
         facts = {
             "ridge": found.ridge,
             "residual": found.measured.residual,

@@ -1,4 +1,4 @@
-"""A closed-form start: cross-attention that reads the concept as its surrogate, before any gradient step.
+"""The closed form: cross-attention that reads the concept as its surrogate, before any gradient step.
 
 A key or value projection W ``(out, in)`` of cross-attention sees one token embedding at a time. Let x be an embedding
 in a prompt of the concept, t the one at the same place of the surrogate's prompt, k one of the retained prompts. The
@@ -17,17 +17,19 @@ where cutting the mask out of the minimum over the whole weight would destroy th
 directions in output space that carry most where G says the inputs lie: with U the leading eigenvectors of D G D' =
 W_R K W_R', K = S_C inv(G_CC) S_C', it is B = U and A = U' D.
 
-S_C inv(G_CC) and a thin L with L L' = K are the same for every layer whose mask lets the same columns move, and U are
-the left singular vectors of W_R L, a thin matrix too. So what costs a cube of D is done once a ridge, not once a layer.
+So keys are solved for. Values are solved for by the same regression over other vectors, what attention gathers with the
+new keys (:mod:`spare_core.method.gather`); S of these also has what they are to make up for where nothing is to change.
+
+S_C inv(G_CC) and a thin L with L L' = K are the same for every layer with the same moments whose mask lets the same
+columns move, and U are the left singular vectors of W_R L, a thin matrix too. So what costs a cube of D is done once a
+ridge for all keys.
 
 Sources of the regression over whole weights: TIME (arXiv 2303.08084), UCE (2308.14761), MACE (2403.06135).
 """
 
 from __future__ import annotations
 
-import copy
-import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -37,16 +39,9 @@ from torch import Tensor
 from spare_core.adapters.low_rank import Adapter, LowRankUpdate
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.prompts import NULL, PromptPlan, Purpose
-from spare_core.method.residual import UNTOUCHED, Measurement, Meter
-from spare_core.method.search import climb
 from spare_core.method.settings import EraseSettings
 from spare_core.models.denoiser import Denoiser
 
-_RIDGE: Final = 0.2
-_FACTOR: Final = 4.0
-"""Where the search for the ridge starts, and the ratio of neighbouring ones; at its end twice and half the best are
-tried."""
-_RANGE: Final = (1e-3, 1e5)
 _ELSEWHERE: Final = 64
 """Contexts of the vocabulary for an erased concept; in a list they are shared out, but for the fewest of each."""
 _FEWEST_ELSEWHERE: Final = 8
@@ -59,49 +54,13 @@ _NEGLIGIBLE: Final = 1e-10
 @dataclass(frozen=True)
 class Moments:
     """Second moments of token embeddings of width D, each ``(D, D)`` and float64: ``concept`` mean x x', ``shift`` mean
-    (t - x) x', ``retained`` mean k k', of several concepts the sums of those."""
+    (t - x) x', ``retained`` mean k k', of several concepts the sums of those; ``returned``, the shift that brings what
+    is kept back to where it was, None if nothing has moved it."""
 
     concept: Tensor
     shift: Tensor
     retained: Tensor
-
-
-class Start(NamedTuple):
-    """An adapter to go on from, the ridge it was solved with (None: it changes nothing yet), and what it measures."""
-
-    adapter: Adapter
-    ridge: float | None
-    measured: Measurement
-
-
-def best_start(
-    fresh: Adapter, denoiser: Denoiser, erasures: Erasures, prior: Tensor, meter: Meter, settings: EraseSettings
-) -> Start:
-    """The start that costs least by measurement: ``fresh`` itself, which changes nothing, or its solution for the best
-    ridge. ``prior`` is :func:`spare_core.method.prior.prior_moment`.
-
-    The search goes to larger ridges while they measure better, else to smaller ones. What was chosen in the contexts
-    that training sees is solved for once more, in those too that it was chosen in.
-    """
-    untouched = Start(fresh, None, UNTOUCHED)
-    if not solvable(fresh, denoiser):
-        return untouched
-
-    def solved(ridge: float, moments: Moments) -> Start:
-        adapter = copy.deepcopy(fresh)
-        overwrite(adapter, denoiser, moments, ridge)
-        return Start(adapter, ridge, meter.measure(adapter))
-
-    trained = prompt_moments(denoiser, erasures, prior, settings, "train")
-
-    @functools.cache
-    def cost(ridge: float) -> float:
-        return solved(ridge, trained).measured.cost(settings.drift_price)
-
-    best = climb(cost, _RIDGE, (_FACTOR, 1 / _FACTOR), _RANGE)
-    best = min((best, best * _FACTOR**0.5, best * _FACTOR**-0.5), key=cost)
-    final = solved(best, prompt_moments(denoiser, erasures, prior, settings, "solve"))
-    return min(untouched, final, key=lambda start: start.measured.cost(settings.drift_price))
+    returned: Tensor | None = None
 
 
 def prompt_moments(
@@ -123,7 +82,7 @@ def prompt_moments(
 
     retained = settings.prior_weight * prior.to(device) + moment([NULL])
     own = shift = torch.zeros_like(retained)
-    elsewhere = max(_FEWEST_ELSEWHERE, _ELSEWHERE // len(erasures))
+    elsewhere = elsewhere_count(erasures)
     for part in erasures:
         halves = [pairs for pairs in (plan.pairs(part), plan.pairs_elsewhere(part, elsewhere)) if pairs]
         for pairs in halves:
@@ -136,6 +95,11 @@ def prompt_moments(
     for prompts in plan.kept():
         retained = retained + moment([plan.text(prompt) for prompt in prompts])
     return Moments(own, shift, retained)
+
+
+def elsewhere_count(erasures: Erasures) -> int:
+    """Contexts of the vocabulary for each erased concept."""
+    return max(_FEWEST_ELSEWHERE, _ELSEWHERE // len(erasures))
 
 
 def aligned_places(ids: Sequence[Sequence[int]], others: Sequence[Sequence[int]], length: int) -> Tensor:
@@ -170,15 +134,20 @@ def solvable(adapter: Adapter, denoiser: Denoiser) -> dict[str, LowRankUpdate]:
 
 
 @torch.no_grad()
-def overwrite(adapter: Adapter, denoiser: Denoiser, moments: Moments, ridge: float) -> None:
-    """Put the minimum, cut to the adapter's rank, into the layers of a fresh ``adapter`` that can hold it."""
+def overwrite(adapter: Adapter, denoiser: Denoiser, moments: Mapping[str, Moments], ridge: float) -> None:
+    """Put the minimum, cut to the adapter's rank, into those of the layers in ``moments`` that can hold it; into
+    :func:`solvable` ones of a fresh ``adapter``."""
     layers = denoiser.text_layers()
-    factors: dict[bytes, Factors] = {}
+    factors: dict[tuple[int, bytes], Factors] = {}
+    shared = len({id(each) for each in moments.values()}) < len(moments)
     for name, update in solvable(adapter, denoiser).items():
+        if name not in moments:
+            continue
         rows, columns = (side.flatten().bool().cpu() for side in (update.rows, update.columns))
-        key = columns.numpy().tobytes()
+        key = id(moments[name]), columns.numpy().tobytes()
         if key not in factors:
-            factors[key] = factorise(moments, ridge, columns)
+            factors = factors if shared else {}
+            factors[key] = factorise(moments[name], ridge, columns, thin=shared)
         solution, root = factors[key]
         weight = layers[name].weight[rows].to(solution)
         up = leading(weight @ root, len(update.down))
@@ -212,16 +181,21 @@ class Factors(NamedTuple):
     root: Tensor
 
 
-def factorise(moments: Moments, ridge: float, columns: Tensor) -> Factors:
-    """Solve the normal equations of the input columns that ``columns`` ``(D,)`` lets move."""
+def factorise(moments: Moments, ridge: float, columns: Tensor, thin: bool = True) -> Factors:
+    """Solve the normal equations of the input columns that ``columns`` ``(D,)`` lets move. A ``thin`` root has no more
+    columns than it needs, which pays if many layers are multiplied by it."""
     gram = (moments.concept + ridge * moments.retained)[columns][:, columns]
     gram += _EPSILON * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
-    shift = moments.shift[:, columns]
+    shift = moments.shift if moments.returned is None else moments.shift + ridge * moments.returned
+    shift = shift[:, columns]
     lower = torch.linalg.cholesky(gram)
     half = torch.linalg.solve_triangular(lower, shift.T, upper=False)  # (C, D): half' half = S_C inv(G_CC) S_C'
+    solution = torch.cholesky_solve(shift.T, lower).T
+    if not thin:
+        return Factors(solution, half.T)
     values, directions = torch.linalg.eigh(half @ half.T)
     known = values > _NEGLIGIBLE * values[-1].clamp(min=0)
-    return Factors(torch.cholesky_solve(shift.T, lower).T, half.T @ directions[:, known])
+    return Factors(solution, half.T @ directions[:, known])
 
 
 def _device(denoiser: Denoiser) -> torch.device:

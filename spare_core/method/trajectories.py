@@ -151,6 +151,27 @@ def _distinct(query: Query, whole: bool) -> list[int]:
 
 
 @torch.no_grad()
+def ask_beside(
+    denoiser: Denoiser, table: Conditioning, trajectories: Sequence[Trajectory], rows: Sequence[int]
+) -> list[Trajectory]:
+    """The same trajectories, each asked under one more row, which comes first among its answers."""
+    noisy, timesteps = (
+        torch.cat([one.noisy for one in trajectories]),
+        torch.cat([one.timesteps for one in trajectories]),
+    )
+    counts = [len(one.timesteps) for one in trajectories]
+    owners = torch.tensor(rows).repeat_interleave(torch.tensor(counts))
+    answers = predict_rows(denoiser, table, noisy, timesteps, owners).split(counts)
+    return [
+        one._replace(
+            query=Query((row, *one.query.rows), one.query.driver + 1, one.query.empty + 1),
+            predictions=torch.cat([answer[:, None], one.predictions], dim=1),
+        )
+        for one, row, answer in zip(trajectories, rows, answers, strict=True)
+    ]
+
+
+@torch.no_grad()
 def noise_latents(
     denoiser: Denoiser,
     table: Conditioning,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,17 @@ from spare_core.models.files import ModelFiles
 
 FP16_LOSS_SCALE: Final = 2.0**16
 """Loss scale for float16, against underflow of gradients; fixed, so that runs are repeatable."""
+
+
+class TextAttention(NamedTuple):
+    """One cross-attention: the names of its text layers of keys and of values, its layer of queries, and how it makes
+    softmax(scale * q' k) of each of its ``heads``."""
+
+    key: str
+    value: str
+    query: nn.Linear
+    heads: int
+    scale: float
 
 
 class Denoiser(Protocol):
@@ -42,6 +53,9 @@ class Denoiser(Protocol):
 
     def text_layers(self) -> dict[str, nn.Linear]:
         """The target layers whose inputs are ``prompt_embeds``."""
+
+    def text_attentions(self) -> list[TextAttention]:
+        """What its text layers work in."""
 
     def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """The tokens of each prompt without padding, in the order of ``prompt_embeds``."""

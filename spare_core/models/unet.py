@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spare_core.errors import ConceptError, TrainingError
 from spare_core.models import schedules
 from spare_core.models.conditioning import Conditioning
+from spare_core.models.denoiser import TextAttention
 from spare_core.models.files import ModelFiles
 from spare_core.models.pipelines import check_same_schedule, load_pipeline, without_collection
 from spare_core.models.vocabulary import whole_words
@@ -79,6 +80,15 @@ class UNetDenoiser:
         """Key and value projections of every cross-attention."""
         ends = (".attn2.to_k", ".attn2.to_v")
         return {name: layer for name, layer in self.target_layers().items() if name.endswith(ends)}
+
+    def text_attentions(self) -> list[TextAttention]:
+        """Every cross-attention."""
+        modules = dict(self.weights.named_modules())
+        names = [name.removesuffix(".to_v") for name in self.text_layers() if name.endswith(".to_v")]
+        return [
+            TextAttention(f"{name}.to_k", f"{name}.to_v", modules[name].to_q, modules[name].heads, modules[name].scale)
+            for name in names
+        ]
 
     def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """See :class:`Denoiser`; both of SDXL's tokenizers split alike."""

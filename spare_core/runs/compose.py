@@ -31,7 +31,7 @@ from spare_core.method.probes import draw_held_out
 from spare_core.method.rate import begin_from
 from spare_core.method.residual import Measurement, Meter
 from spare_core.method.settings import EraseSettings
-from spare_core.method.solve import Start
+from spare_core.method.start import Start
 from spare_core.models.device import choose_device
 from spare_core.runs import stages
 from spare_core.runs.erase import check_space, run_stages

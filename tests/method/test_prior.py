@@ -62,7 +62,8 @@ def test_what_nobody_named_is_left_alone(denoiser: UNetDenoiser) -> None:
     def moved(weight: float) -> float:
         adapter = Adapter.initialise(denoiser, random_masks(denoiser, "none"), 4, 4.0, 0)
         chosen = dataclasses.replace(settings, prior_weight=weight)
-        overwrite(adapter, denoiser, prompt_moments(denoiser, ERASURES, prior, chosen, "train"), 0.3)
+        moments = prompt_moments(denoiser, ERASURES, prior, chosen, "train")
+        overwrite(adapter, denoiser, dict.fromkeys(denoiser.text_layers(), moments), 0.3)
         return sum(float(adapter.updates[name](unseen).square().sum()) for name in denoiser.text_layers())
 
     assert moved(30.0) < 0.5 * moved(0.0)

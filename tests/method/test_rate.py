@@ -18,7 +18,7 @@ from spare_core.method.distill import TrainingState, distill, new_state
 from spare_core.method.rate import begin_training, find_rate
 from spare_core.method.residual import UNTOUCHED, Measurement, Meter
 from spare_core.method.settings import EraseSettings
-from spare_core.method.solve import Start
+from spare_core.method.start import Start
 from tests.method.test_distill import SETTINGS, batches, moving
 from tests.support.toy import ToyDenoiser, toy_held_out
 

@@ -1,0 +1,222 @@
+"""What cross-attention gathers of a prompt: the moments that its layers of values are solved with.
+
+A query q of cross-attention makes one vector of a prompt's L tokens x_j, and passes on its value:
+
+    x(q) = sum_j a_j x_j,    a = softmax_j(q' W_k x_j * scale),    W_v x(q)
+
+So the change D of W_v has to be right for what is gathered, not for every token. With x gathered from the concept's
+prompt by the keys as they are after the erasure, t from the surrogate's prompt and k from a kept one by the frozen
+keys, and k~ from a kept one by the new keys, it minimises
+
+    mean ||D x - W_v (t - x)||^2  +  ridge * (sum over kept concepts of mean ||D k~ - W_v (k - k~)||^2 + ...)
+
+which is the regression of :mod:`spare_core.method.solve` with other vectors. Tokens that say the same at several places
+count once, those that nothing looks at not at all, and what the new keys shift is made up for. So a hundred names fit
+into a width of 256, where token by token they do not (docs/failures.md).
+
+The queries are the frozen model's own, on the states of kept trajectories in the bank: the surrogate's are what an
+erased model passes through.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spare_core.adapters.low_rank import Adapter
+from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.prompts import NULL, PromptPlan, Purpose
+from spare_core.method.bank import Bank
+from spare_core.method.settings import EraseSettings
+from spare_core.method.solve import Moments, elsewhere_count
+from spare_core.models.denoiser import Denoiser, TextAttention
+from spare_core.streams import stream
+
+_QUERIES: Final = 4
+"""Places of a picture whose queries are taken, in each layer and state."""
+_STATES: Final = 4
+"""States of each of the bank's kept trajectories, evenly spread."""
+_CONTEXTS: Final = 18
+"""Most contexts of a concept that are gathered from, of the given ones and of those of the vocabulary each."""
+_GENERIC: Final = 400
+"""Most generic texts."""
+_TEXTS: Final = 8
+"""Of which each state's queries are put to so many."""
+
+
+class Queries(NamedTuple):
+    """Queries of one layer: ``own`` ``(M, Q, E)`` on M states under the prompt that drives each, ``empty`` under the
+    empty one."""
+
+    own: Tensor
+    empty: Tensor
+
+
+class Asked(NamedTuple):
+    """Queries by the name of the layer of values they are for, and the M names that the states' own prompts name."""
+
+    layers: dict[str, Queries]
+    names: list[str]
+
+
+class Texts(NamedTuple):
+    """Token embeddings ``(N, L, D)``: of each erased concept ``pairs`` of its prompts and the surrogate's, with the
+    surrogate and a weight; of each kept one its name and prompts; of generic texts; of the empty prompt."""
+
+    pairs: list[tuple[str, float, Tensor, Tensor]]
+    kept: list[tuple[str, Tensor]]
+    generic: Tensor
+    empty: Tensor
+
+
+@torch.no_grad()
+def ask(denoiser: Denoiser, bank: Bank, seed: int) -> Asked:
+    """The frozen model's queries on kept states of ``bank``."""
+    states = len(bank.retain.timesteps) // len(bank.retain.latents)
+    side = bank.retain.take(torch.arange(0, len(bank.retain.timesteps), max(1, states // _STATES)))
+    attentions = denoiser.text_attentions()
+    own = _queries(denoiser, bank, side.noisy, side.timesteps, side.student, attentions, seed)
+    empty = torch.full_like(side.student, bank.null_row)
+    under_empty = _queries(denoiser, bank, side.noisy, side.timesteps, empty, attentions, seed)
+    names = [bank.names[row] for row in side.student.tolist()]
+    return Asked({name: Queries(own[name], under_empty[name]) for name in own}, names)
+
+
+def _queries(
+    denoiser: Denoiser,
+    bank: Bank,
+    noisy: Tensor,
+    timesteps: Tensor,
+    rows: Tensor,
+    attentions: Sequence[TextAttention],
+    seed: int,
+) -> dict[str, Tensor]:
+    """``(M, Q, E)`` by layer of values: at chance places of each state."""
+    generator = stream(seed, "queries")
+    found: dict[str, list[Tensor]] = {one.value: [] for one in attentions}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_module: object, _inputs: object, output: Tensor) -> None:
+            places = torch.rand(output.shape[:2], generator=generator).argsort(dim=1)[:, :_QUERIES].to(output.device)
+            taken = output.gather(1, places[..., None].expand(-1, -1, output.shape[2]))
+            found[name].append(taken.float())
+
+        return hook
+
+    handles = [one.query.register_forward_hook(keep(one.value)) for one in attentions]
+    try:
+        for index in torch.arange(len(noisy)).split(denoiser.batch_rows(noisy.shape[-1])):
+            batch = noisy[index].to(denoiser.device), timesteps[index].to(denoiser.device)
+            denoiser.predict(*batch, bank.table[rows[index]])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+@torch.no_grad()
+def encode_texts(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, purpose: Purpose) -> Texts:
+    """The prompts of a purpose: of erased concepts half in given contexts and half in those of the vocabulary, as
+    :func:`spare_core.method.solve.prompt_moments` has them, but no more than 18 of each."""
+    plan = PromptPlan(erasures, settings.seed, purpose, denoiser.words())
+
+    def encode(texts: Sequence[str]) -> Tensor:
+        return denoiser.encode_prompts(texts, settings.resolution).prompt_embeds.float()
+
+    def some(things: Sequence[Any], name: str) -> list[Any]:
+        return random.Random(name).sample(things, min(_CONTEXTS, len(things)))
+
+    pairs = []
+    for part in erasures:
+        halves = [both for both in (plan.pairs(part), plan.pairs_elsewhere(part, elsewhere_count(erasures))) if both]
+        for both in halves:
+            sides = zip(*some(both, part.concept), strict=True)
+            concept, surrogate = (encode([plan.text(prompt) for prompt in side]) for side in sides)
+            pairs.append((erasures.surrogate(part.concept), 1 / len(halves), concept, surrogate))
+    kept = [
+        (prompts[0].name, encode([plan.text(prompt) for prompt in some(prompts, prompts[0].name)]))
+        for prompts in plan.kept()
+    ]
+    empty = encode([NULL])
+    texts = plan.generic(min(_GENERIC, settings.prior_texts)) if settings.prior_weight else []
+    generic = encode([plan.text(text) for text in texts]) if texts else empty[:0]
+    return Texts(pairs, kept, generic, empty)
+
+
+@torch.no_grad()
+def gathered_moments(
+    denoiser: Denoiser, asked: Asked, texts: Texts, adapter: Adapter, settings: EraseSettings
+) -> dict[str, Moments]:
+    """Moments of what each cross-attention gathers, by the name of its layer of values, with the keys that ``adapter``
+    makes; over all heads."""
+    return {
+        one.value: _of_layer(one, asked.layers[one.value], asked.names, texts, denoiser, adapter, settings)
+        for one in denoiser.text_attentions()
+    }
+
+
+def _of_layer(
+    one: TextAttention,
+    queries: Queries,
+    names: Sequence[str],
+    texts: Texts,
+    denoiser: Denoiser,
+    adapter: Adapter,
+    settings: EraseSettings,
+) -> Moments:
+    keys = denoiser.text_layers()[one.key]
+    update = adapter.updates[one.key]
+    width = texts.empty.shape[-1]
+    rest = torch.arange(len(names))
+    states: dict[str, list[int]] = {}
+    for state, name in enumerate(names):
+        states.setdefault(name, []).append(state)
+
+    def frozen(tokens: Tensor) -> Tensor:
+        return keys(tokens.to(keys.weight.dtype)).float()
+
+    def changed(tokens: Tensor) -> Tensor:
+        return frozen(tokens) + update(tokens).float()
+
+    def moments(items: Iterable[tuple[float, Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Of ``(weight, queries, prompts, their other version)`` the sums of mean x x' and of mean (t - x) x'."""
+        square = shift = torch.zeros(width, width, dtype=_wide(texts.empty), device=texts.empty.device)
+        for weight, asking, prompts, others in items:
+            x = gather(one, asking, prompts, changed(prompts))
+            t = gather(one, asking, others, frozen(others))
+            square = square + weight / len(x) * (x.T @ x)
+            shift = shift + weight / len(x) * ((t - x).T @ x)
+        return square, shift
+
+    def of(name: str) -> Tensor:
+        """Queries on the states that ``name`` drives; on all, where none is in the bank."""
+        return queries.own[states.get(name, rest)]
+
+    own, overwritten = moments((weight, of(name), concept, other) for name, weight, concept, other in texts.pairs)
+    kept = [(1.0, of(name), prompts, prompts) for name, prompts in texts.kept]
+    kept.append((1.0, queries.empty, texts.empty, texts.empty))
+    if len(texts.generic):
+        chance = stream(0, "generic texts of a state")
+        count = min(_TEXTS, len(texts.generic))
+        for state in range(len(names)):
+            some = texts.generic[torch.randperm(len(texts.generic), generator=chance)[:count]]
+            kept.append((settings.prior_weight / len(names), queries.own[[state]], some, some))
+    return Moments(own, overwritten, *moments(kept))
+
+
+def gather(one: TextAttention, queries: Tensor, prompts: Tensor, keys: Tensor) -> Tensor:
+    """What ``queries`` ``(M, Q, E)`` gather from each of ``prompts`` ``(N, L, D)`` with their ``keys`` ``(N, L, E)``,
+    in every head: ``(heads * M * Q * N, D)``."""
+    asking = queries.flatten(0, 1).unflatten(1, (one.heads, -1))
+    answering = keys.unflatten(2, (one.heads, -1))
+    attention = (torch.einsum("qhe,nlhe->hqnl", asking, answering) * one.scale).softmax(dim=-1)
+    return torch.einsum("hqnl,nld->hqnd", attention, prompts).flatten(0, 2)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """What sums are kept in: Apple's GPUs have no float64."""
+    return torch.float32 if tensor.device.type == "mps" else torch.double

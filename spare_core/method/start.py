@@ -1,0 +1,106 @@
+"""Where training starts: the closed form at the ridge that measures best, or an adapter that changes nothing yet."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Final, NamedTuple
+
+from torch import Tensor
+
+from spare_core.adapters.low_rank import Adapter
+from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.prompts import Purpose
+from spare_core.method.bank import Bank
+from spare_core.method.gather import ask, encode_texts, gathered_moments
+from spare_core.method.residual import UNTOUCHED, Measurement, Meter
+from spare_core.method.search import climb
+from spare_core.method.settings import EraseSettings
+from spare_core.method.solve import Moments, overwrite, prompt_moments, solvable
+from spare_core.models.denoiser import Denoiser
+
+_RIDGE: Final = 0.2
+_FACTOR: Final = 4.0
+"""Where the search for the ridge starts, for one concept, and the ratio of neighbouring ones; at its end twice and half
+the best are tried."""
+_RANGE: Final = (1e-3, 1e5)
+_KEYS: Final = 0.5
+"""Ridge of the keys, for one concept. Values make up for what keys do wrong: it matters little."""
+
+
+class Start(NamedTuple):
+    """An adapter to go on from, the ridge it was solved with (None: it changes nothing yet), and what it measures."""
+
+    adapter: Adapter
+    ridge: float | None
+    measured: Measurement
+
+
+class Solver:
+    """Solutions for one ridge after another. Keys are solved for once, since nothing of them is chosen."""
+
+    def __init__(
+        self,
+        fresh: Adapter,
+        denoiser: Denoiser,
+        erasures: Erasures,
+        prior: Tensor,
+        bank: Bank,
+        settings: EraseSettings,
+    ) -> None:
+        self.denoiser, self.erasures, self.settings = denoiser, erasures, settings
+        self._keys = copy.deepcopy(fresh)
+        moments = prompt_moments(denoiser, erasures, prior, settings, "solve")
+        gathering = {one.value for one in denoiser.text_attentions()}
+        others = [name for name in denoiser.text_layers() if name not in gathering]
+        overwrite(self._keys, denoiser, dict.fromkeys(others, moments), _KEYS * scale(erasures))
+        self._asked = ask(denoiser, bank, settings.seed)
+
+    def moments(self, purpose: Purpose) -> dict[str, Moments]:
+        """What the layers of values are solved with, from the prompts of a purpose."""
+        texts = encode_texts(self.denoiser, self.erasures, self.settings, purpose)
+        return gathered_moments(self.denoiser, self._asked, texts, self._keys, self.settings)
+
+    def solve(self, moments: dict[str, Moments], ridge: float) -> Adapter:
+        """Keys as they are, values for ``ridge``."""
+        adapter = copy.deepcopy(self._keys)
+        overwrite(adapter, self.denoiser, moments, ridge)
+        return adapter
+
+
+def best_start(
+    fresh: Adapter,
+    denoiser: Denoiser,
+    erasures: Erasures,
+    prior: Tensor,
+    bank: Bank,
+    meter: Meter,
+    settings: EraseSettings,
+) -> Start:
+    """The start that costs least by measurement: ``fresh`` itself, which changes nothing, or its solution for the best
+    ridge. ``prior`` is :func:`spare_core.method.prior.prior_moment`.
+
+    The search goes to larger ridges while they measure better, else to smaller ones. What was chosen in the contexts
+    that training sees is solved for once more, in those too that it was chosen in.
+    """
+    untouched = Start(fresh, None, UNTOUCHED)
+    if not solvable(fresh, denoiser):
+        return untouched
+    solver = Solver(fresh, denoiser, erasures, prior, bank, settings)
+    trained = solver.moments("train")
+
+    @functools.cache
+    def cost(ridge: float) -> float:
+        return meter.measure(solver.solve(trained, ridge)).cost(settings.drift_price)
+
+    best = climb(cost, _RIDGE * scale(erasures), (_FACTOR, 1 / _FACTOR), _RANGE)
+    best = min((best, best * _FACTOR**0.5, best * _FACTOR**-0.5), key=cost)
+    adapter = solver.solve(solver.moments("solve"), best)
+    final = Start(adapter, best, meter.measure(adapter))
+    return min(untouched, final, key=lambda start: start.measured.cost(settings.drift_price))
+
+
+def scale(erasures: Erasures) -> float:
+    """What a ridge for one concept is to be multiplied by for these: the more are erased, the more each of what is kept
+    has to hold out against."""
+    return float(len(erasures.names) ** 0.5)
