@@ -10,6 +10,7 @@ Surrogates and local retain concepts chosen so: LACU (arXiv 2512.02657), with 32
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -51,11 +52,12 @@ def nearest_unnamed(denoiser: Denoiser, erasures: Erasures, settings: EraseSetti
     if not words:
         return {}
     parts = erasures.parts[:_CONCEPTS]
+    coarse = dataclasses.replace(settings, example_steps=max(1, settings.example_steps // 2))
     vectors = F.normalize(denoiser.word_vectors([*words, *(part.concept for part in parts)]), dim=1)
     found: dict[str, Erasure] = {}
     for part, own in zip(parts, vectors[len(words) :], strict=True):
         order = (vectors[: len(words)] @ own).argsort(descending=True)[:_COMPARED]
-        near = rank_neighbours(denoiser, part, [words[i] for i in order.tolist()], settings, contexts=1)
+        near = rank_neighbours(denoiser, part, [words[i] for i in order.tolist()], coarse, contexts=1)
         found |= {one.name: part for one in near[:count] if one.name not in found}
     return found
 

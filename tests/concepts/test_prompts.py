@@ -8,7 +8,7 @@ import pytest
 
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
-from spare_core.concepts.prompts import EMPTY, NULL, PromptPlan, Purpose, all_prompts, contexts_for
+from spare_core.concepts.prompts import EMPTY, NULL, Pair, Prompt, PromptPlan, Purpose, all_prompts, contexts_for
 
 CONTEXTS = tuple(f"a {name}" for name in ("cat", "dog", "hat", "box", "cup", "toy", "car", "map", "pen", "jar"))
 ERASURE = Erasure("Neon", "Photo", "style", ("Rust", "Winter"), "{context} in {concept}", CONTEXTS)
@@ -173,3 +173,14 @@ def test_where_every_context_is_erased_the_contexts_surrogates_serve() -> None:
     plan = PromptPlan(erasures, 0, "train")
     assert "a Hat in Ink" in {plan.text(prompt) for prompts in plan.kept() for prompt in prompts}
     assert all("Neon" not in plan.text(prompt) for prompts in plan.kept() for prompt in prompts)
+
+
+def test_beside_what_is_kept_names_with_one_surrogate_take_its_prompts_in_turn() -> None:
+    erasures = Erasures(*(Erasure(name, "Photo", "style", ("Rust",), "{context} in {concept}", CONTEXTS)
+                          for name in ("Neon", "Winter", "Mosaic")))  # fmt: skip
+    kept = [Prompt("Photo", "a cat"), Prompt("Rust", "a dog"), Prompt("Photo", "a hat")]
+    assert PromptPlan(erasures, 0, "train").forget_beside(kept) == [
+        (Pair(Prompt("Neon", "a cat"), Prompt("Photo", "a cat")), 0),
+        (Pair(Prompt("Winter", "a hat"), Prompt("Photo", "a hat")), 2),
+        (Pair(Prompt("Mosaic", "a cat"), Prompt("Photo", "a cat")), 0),
+    ]

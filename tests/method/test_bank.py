@@ -98,3 +98,20 @@ def test_pictures_take_the_place_of_what_the_concept_drives(denoiser: UNetDenois
     assert float(noise[:8].std()) == pytest.approx(1.0, abs=0.1)
     answers = predicted(denoiser, made, made.forget, made.forget.teacher)
     torch.testing.assert_close(made.forget.under_teacher, answers, rtol=1e-4, atol=1e-5)
+
+
+def test_of_a_long_list_each_name_is_asked_about_on_its_surrogates_trajectory(denoiser: UNetDenoiser) -> None:
+    """Which are sampled for what is kept anyway, in half as many steps."""
+    names = ("Neon", "Winter", "Mosaic", "Ink")
+    erasures = Erasures(*(dataclasses.replace(ERASURE, concept=name, keep=("Rust",)) for name in names))
+    listed = fill_bank(denoiser, erasures, dataclasses.replace(SETTINGS, example_steps=4))
+    students = [listed.names[row] for row in listed.forget.student.tolist()]
+    assert students == [name for name in names for _ in range(2)]
+    assert {listed.names[row] for row in listed.forget.teacher.tolist()} == {"Photo"}
+    own = torch.cat([listed.retain.noisy[[i]] for i, row in enumerate(listed.retain.student.tolist())
+                     if listed.names[row] == "Photo"])  # fmt: skip
+    for state in listed.forget.noisy:
+        assert any(torch.equal(state, other) for other in own)
+    for rows, answers in (("student", "under_student"), ("teacher", "under_teacher")):
+        found = predicted(denoiser, listed, listed.forget, getattr(listed.forget, rows))
+        torch.testing.assert_close(getattr(listed.forget, answers), found, rtol=1e-4, atol=1e-5)

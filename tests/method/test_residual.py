@@ -208,3 +208,38 @@ def test_a_measurement_is_written_with_its_mean() -> None:
 @pytest.mark.parametrize(("unnamed", "cost"), [(None, 1.3), (0.1, 1.3), (0.4, 2.1)])
 def test_drift_of_what_nobody_named_counts_as_much_as_that_of_what_is_named(unnamed: float | None, cost: float) -> None:
     assert Measurement({"c": 0.5}, {"a": 0.1, "b": 0.3}, unnamed).cost(4.0) == pytest.approx(cost)
+
+
+# --- lists -----------------------------------------------------------------------------------------------------------
+
+
+def named_after(*names: str) -> Erasures:
+    """Each becomes Photo or Pencil in turn."""
+    surrogates = ("Photo", "Pencil")
+    return Erasures(
+        *(
+            Erasure(name, surrogates[i % 2], "style", ("Rust",), "{context} in {concept}", ("a cat", "a dog"))
+            for i, name in enumerate(names)
+        )
+    )
+
+
+@pytest.mark.parametrize(("purpose", "states"), [("choose", 1), ("report", 2)])
+def test_of_a_long_list_each_name_is_asked_about_on_its_surrogates_trajectory(
+    denoiser: UNetDenoiser, purpose: Purpose, states: int
+) -> None:
+    erasures = named_after("Neon", "Winter", "Mosaic")
+    settings = dataclasses.replace(SETTINGS, heldout=2, example_steps=4)
+    held_out = draw_held_out(denoiser, erasures, settings, purpose)
+    asked = [held_out.names[row] for row in held_out.forget.prompt.tolist()]
+    assert asked == [name for name in ("Neon", "Winter", "Mosaic") for _ in range(states)]
+    kept = [held_out.names[row] for row in held_out.retain.prompt.tolist()]
+    for i, name in enumerate(asked):
+        surrogate = erasures.surrogate(name)
+        rows = [row for row, other in enumerate(kept) if other == surrogate]
+        passed = [row for row in rows if torch.equal(held_out.retain.noisy[row], held_out.forget.noisy[i])]
+        assert passed, f"{name} is not asked about where {surrogate} passes"
+        assert torch.equal(held_out.retain.teacher[passed[0]], held_out.forget.teacher[i])
+    measured = Meter(denoiser, held_out).measure()
+    assert set(measured.residuals) == {"Neon", "Winter", "Mosaic"}
+    assert measured.residual == pytest.approx(1.0, rel=1e-4)
