@@ -106,7 +106,7 @@ def draw_held_out(
         # One state of each retained trajectory, at all of its timesteps in turn, also answers for the empty prompt and
         # for the pair whose gap is the unit of drift.
         singles = [(one, i % states) for i, one in enumerate(retains)]
-        lent = [(retains[i % len(retains)], i // len(retains) % states) for i in range(len(texts))]
+        lent = [(retains[i % len(retains)], (i + i // len(retains)) % states) for i in range(len(texts))]
         concepts, surrogates = (
             _ask(denoiser, table, singles, [rows[prompt] for prompt in side]) for side in zip(*beside, strict=True)
         )

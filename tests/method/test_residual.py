@@ -243,3 +243,15 @@ def test_of_a_long_list_each_name_is_asked_about_on_its_surrogates_trajectory(
     measured = Meter(denoiser, held_out).measure()
     assert set(measured.residuals) == {"Neon", "Winter", "Mosaic"}
     assert measured.residual == pytest.approx(1.0, rel=1e-4)
+
+
+def test_generic_texts_are_asked_about_at_all_times_however_many_trajectories_there_are(denoiser: UNetDenoiser) -> None:
+    """At the first state of each alone, pure noise, nothing would seem to drift."""
+    kept = tuple(f"Kept {i}" for i in range(30))
+    erasures = Erasures(dataclasses.replace(ERASURE, keep=kept))
+    held_out = draw_held_out(denoiser, erasures, dataclasses.replace(SETTINGS, heldout=4, example_steps=8), "choose")
+    named = [held_out.names[row] for row in held_out.retain.prompt.tolist()]
+    times = [int(t) for t, name in zip(held_out.retain.timesteps, named, strict=True) if name == GENERIC]
+    assert len(times) == 24
+    assert min(times) < 0.25 * denoiser.num_timesteps
+    assert sum(t < 0.5 * denoiser.num_timesteps for t in times) >= 8
