@@ -174,5 +174,6 @@ if __name__ == "__main__":
         print(json.dumps(killed(where, *map(int, numbers))))
     else:
         requests = requests_of(range(1, int(numbers[0]) + 1))
-        both = [in_a_process(partial(run, open_store(where), name, requests)) for name in ("left", "right")]
+        # Neither dies, however long this machine lets it wait: a lease that ran out would be taken over, rightly.
+        both = [in_a_process(partial(run, open_store(where), name, requests, 5.0)) for name in ("left", "right")]
         print(json.dumps([ended(one) for one in both]))
