@@ -91,7 +91,7 @@ def draw_held_out(
         retain += plan.near(nearest_unnamed(denoiser, erasures, settings, _NEAR), 1 if many else _NEAR_EACH)
     texts = plan.generic(min(_TEXTS * settings.heldout, _MOST_TEXTS))
     beside = plan.pairs_beside(retain)
-    further = [*(prompt for pair in (*beside, *(pair for pair, _ in borrowed)) for prompt in pair), *texts]
+    further = [*(prompt for pair in beside for prompt in pair), *(pair.concept for pair, _ in borrowed), *texts]
     rows, table, overwritten, held = build_prompt_table(denoiser, plan, forget, retain, settings.resolution, further)
     generator = stream(settings.seed, "probes", purpose)
     with denoiser.precise(tf32=purpose == "choose"):

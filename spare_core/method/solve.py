@@ -146,8 +146,8 @@ def overwrite(adapter: Adapter, denoiser: Denoiser, moments: Mapping[str, Moment
         rows, columns = (side.flatten().bool().cpu() for side in (update.rows, update.columns))
         key = id(moments[name]), columns.numpy().tobytes()
         if key not in factors:
-            factors = factors if shared else {}
-            factors[key] = factorise(moments[name], ridge, columns, thin=shared)
+            # Only the latest is kept: it is two matrices (D, D), and those of one kind follow each other.
+            factors = {key: factorise(moments[name], ridge, columns, thin=shared)}
         solution, root = factors[key]
         weight = layers[name].weight[rows].to(solution)
         up = leading(weight @ root, len(update.down))

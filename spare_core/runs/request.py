@@ -87,7 +87,7 @@ def check_room(erasures: Erasures, settings: EraseSettings) -> None:
     Raises:
         SettingsError: if there are more names than ranks.
     """
-    names = sum(len(part.names) for part in erasures)
+    names = len(erasures.names)
     if erasures.bundle and names > settings.rank:
         raise SettingsError([
             f"rank is {settings.rank}, but {names} names are to be erased, each of which takes about one; give a rank "
