@@ -44,7 +44,7 @@ def main() -> None:
     denoiser = load_denoiser("canvas", "cpu")
     bank = fill_bank(denoiser, Erasures(build_erasure("canvas", "Rust", "Bricks")), settings)
     layers = denoiser.target_layers()
-    adapter = Adapter.initialise(denoiser, whole_layers(layers, layers), settings.rank, settings.lora_alpha, 0)
+    adapter = Adapter.initialise(denoiser, whole_layers(layers, layers), settings.lora_rank, settings.lora_alpha, 0)
     batches = Batches(bank, profile_timesteps(bank, denoiser.num_timesteps, settings.bins), settings)
     # Of what low_memory does, only the two passes: checkpointing is a matter of its own.
     settings = dataclasses.replace(settings, low_memory=way == "split")

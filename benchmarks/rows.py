@@ -68,7 +68,7 @@ def candidates(
     """Every adapter that is compared, with what its rows are and its ridge."""
     layers = denoiser.text_layers()
     fresh = Adapter.initialise(
-        denoiser, whole_layers(denoiser.target_layers(), layers), settings.rank, settings.lora_alpha, settings.seed
+        denoiser, whole_layers(denoiser.target_layers(), layers), settings.lora_rank, settings.lora_alpha, settings.seed
     )
     solved = {}
     for ridge in RIDGES:
@@ -90,7 +90,7 @@ def candidates(
         for label, score in scores.items():
             for share in SHARES:
                 adapter = Adapter.initialise(
-                    denoiser, best_rows(denoiser, score, share), settings.rank, settings.lora_alpha, settings.seed
+                    denoiser, best_rows(denoiser, score, share), settings.lora_rank, settings.lora_alpha, settings.seed
                 )
                 overwrite(adapter, denoiser, dict.fromkeys(layers, moments), ridge)
                 yield f"{share:.0%} by {label}", ridge, adapter

@@ -33,7 +33,7 @@ def field_problems(settings: Any) -> list[str]:
         if words:  # a number or a word
             if value in words:
                 continue
-            hint = float
+            hint = next(part for part in typing.get_args(hint) if not typing.get_args(part))
         if hint is float and type(value) in (int, str):
             # YAML reads 1e-3 as text: it wants 1.0e-3.
             value = _as_float(value)

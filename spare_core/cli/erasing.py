@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from spare_core.cli.options import Config, Model, Output, read_settings, setting
+from spare_core.cli.options import Config, Model, Output, number, read_settings, setting
 from spare_core.cli.reporting import Json, print_result, reporting
 from spare_core.errors import ConceptError, SettingsError
 
@@ -53,7 +53,7 @@ def erase(
     ] = None,
     mask: Annotated[str | None, setting("mask", METHOD)] = None,
     density: Annotated[float | None, setting("density", METHOD)] = None,
-    rank: Annotated[int | None, setting("rank", METHOD)] = None,
+    rank: Annotated[str | None, setting("rank", METHOD)] = None,
     steps: Annotated[int | None, setting("steps", METHOD)] = None,
     lr: Annotated[str | None, setting("lr", METHOD)] = None,
     timesteps: Annotated[str | None, setting("timesteps", METHOD)] = None,
@@ -87,7 +87,7 @@ def erase(
     from spare_core.models.files import check_source
 
     options = {
-        "method": method, "mask": mask, "density": density, "rank": rank, "steps": steps, "lr": lr,
+        "method": method, "mask": mask, "density": density, "rank": number(rank), "steps": steps, "lr": lr,
         "timesteps": timesteps, "seed": seed,
         "dtype": dtype, "device": device, "low_memory": low_memory,
     }  # fmt: skip
@@ -126,7 +126,7 @@ def compose(
     without: Annotated[
         list[str] | None, typer.Option(help="a concept of theirs that is not to be erased any more; repeatable")
     ] = None,
-    rank: Annotated[int | None, setting("rank", METHOD)] = None,
+    rank: Annotated[str | None, setting("rank", METHOD)] = None,
     seed: Annotated[int | None, setting("seed", METHOD)] = None,
     config: Config = None,
     as_json: Json = False,
@@ -136,7 +136,7 @@ def compose(
     from spare_core.runs.compose import compose as run
     from spare_core.runs.progress import ProgressDisplay
 
-    settings = read_settings(config, {"rank": rank, "seed": seed})
+    settings = read_settings(config, {"rank": number(rank), "seed": seed})
     with ProgressDisplay() as progress:
         manifest = run(model, adapter, output, settings, progress, without or ())
     ways = manifest["composition"]

@@ -41,6 +41,11 @@ def setting(name: str, panel: str, *declared: str) -> OptionInfo:
     return option
 
 
+def number(text: str | None) -> int | str | None:
+    """What an option that takes a whole number or a word was given."""
+    return int(text) if text is not None and text.lstrip("-").isdecimal() else text
+
+
 def read_settings(config: str | None, options: dict[str, Any], pairs: Sequence[str] = ()) -> EraseSettings:
     """The settings of a file, with the options that were given on top; ``pairs`` are further ones, NAME=VALUE.
 

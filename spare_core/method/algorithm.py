@@ -77,8 +77,9 @@ def prepare(
 def overwrite(prepared: Prepared, settings: EraseSettings, masks: Masks | None = None) -> Erased:
     """Choose the weights that may move (or take ``masks``), solve for a start, find the rate, distill, measure."""
     denoiser, erasures, bank, profile, prior, choosing, reporting = prepared
+    settings = settings.for_names(len(erasures.names))
     masks = masks or choose_masks(denoiser, bank, profile, settings)
-    fresh = Adapter.initialise(denoiser, masks, settings.rank, settings.lora_alpha, settings.seed)
+    fresh = Adapter.initialise(denoiser, masks, settings.lora_rank, settings.lora_alpha, settings.seed)
     batches = Batches(bank, profile, settings)
     texts = prior_moment(prior, denoiser, erasures, settings.resolution)
     state = begin_training(denoiser, batches, choosing, fresh, erasures, texts, settings)

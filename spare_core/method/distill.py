@@ -189,7 +189,7 @@ def _not_finite(
         "retain loss": values[1],
         "lr": f"{rate:.2e}",
         "dtype": str(denoiser.dtype).removeprefix("torch."),
-        "rank": settings.rank,
+        "rank": settings.lora_rank,
         "timesteps": timesteps.tolist(),
     }
     listed = ", ".join(f"{name} {value}" for name, value in facts.items())

@@ -17,6 +17,7 @@ SaliencyLoss = Literal["denoise", "gap"]
 TimestepSampling = Literal["gap", "uniform", "window", "threshold"]
 LearningRate = float | Literal["auto"]
 Alpha = float | Literal["rank"]
+Rank = int | Literal["auto"]
 
 
 class Only(NamedTuple):
@@ -38,6 +39,8 @@ _PRESETS: Final = Path(__file__).parent / "presets"
 _SCORED: Final = Only("mask", ("module", "channel", "weight"))
 _BY_GAP: Final = Only("timesteps", ("gap",))
 _SOLVED: Final = Only("closed_form", (True,))
+_RANKS: Final = 8
+"""The smallest rank that is chosen, and what larger ones are a multiple of."""
 
 
 def _setting(
@@ -84,7 +87,9 @@ class EraseSettings:
     contrast: bool = _setting(True, "divide the score by the same score on the retain set", only=_SCORED)
     saliency_batches: int = _setting(6, "batches the saliency is summed over", 1, 10_000, only=_SCORED)
     # The adapter
-    rank: int = _setting(8, "rank of the LoRA", 1, 1024)
+    rank: Rank = _setting(
+        "auto", "rank of the LoRA; auto: 8, of a list the next multiple of 8 that holds its names", 1, 1024
+    )
     alpha: Alpha = _setting(
         "rank", "LoRA alpha; the update is scaled by alpha / rank; rank: as much as the rank", 0.0, 4096.0, True
     )
@@ -155,9 +160,22 @@ class EraseSettings:
             raise SettingsError(problems)
 
     @property
+    def lora_rank(self) -> int:
+        """:attr:`rank` as a number; where it is still to be chosen, that for one name."""
+        return _RANKS if self.rank == "auto" else self.rank
+
+    @property
     def lora_alpha(self) -> float:
         """:attr:`alpha` as a number."""
-        return float(self.rank) if self.alpha == "rank" else self.alpha
+        return float(self.lora_rank) if self.alpha == "rank" else self.alpha
+
+    def for_names(self, count: int, least: int = _RANKS) -> EraseSettings:
+        """These settings with a rank that is a number: if it is to be chosen, one of ``least`` or more that holds
+        ``count`` names. The solution of N names has about N directions in each layer that carry it: fewer ranks lose
+        names, more bring nothing (docs/explanation/choices.md)."""
+        if self.rank != "auto":
+            return self
+        return dataclasses.replace(self, rank=max(least, -(-count // _RANKS) * _RANKS))
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any]) -> EraseSettings:

@@ -11,6 +11,7 @@ left, since the parts hold what is to go.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -87,10 +88,11 @@ def compose(
     if settings.mask == "weight":
         raise SettingsError(["mask is 'weight', of which no low-rank adapter is made; a bundle is one: give another"])
     parts = [load_adapter(folder) for folder in folders]
-    _check_ranks(parts, settings.rank)
     exact = concatenated([part.adapter for part in parts])
     kept, withdrawn = _split(parts, without)
-    request = build_request(model, Erasures(*map(Erasure.from_dict, kept), bundle=True), settings, None, progress)
+    erasures = Erasures(*map(Erasure.from_dict, kept), bundle=True)
+    settings = _with_rank(parts, len(erasures.names), settings)
+    request = build_request(model, erasures, settings, None, progress)
     for part in parts:
         check_base(part, request.base, model)
     identity = {
@@ -105,7 +107,7 @@ def compose(
     check_space(output, work.denoiser, settings)
     with Checkpoint(output, identity) as folder:
         candidates = ways(work, folder, None if withdrawn else exact)
-        chosen = best([one for one in candidates if one.rank == settings.rank], settings)
+        chosen = best([one for one in candidates if one.rank == settings.lora_rank], settings)
         measured = stages.read_meter(work, folder / stages.ERASING[0], "report").measure(chosen.adapter)
         stages.check_erased(measured, settings)
         joint = read_manifest(folder / _JOINT)
@@ -145,7 +147,7 @@ def ways(work: stages.Work, folder: Path, exact: Adapter | None) -> list[Candida
     found = [Candidate(_JOINT, adapter, inputs.choosing.measure(adapter), training)]
     if exact is None:
         return found
-    cut = compressed(exact.to(denoiser.device), settings.rank)
+    cut = compressed(exact.to(denoiser.device), settings.lora_rank)
 
     def refine() -> _Made:
         adapter = freed_adapter(cut.adapter, inputs.masks, settings.seed)
@@ -174,15 +176,19 @@ def _timed(work: stages.Work, name: str, make: Callable[[], _Made]) -> Candidate
     return Candidate(name, adapter, measured, {**facts, "seconds": round(time.perf_counter() - started, 3)})
 
 
-def _check_ranks(parts: Sequence[StoredAdapter], rank: int) -> None:
-    """All bundles of a base have one rank: a serving process swaps adapters of equal shapes."""
-    for part in parts:
-        theirs = part.manifest["settings"]["rank"] if "requests" in part.manifest else rank
-        if theirs != rank:
+def _with_rank(parts: Sequence[StoredAdapter], names: int, settings: EraseSettings) -> EraseSettings:
+    """``settings`` with the rank of the bundles among the parts: a serving process swaps adapters of equal shapes."""
+    bundles = [(part, part.manifest["settings"]["rank"]) for part in parts if "requests" in part.manifest]
+    if bundles and settings.rank == "auto":
+        settings = dataclasses.replace(settings, rank=bundles[0][1])
+    settings = settings.for_names(names)
+    for part, theirs in bundles:
+        if theirs != settings.rank:
             raise SettingsError([
-                f"rank is {rank}, but the bundle {part.folder} has {theirs}: an adapter that is swapped for another "
-                f"must have its rank; give --rank {theirs}, or compose from single adapters"
+                f"rank is {settings.rank}, but the bundle {part.folder} has {theirs}: an adapter that is swapped for "
+                f"another must have its rank; give --rank {theirs}, or compose from single adapters"
             ])  # fmt: skip
+    return settings
 
 
 def _split(parts: Sequence[StoredAdapter], without: Sequence[str]) -> tuple[list[dict[str, Any]], list[Erasure]]:

@@ -73,7 +73,7 @@ def check_space(output: Path, denoiser: UNetDenoiser, settings: EraseSettings) -
     Raises:
         OutputError: saying how much is there and how much is needed.
     """
-    parameters = sum(settings.rank * sum(layer.weight.shape) for layer in denoiser.target_layers().values())
+    parameters = sum(settings.lora_rank * sum(layer.weight.shape) for layer in denoiser.target_layers().values())
     needed = 4 * parameters * 6 + 64 * 2**20
     if settings.mask == "weight":  # a byte of mask for every weight, an index and a value for those that move
         weights = sum(layer.weight.numel() for layer in denoiser.target_layers().values())

@@ -88,10 +88,10 @@ def check_room(erasures: Erasures, settings: EraseSettings) -> None:
         SettingsError: if there are more names than ranks.
     """
     names = len(erasures.names)
-    if erasures.bundle and names > settings.rank:
+    if erasures.bundle and names > settings.lora_rank:
         raise SettingsError([
-            f"rank is {settings.rank}, but {names} names are to be erased, each of which takes about one; give a rank "
-            f"of {names} or more, with room for those to come"
+            f"rank is {settings.lora_rank}, but {names} names are to be erased, each of which takes about one; leave "
+            f"it to auto, or give a rank of {names} or more, with room for those to come"
         ])  # fmt: skip
 
 
@@ -114,6 +114,7 @@ def build_request(
 
     files = find_model(model, fetching)
     check_images(images, erasures)
+    settings = settings.for_names(len(erasures.names))
     check_room(erasures, settings)
     digest = images_digest(local_path(images, on_progress=fetching)) if images else None
     return Request(model, files.digest(), erasures, settings, None if images is None else str(images), digest)

@@ -144,7 +144,7 @@ def work_on(
         SettingsError: if the rank is more than its smallest layer has.
     """
     denoiser.check_prompts(all_prompts(request.erasures))
-    check_rank(denoiser.target_layers(), request.settings.rank)
+    check_rank(denoiser.target_layers(), request.settings.lora_rank)
     return Work(request, denoiser, progress)
 
 
@@ -238,7 +238,7 @@ def write_adapter(
     started = time.perf_counter()
     work.progress("distill", 0, settings.steps)
     batches, choosing, profiled, chosen = read_inputs(work, examples, profile, masks)
-    fresh = Adapter.initialise(denoiser, chosen, settings.rank, settings.lora_alpha, settings.seed)
+    fresh = Adapter.initialise(denoiser, chosen, settings.lora_rank, settings.lora_alpha, settings.seed)
     kept = None if state_folder is None else state_folder / STATE
     if kept is not None and kept.exists():
         state = new_state(fresh, 0.0)

@@ -31,7 +31,7 @@ from spare_core.takedown.reading import read_lists
 from spare_core.takedown.standings import unwanted
 from spare_core.workflow.environment import STORE, open_run_store, pipeline_run_id
 from spare_core.workflow.events import reported
-from spare_core.workflow.order import BUNDLE_RANK, Champion, check_order
+from spare_core.workflow.order import Champion, check_order
 from spare_core.workflow.tasks import champion_of, end_runs
 
 
@@ -112,8 +112,8 @@ def gather_task(batch: str) -> Gathered:
     with reported("gather") as results:
         asked, store = Batch.from_json(batch), open_run_store()
         ledger, champion = _ledger(store), champion_of(asked.name, asked.base, store)
-        rank = champion.manifest["settings"]["rank"] if champion else asked.bundle_settings.get("rank", BUNDLE_RANK)
-        found = wanted(ledger, _deployed(asked.name, champion), rank)
+        rank = champion.manifest["settings"]["rank"] if champion else asked.bundle_settings.get("rank", "auto")
+        found = wanted(ledger, _deployed(asked.name, champion), None if rank == "auto" else rank)
         for request_id in found.no_room:
             print(f"{request_id} has no room in a bundle of rank {rank}; make one of a higher rank under another name")
         results |= found._asdict()

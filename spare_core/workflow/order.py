@@ -142,18 +142,14 @@ def check_order(
     # What is wrong there is reported already.
     named = {"keep": [], "contexts": [], "template": "", "kind": "", "without": [], "grow": True, **given}
     champion: Champion | None = None
-    usual: dict[str, Any] = {}
     if "requests" in parameters:
         champion = found.attempt(lambda: champion_of(base), "model", "name") if base else None
-        rank = champion.manifest["settings"]["rank"] if champion else BUNDLE_RANK
-        usual = {"rank": rank}
-    settings = found.attempt(
-        lambda: EraseSettings.from_mapping({**usual, **whole_numbers(given["settings"])}), "settings"
-    )
+    asked = found.attempt(lambda: EraseSettings.from_mapping(whole_numbers(given["settings"])), "settings")
     if "requests" in parameters:
-        erasures = found.attempt(lambda: _bundle(named, settings, champion), "model", "requests")
+        erasures = found.attempt(lambda: _bundle(named, champion), "model", "requests")
     else:
         erasures = found.attempt(lambda: Erasures(_erasure(named)), "model", "erase", "surrogate")
+    settings = found.attempt(lambda: _with_rank(asked, erasures, champion)) if asked and erasures else None
     images = found.attempt(lambda: _images(given.get("images", "")), "images")
     suite = found.attempt(lambda: checked_suite({"seeds": 0, **given}, erasures), "suite", "model")
     policy = found.attempt(lambda: Policy.find(given["policy"]), "policy")
@@ -166,16 +162,32 @@ def check_order(
     return Order(request_id_of(parameters), request, *measured, *before), policy
 
 
-def _bundle(given: Mapping[str, Any], settings: EraseSettings | None, champion: Champion | None) -> Erasures:
+def _with_rank(settings: EraseSettings, erasures: Erasures, champion: Champion | None) -> EraseSettings:
+    """A bundle's first version gets room for names to come; each later one has the rank of that one."""
+    names = len(erasures.names)
+    if not champion:
+        settings = settings.for_names(names, BUNDLE_RANK) if erasures.bundle else settings.for_names(names)
+        check_room(erasures, settings)
+        return settings
+    theirs = champion.manifest["settings"]["rank"]
+    swapped = "an adapter that is swapped for another must have its rank"
+    if settings.rank not in ("auto", theirs):
+        raise SettingsError([
+            f"rank is {settings.rank}, but the champion, version {champion.version}, has {theirs}: {swapped}; give "
+            "that one, or another name"
+        ])  # fmt: skip
+    if names > theirs:
+        raise SettingsError([
+            f"{names} names are to be erased, but the champion, version {champion.version}, has rank {theirs}, which "
+            f"holds as many names, and {swapped}; give another name, under which a bundle of a higher rank begins"
+        ])  # fmt: skip
+    return dataclasses.replace(settings, rank=theirs)
+
+
+def _bundle(given: Mapping[str, Any], champion: Champion | None) -> Erasures:
     """What a bundle erases: of the champion's, if it grows, all but what is withdrawn; and what is asked for now. The
     same asked again is one request."""
     old = tuple(Erasures.of(champion.manifest)) if champion and given["grow"] else ()
-    if champion and settings and settings.rank != champion.manifest["settings"]["rank"]:
-        rank = champion.manifest["settings"]["rank"]
-        raise SettingsError([
-            f"rank is {settings.rank}, but the champion, version {champion.version}, has {rank}: an adapter that is "
-            "swapped for another must have its rank; give that one, or another name"
-        ])  # fmt: skip
     if given["without"] and not old:
         raise ConceptError(f"without names {given['without'][0]!r}, but there is no champion to take it out of")
     going = Erasures(*old).named(given["without"]) if old else []
@@ -183,8 +195,6 @@ def _bundle(given: Mapping[str, Any], settings: EraseSettings | None, champion: 
     stay = [one for one in old if one not in going and one not in new]
     erasures = Erasures(*stay, *new, bundle=True)
     check_kept(given["requests"], erasures)
-    if settings:
-        check_room(erasures, settings)
     return erasures
 
 

@@ -17,7 +17,7 @@ from spare_core.method.settings import METHODS, EraseSettings, preset
 from spare_core.store.fetching import read_yaml_mapping
 
 FIELDS = {field.name: field for field in dataclasses.fields(EraseSettings)}
-HINTS = typing.get_type_hints(EraseSettings) | {"lr": float, "alpha": float}
+HINTS = typing.get_type_hints(EraseSettings) | {"rank": int, "lr": float, "alpha": float}
 """Of what is a number or a word, here the number; see the tests of "auto"."""
 BOUNDED = [name for name, field in FIELDS.items() if field.metadata["high"] is not None]
 CONDITIONAL = {name: field.metadata["only"] for name, field in FIELDS.items() if field.metadata["only"]}
@@ -102,6 +102,15 @@ def test_a_whole_number_serves_as_a_fraction() -> None:
     alpha = EraseSettings(alpha=4).alpha
     assert alpha == 4.0
     assert type(alpha) is float
+
+
+def test_the_rank_follows_the_names_unless_it_is_given() -> None:
+    chosen = EraseSettings()
+    assert (chosen.rank, chosen.lora_rank) == ("auto", 8)
+    assert [chosen.for_names(count).rank for count in (1, 8, 9, 100)] == [8, 8, 16, 104]
+    assert [chosen.for_names(count, 32).rank for count in (1, 33)] == [32, 40]
+    given = EraseSettings(rank=12)
+    assert given.for_names(100) == given
 
 
 def test_alpha_follows_the_rank_unless_it_is_given() -> None:

@@ -239,6 +239,9 @@ def test_a_bundle_of_another_rank_is_refused(
     settings = EraseSettings.from_mapping({**SETTINGS.as_dict(), "rank": 4})
     with pytest.raises(SettingsError, match=r"rank is 4, but the bundle .* has 3.*give --rank 3"):
         compose(str(sd1_dir), [composed[0]], tmp_path / "out", settings)
+    chosen = EraseSettings.from_mapping({**SETTINGS.as_dict(), "rank": "auto"})
+    again = compose(str(sd1_dir), [composed[0]], tmp_path / "again", chosen)
+    assert again["settings"]["rank"] == 3
     wider = compose(str(sd1_dir), [parts["neon"], parts["cat"]], tmp_path / "out", settings)
     assert {one["rank"] for one in wider["composition"]["candidates"].values()} == {6, 4}
 

@@ -95,7 +95,8 @@ def test_more_names_than_ranks_are_refused(sd1_dir: Path) -> None:
     """Aliases are names; a single concept with some is no bundle, and nobody's room."""
     rows = [{"concept": f"c{i}", "surrogate": "Photo", "kind": "style", "aliases": [f"a{i}"]} for i in range(3)]
     erasures = build_erasures(str(sd1_dir), rows)
-    with pytest.raises(SettingsError, match=r"rank is 5, but 6 names are to be erased.*give a rank of 6 or more"):
+    with pytest.raises(SettingsError, match=r"rank is 5, but 6 names .* leave it to auto, or give a rank of 6"):
         build_request(str(sd1_dir), erasures, EraseSettings(rank=5))
     assert build_request(str(sd1_dir), erasures, EraseSettings(rank=6)).erasures == erasures
+    assert build_request(str(sd1_dir), erasures, EraseSettings()).settings.rank == 8
     assert build_request(str(sd1_dir), build_erasures(str(sd1_dir), rows[:1]), EraseSettings(rank=1))

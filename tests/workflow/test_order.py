@@ -143,6 +143,9 @@ def test_a_bundle_of_one_is_a_bundle() -> None:
     settings = order.request.settings
     assert (settings.rank, settings.lora_alpha) == (32, 32.0), "room for those to come"
     assert bundled(champion(("Rust", "Photo"), rank=64)).request.settings.rank == 64
+    assert bundled(champion(("Rust", "Photo"), rank=64), settings={"rank": "auto"}).request.settings.rank == 64
+    many = {"concept": "Cat", "surrogate": "Dog", "aliases": [f"cat {i}" for i in range(40)]}
+    assert bundled(requests=[many]).request.settings.rank == 48
     assert bundled(settings={"rank": 4.0}).request.settings.rank == 4
     assert Order.from_json(order.to_json()) == order
     assert request_id_of(BUNDLE).startswith("bundle ")
@@ -173,7 +176,7 @@ def test_a_bundle_grows_from_the_champion_and_shrinks() -> None:
         ({"settings": {"rank": 16.0}}, "rank is 16, but the champion, version 3, has 8"),
         (
             {"requests": [{"concept": "Cat", "surrogate": "Dog", "aliases": list("abcdefgh")}]},
-            "10 names are to be erased",
+            "10 names are to be erased, but the champion, version 3, has rank 8, which holds",
         ),
         ({"requests": [{"concept": "Rust", "surrogate": "Winter"}]}, "'Rust' would be erased twice"),
         ({"requests": [{"concept": "Winter", "surrogate": "Photo", "keep": ["Rust"]}]}, "keeps 'Rust', which another"),
