@@ -29,7 +29,7 @@ from spare_core.method.masks import whole_layers
 from spare_core.method.prior import prior_moment
 from spare_core.method.saliency import gap_target
 from spare_core.method.settings import EraseSettings
-from spare_core.method.solve import Moments, overwrite, prompt_moments
+from spare_core.method.solve import Encoder, Moments, overwrite, prompt_moments
 from spare_core.models.loading import load_denoiser
 from spare_core.models.unet import UNetDenoiser
 
@@ -52,7 +52,7 @@ def main() -> None:
         erasures = Erasures(build_erasure(options.model, concept, surrogate, kind))  # type: ignore[arg-type]
         prepared = prepare(denoiser, erasures, settings)
         texts = prior_moment(prepared.prior, denoiser, erasures)
-        moments = prompt_moments(denoiser, erasures, texts, settings, "solve")
+        moments = prompt_moments(Encoder(denoiser), erasures, texts, settings, "solve")
         print(f"\n{concept} -> {surrogate}\n\n| rows | ridge | residual | drift | unnamed | cost |")
         print("|---|---|---|---|---|---|")
         for label, ridge, adapter in candidates(denoiser, prepared, moments, settings):

@@ -15,6 +15,8 @@ WHAT: Final = "What to erase"
 METHOD: Final = "The method"
 EXAMPLES: Final = "Examples"
 MACHINE: Final = "The machine"
+_LISTED: Final = 10
+"""Concepts whose residuals are printed: of more, the worst."""
 
 
 @reporting
@@ -106,14 +108,20 @@ def erase(
         manifest = run(model, erasures, settings, output, images, progress)
     seconds = sum(manifest["seconds"].values())
     residuals = manifest["residuals"]
-    lines = [f"{part.concept} -> {part.surrogate}: residual {residuals[part.concept]:.3f}" for part in erasures]
+    worst = sorted(erasures, key=lambda part: -residuals[part.concept])[:_LISTED]
+    parts = worst if len(erasures) > _LISTED else erasures
+    lines = [f"{part.concept} -> {part.surrogate}: residual {residuals[part.concept]:.3f}" for part in parts]
+    if len(erasures) > _LISTED:
+        lines.append(f"these are the worst {_LISTED} of {len(erasures)}: residual of all {manifest['residual']:.3f}")
+    left = ", ".join(f"{name} ({residual:.2f})" for name, residual in manifest["left"].items())
+    told = f"\nNOT erased: {left}; erase them by themselves, or name nearer surrogates" if left else ""
     left_out = [f"\nnot kept: {text!r}, which mentions {name!r}" for text, name in manifest["left_out"].items()]
     text = (
         "\n".join(lines) + f", mean drift {manifest['mean_drift']:.4f} after {manifest['training']['steps']} steps in "
         f"{seconds:.0f} s\n"
         f"{manifest['mask']['moving']:,} of {manifest['mask']['weights']:,} target weights may move "
         f"({manifest['mask']['density']:.1%}, mask {manifest['mask']['kind']})"
-        f"{''.join(left_out)}\nadapter: {output}"
+        f"{told}{''.join(left_out)}\nadapter: {output}"
     )
     print_result(manifest, as_json, text)
 

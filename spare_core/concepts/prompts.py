@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from spare_core.concepts.concept import Erasure, bare_name
@@ -91,11 +91,11 @@ class PromptPlan:
     def _pairs(self, part: Erasure, name: str) -> list[Pair]:
         return [self._pair(part, name, context) for context in self._contexts[self._frame(part)]]
 
-    def forget(self, count: int) -> list[Pair]:
-        """At least ``count`` prompt pairs, two or more for each name. Consecutive pairs share a context: the first
-        trajectory is driven by the concept, the second by the surrogate, because sampling an erased model drifts from
-        the one to the other."""
-        names = [(part, name) for part in self.erasures for name in part.names]
+    def forget(self, count: int, only: Collection[str] = ()) -> list[Pair]:
+        """At least ``count`` prompt pairs, two or more for each name, of all or ``only`` some. Consecutive pairs share
+        a context: the first trajectory is driven by the concept, the second by the surrogate, because sampling an
+        erased model drifts from the one to the other."""
+        names = [(part, name) for part in self.erasures for name in part.names if not only or name in only]
         each = max(min(count, 2), -(-count // len(names)))
         drawn = []
         for first, (part, name) in enumerate(names):

@@ -14,13 +14,13 @@ from spare_core.adapters.manifest import versions
 from spare_core.concepts.concept import Erasure, alike, same_concept
 from spare_core.concepts.erasures import Erasures, title_of
 from spare_core.errors import SettingsError
-from spare_core.evaluation.findings import Question, by_harm, findings
+from spare_core.evaluation.findings import Question, by_harm, by_presence, findings
 from spare_core.evaluation.grid import GridResult, base_grid, draw_grid, with_further
 from spare_core.evaluation.judgement import Judge
 from spare_core.evaluation.matrix import check_continues, continued, matrix_plot, rebounds
 from spare_core.evaluation.metrics import check_drawn
 from spare_core.evaluation.reference import load_reference
-from spare_core.evaluation.report import contact_sheet, profile_plot, sheet_rows
+from spare_core.evaluation.report import ERASED_ROWS, contact_sheet, profile_plot, sheet_rows
 from spare_core.evaluation.report_files import MATRIX, PROFILE, SCHEMA, SHEET, check_report_output, write_report
 from spare_core.evaluation.suite import DOMAINS, Suite, domain_of
 from spare_core.method.probes import draw_held_out
@@ -254,9 +254,14 @@ def _pictures(
     """The PNG files of a report, by name."""
     suite, rows = question.suite, []
     for kind in question.kinds:
-        worst = [suite.find(row["concept"], kind) for row in by_harm(report["per_concept"], [kind])]
-        rows += sheet_rows(before, suite, question.erased[kind], kind, question.surrogate_rows(kind), worst)
+        left, harmed = (
+            [suite.find(row["concept"], kind) for row in rows_of]
+            for rows_of in (by_presence(report["per_concept"], kind), by_harm(report["per_concept"], [kind]))
+        )
+        rows += sheet_rows(before, suite, left, kind, question.surrogate_rows(kind), harmed)
     title = f"{title_of(question.erased_names)}: {'base only' if after is None else 'before and after erasing'}"
+    if len(question.erased_names) > ERASED_ROWS:
+        title += f" (of each kind the {ERASED_ROWS} that are left most)"
     files = {SHEET: contact_sheet(before.thumbnails, None if after is None else after.thumbnails, rows, title)}
     profiles = {
         Erasures.of(stored.manifest).title: stored.manifest["timestep_profile"]

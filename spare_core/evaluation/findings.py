@@ -171,6 +171,17 @@ def _accuracy(score: ConceptScore) -> dict[str, Any]:
     return {"accuracy": score.accuracy, "interval": interval, "probability": score.probability}
 
 
+def by_presence(concepts: Sequence[Mapping[str, Any]], kind: Domain) -> list[Mapping[str, Any]]:
+    """The erased concepts of a domain, the one that is recognised most often first; as they are if nothing was measured
+    after."""
+    erased = [row for row in concepts if row["kind"] == kind and row["erased"]]
+
+    def presence(row: Mapping[str, Any]) -> tuple[float, float]:
+        return tuple(-row["after"][name] for name in ("accuracy", "probability"))
+
+    return sorted(erased, key=presence) if all(row["after"] for row in erased) else erased
+
+
 def by_harm(concepts: Sequence[Mapping[str, Any]], kinds: Collection[Domain]) -> list[Mapping[str, Any]]:
     """The kept concepts of the domains, the largest fall of accuracy first, then of probability; as they are if nothing
     was measured after."""

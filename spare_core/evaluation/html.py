@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spare_core.concepts.erasures import title_of
+from spare_core.evaluation.findings import by_harm, by_presence
 from spare_core.evaluation.report import profile_plot, summary_table
 from spare_core.evaluation.report_files import MATRIX, SHEET, read_report
 
@@ -23,14 +24,18 @@ _STYLE = (
 
 
 def evaluation_page(folder: Path) -> str:
-    """The figures before and after, the contact sheet, and every concept, of an evaluation directory."""
+    """The figures before and after, the contact sheet, and every concept of an evaluation directory, of each kind the
+    worst first."""
     report = read_report(folder)
     title = f"{title_of(report['erased'])}: suppressed as measured by the judge {report['judge']['name']!r}"
+    concepts = report["per_concept"]
+    kinds = dict.fromkeys(row["kind"] for row in concepts)
+    worst_first = [row for kind in kinds for row in (*by_presence(concepts, kind), *by_harm(concepts, [kind]))]
     rows = [
         [row["concept"], row["kind"], str(row["pictures"]), *(_share(row[side]) for side in ("before", "after"))]
-        for row in report["per_concept"]
+        for row in worst_first
     ]
-    gone = [bool(row["erased"]) for row in report["per_concept"]]
+    gone = [bool(row["erased"]) for row in worst_first]
     body = [
         f"<pre>{html.escape(summary_table(report))}</pre>",
         _picture((folder / SHEET).read_bytes(), "before and after"),

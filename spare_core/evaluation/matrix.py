@@ -16,6 +16,9 @@ from spare_core.errors import InputError
 
 _FIGURES: Final = (("residual", "residual (1: nothing erased)", "Reds"), ("ua", "UA (1: forgotten)", "Greens"))
 _LABEL: Final = 28
+_COLUMNS: Final = 24
+_WORST: Final = 10
+"""Of more concepts than fit side by side so many are shown, those that are left most, beside the mean of the others."""
 
 
 def check_continues(before: Mapping[str, Any] | None, base_digest: str) -> None:
@@ -77,6 +80,7 @@ def change(row: Mapping[str, Any]) -> str:
 
 def matrix_plot(history: Sequence[Mapping[str, Any]]) -> bytes:
     """PNG: residual and, where a judge was asked, UA, of each concept (columns) after each change (rows)."""
+    history = shown(history)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -99,6 +103,26 @@ def matrix_plot(history: Sequence[Mapping[str, Any]]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def shown(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """``history`` with no more concepts than can be read: the ten of the last row with the highest residual, then the
+    mean of all others of each row."""
+    names = dict.fromkeys(name for row in history for name in row["concepts"])
+    if len(names) <= _COLUMNS:
+        return [dict(row) for row in history]
+    last = history[-1]["concepts"]
+    worst = sorted(last, key=lambda name: -last[name]["residual"])[:_WORST]
+    rows = []
+    for row in history:
+        others = [figures for name, figures in row["concepts"].items() if name not in worst]
+        concepts = {name: row["concepts"].get(name) for name in worst}
+        concepts[f"mean of {len(names) - len(worst)} others"] = {
+            key: sum(known) / len(known) if (known := [one[key] for one in others if one[key] is not None]) else None
+            for key, *_ in _FIGURES
+        }
+        rows.append({**row, "concepts": concepts})
+    return rows
 
 
 def _short(text: str) -> str:

@@ -11,14 +11,16 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from spare_core.concepts.erasures import title_of
 from spare_core.evaluation.grid import GridResult
 from spare_core.evaluation.metrics import other
 from spare_core.evaluation.suite import Domain, Suite
 
 CONTEXTS: Final = 4
 """Pictures of each concept on the sheet."""
+ERASED_ROWS: Final = 10
 KEPT_ROWS: Final = 5
-"""Kept concepts on the sheet, those harmed most first."""
+"""Erased concepts, and surrogates and kept ones, on the sheet."""
 _TILE: Final = 128
 _GAP: Final = 6
 _LABELS: Final = 150
@@ -40,12 +42,12 @@ class SheetRow(NamedTuple):
 def sheet_rows(
     grid: GridResult, suite: Suite, erased: Sequence[int], kind: Domain, surrogates: Sequence[int], worst: Sequence[int]
 ) -> list[SheetRow]:
-    """The erased concepts, their surrogates, then kept ones in the order of ``worst``; each in the same contexts where
-    the grid has them."""
+    """The first ten erased concepts, five surrogates, then five kept ones in the order of ``worst``; each in the same
+    contexts where the grid has them."""
     column, context = grid.outcomes.column(kind).prompted, grid.outcomes.column(other(kind)).prompted
-    notes = dict.fromkeys(erased, "erased")
-    notes |= {concept: "surrogate" for concept in surrogates if concept not in notes}
-    kept = [concept for concept in worst if concept not in notes][:KEPT_ROWS]
+    notes = dict.fromkeys(erased[:ERASED_ROWS], "erased")
+    notes |= dict.fromkeys([concept for concept in surrogates if concept not in erased][:KEPT_ROWS], "surrogate")
+    kept = [concept for concept in worst if concept not in {*notes, *erased}][:KEPT_ROWS]
     notes |= dict.fromkeys(kept, "kept")
     rows = []
     for concept, note in notes.items():
@@ -149,7 +151,7 @@ def summary_table(evaluation: Mapping[str, Any]) -> str:
     after = evaluation["adapted"]
     judge, subset = evaluation["judge"], evaluation["subset"]
     lines = [
-        f"erased {' and '.join(evaluation['kinds'])}: {', '.join(evaluation['erased'])}",
+        f"erased {' and '.join(evaluation['kinds'])}: {title_of(evaluation['erased'])}",
         f"suite {evaluation['suite']}: {evaluation['counts']['pictures']} pictures"
         + (" (part of it)" if subset else "")
         + f", judge {judge['name']}",

@@ -27,7 +27,7 @@ from spare_core.method.gap import TimestepProfile, profile_timesteps
 from spare_core.method.prior import Prior, build_prior, prior_moment
 from spare_core.method.probes import draw_held_out
 from spare_core.method.rate import begin_training
-from spare_core.method.residual import Measurement, Meter
+from spare_core.method.residual import Measurement, Meter, look_again
 from spare_core.method.saliency import choose_masks
 from spare_core.method.settings import EraseSettings
 from spare_core.models.denoiser import Denoiser
@@ -84,4 +84,5 @@ def overwrite(prepared: Prepared, settings: EraseSettings, masks: Masks | None =
     texts = prior_moment(prior, denoiser, erasures, settings.resolution)
     state = begin_training(denoiser, batches, choosing, fresh, erasures, texts, settings)
     distill(denoiser, batches, choosing, state, settings)
-    return Erased(state, reporting.measure(state.adapter), masks)
+    measured = look_again(denoiser, erasures, settings, state.adapter, reporting.measure(state.adapter))
+    return Erased(state, measured, masks)

@@ -32,7 +32,7 @@ from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.prompts import NULL, PromptPlan, Purpose
 from spare_core.method.bank import Bank
 from spare_core.method.settings import EraseSettings
-from spare_core.method.solve import Moments, elsewhere_count
+from spare_core.method.solve import Encoder, Moments, elsewhere_count, prior_weight
 from spare_core.models.denoiser import Denoiser, TextAttention
 from spare_core.streams import stream
 
@@ -42,10 +42,8 @@ _STATES: Final = 4
 """States of each of the bank's kept trajectories, evenly spread."""
 _CONTEXTS: Final = 18
 """Most contexts of a concept that are gathered from, of the given ones and of those of the vocabulary each."""
-_GENERIC: Final = 400
-"""Most generic texts."""
 _TEXTS: Final = 8
-"""Of which each state's queries are put to so many."""
+"""Generic texts that each state's queries are put to."""
 
 
 class Queries(NamedTuple):
@@ -65,11 +63,13 @@ class Asked(NamedTuple):
 
 class Texts(NamedTuple):
     """Token embeddings ``(N, L, D)``: of each erased concept ``pairs`` of its prompts and the surrogate's, with the
-    surrogate and a weight; of each kept one its name and prompts; of generic texts; of the empty prompt."""
+    surrogate and a weight; of each kept one its name and prompts; of generic texts, which count ``generic_weight``
+    together; of the empty prompt."""
 
     pairs: list[tuple[str, float, Tensor, Tensor]]
     kept: list[tuple[str, Tensor]]
     generic: Tensor
+    generic_weight: float
     empty: Tensor
 
 
@@ -119,13 +119,12 @@ def _queries(
 
 
 @torch.no_grad()
-def encode_texts(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, purpose: Purpose) -> Texts:
+def encode_texts(encoder: Encoder, erasures: Erasures, settings: EraseSettings, purpose: Purpose, states: int) -> Texts:
     """The prompts of a purpose: of erased concepts half in given contexts and half in those of the vocabulary, as
-    :func:`spare_core.method.solve.prompt_moments` has them, but no more than 18 of each."""
-    plan = PromptPlan(erasures, settings.seed, purpose, denoiser.words())
-
-    def encode(texts: Sequence[str]) -> Tensor:
-        return denoiser.encode_prompts(texts, settings.resolution).prompt_embeds.float()
+    :func:`spare_core.method.solve.prompt_moments` has them, but no more than 18 of each. Generic texts are the same for
+    every purpose, as many as so many ``states`` are asked about."""
+    words = encoder.denoiser.words()
+    plan, training = (PromptPlan(erasures, settings.seed, one, words) for one in (purpose, "train"))
 
     def some(things: Sequence[Any], name: str) -> list[Any]:
         return random.Random(name).sample(things, min(_CONTEXTS, len(things)))
@@ -135,26 +134,24 @@ def encode_texts(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings
         halves = [both for both in (plan.pairs(part), plan.pairs_elsewhere(part, elsewhere_count(erasures))) if both]
         for both in halves:
             sides = zip(*some(both, part.concept), strict=True)
-            concept, surrogate = (encode([plan.text(prompt) for prompt in side]) for side in sides)
+            concept, surrogate = (encoder([plan.text(prompt) for prompt in side]) for side in sides)
             pairs.append((erasures.surrogate(part.concept), 1 / len(halves), concept, surrogate))
     kept = [
-        (prompts[0].name, encode([plan.text(prompt) for prompt in some(prompts, prompts[0].name)]))
+        (prompts[0].name, encoder([plan.text(prompt) for prompt in some(prompts, prompts[0].name)]))
         for prompts in plan.kept()
     ]
-    empty = encode([NULL])
-    texts = plan.generic(min(_GENERIC, settings.prior_texts)) if settings.prior_weight else []
-    generic = encode([plan.text(text) for text in texts]) if texts else empty[:0]
-    return Texts(pairs, kept, generic, empty)
+    empty = encoder([NULL])
+    texts = training.generic(min(_TEXTS * states, settings.prior_texts)) if settings.prior_weight else []
+    generic = encoder([training.text(text) for text in texts]) if texts else empty[:0]
+    return Texts(pairs, kept, generic, prior_weight(erasures, settings), empty)
 
 
 @torch.no_grad()
-def gathered_moments(
-    denoiser: Denoiser, asked: Asked, texts: Texts, adapter: Adapter, settings: EraseSettings
-) -> dict[str, Moments]:
+def gathered_moments(denoiser: Denoiser, asked: Asked, texts: Texts, adapter: Adapter) -> dict[str, Moments]:
     """Moments of what each cross-attention gathers, by the name of its layer of values, with the keys that ``adapter``
     makes; over all heads."""
     return {
-        one.value: _of_layer(one, asked.layers[one.value], asked.names, texts, denoiser, adapter, settings)
+        one.value: _of_layer(one, asked.layers[one.value], asked.names, texts, denoiser, adapter)
         for one in denoiser.text_attentions()
     }
 
@@ -166,7 +163,6 @@ def _of_layer(
     texts: Texts,
     denoiser: Denoiser,
     adapter: Adapter,
-    settings: EraseSettings,
 ) -> Moments:
     keys = denoiser.text_layers()[one.key]
     update = adapter.updates[one.key]
@@ -200,11 +196,10 @@ def _of_layer(
     kept = [(1.0, of(name), prompts, prompts) for name, prompts in texts.kept]
     kept.append((1.0, queries.empty, texts.empty, texts.empty))
     if len(texts.generic):
-        chance = stream(0, "generic texts of a state")
-        count = min(_TEXTS, len(texts.generic))
-        for state in range(len(names)):
-            some = texts.generic[torch.randperm(len(texts.generic), generator=chance)[:count]]
-            kept.append((settings.prior_weight / len(names), queries.own[[state]], some, some))
+        turns = torch.arange(_TEXTS * len(names)) % len(texts.generic)
+        for state, turn in enumerate(turns.split(_TEXTS)):
+            some = texts.generic[turn]
+            kept.append((texts.generic_weight / len(names), queries.own[[state]], some, some))
     return Moments(own, overwritten, *moments(kept))
 
 

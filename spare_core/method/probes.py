@@ -7,7 +7,7 @@ asked once, at the end, and is what is reported.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -38,6 +38,8 @@ _NEAR: Final = 3
 """Nearest words for each erased concept."""
 _NEAR_EACH: Final = 2
 """Trajectories of each such word."""
+_AGAIN: Final = 4
+"""Trajectories of a name that is asked about once more."""
 
 
 class Probe(NamedTuple):
@@ -81,7 +83,7 @@ def draw_held_out(
     """
     plan = PromptPlan(erasures, settings.seed, purpose, denoiser.words())
     steps, states = settings.example_steps, max(1, settings.example_steps // 2)
-    many = len(erasures.names) > settings.heldout
+    many = asked_once(erasures, settings)
     if many:
         steps, states = states, states if purpose == "report" else max(1, states // 2)
     forget = [] if many else plan.forget(max(settings.heldout, each * len(erasures)))
@@ -111,24 +113,17 @@ def draw_held_out(
             _ask(denoiser, table, singles, [rows[prompt] for prompt in side]) for side in zip(*beside, strict=True)
         )
         under_texts = _ask(denoiser, table, lent, [rows[text] for text in texts])
-    concept, surrogate = (torch.cat([one.predictions[:, place] for one in forgets]) for place in (CONCEPT, SURROGATE))
-    gap = mean_square(concept - surrogate)
-    asked = [pair.concept.name for pair in forget for _ in range(states)]
-    for name in dict.fromkeys(asked):
-        if not gap[torch.tensor([other == name for other in asked])].any():
+    asked = _forget_probe(forgets)
+    driven_by = [pair.concept.name for pair in forget for _ in range(states)]
+    for name in dict.fromkeys(driven_by):
+        if not asked.unit[torch.tensor([other == name for other in driven_by])].any():
             raise InputError(f"{name!r}: {NO_DIFFERENCE}")
     prompts = [rows[prompt] for prompt in retain for _ in range(states)] + [rows[EMPTY]] * len(singles)
     prompts += [rows[text] for text in texts]
     return HeldOut(
         names=tuple(prompt.name for prompt in rows),
         table=table,
-        forget=Probe(
-            noisy=torch.cat([one.noisy for one in forgets]),
-            timesteps=torch.cat([one.timesteps for one in forgets]),
-            prompt=torch.tensor([one.query.rows[CONCEPT] for one in forgets]).repeat_interleave(states),
-            teacher=surrogate,
-            unit=gap,
-        ),
+        forget=asked,
         retain=Probe(
             noisy=torch.cat([*(one.noisy for one in retains), *(one.noisy[[i]] for one, i in singles + lent)]),
             timesteps=torch.cat(
@@ -144,6 +139,42 @@ def draw_held_out(
             ),
             unit=mean_square(concepts - surrogates).mean().expand(len(prompts)),
         ),
+    )
+
+
+def asked_once(erasures: Erasures, settings: EraseSettings) -> bool:
+    """Whether these are so many that each is asked about on one trajectory."""
+    return len(erasures.names) > settings.heldout
+
+
+def draw_again(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, names: Collection[str]) -> HeldOut:
+    """Probes of ``names`` alone, to report on: each on four trajectories of its own, two of which its surrogate drives.
+    Nothing is kept, so nothing drifts."""
+    plan = PromptPlan(erasures, settings.seed, "report", denoiser.words())
+    pairs = plan.forget(_AGAIN * len(names), names)
+    rows, table, queries, _ = build_prompt_table(denoiser, plan, pairs, [], settings.resolution)
+    generator = stream(settings.seed, "probes", "again")
+    states = max(1, settings.example_steps // 2)
+    with denoiser.precise():
+        forgets = sample_trajectories(
+            denoiser, table, queries, settings.example_steps, settings.guidance, generator, settings.resolution, states
+        )
+    asked = _forget_probe(forgets)
+    none = Probe(*(part[:0] for part in asked))
+    return HeldOut(tuple(prompt.name for prompt in rows), table, asked, none)
+
+
+def _forget_probe(trajectories: Sequence[Trajectory]) -> Probe:
+    """All states of ``trajectories``, each asked under a concept and its surrogate."""
+    concept, surrogate = (
+        torch.cat([one.predictions[:, place] for one in trajectories]) for place in (CONCEPT, SURROGATE)
+    )
+    return Probe(
+        noisy=torch.cat([one.noisy for one in trajectories]),
+        timesteps=torch.cat([one.timesteps for one in trajectories]),
+        prompt=torch.cat([torch.full_like(one.timesteps, one.query.rows[CONCEPT]) for one in trajectories]),
+        teacher=surrogate,
+        unit=mean_square(concept - surrogate),
     )
 
 

@@ -12,6 +12,7 @@ the words that lie nearest to the erased concepts: an erasure that spares only w
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +20,10 @@ import torch
 from torch import Tensor
 
 from spare_core.adapters.low_rank import Adapter
+from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.prompts import GENERIC, NEAR, NULL
-from spare_core.method.probes import HeldOut, Probe, mean_square
+from spare_core.method.probes import HeldOut, Probe, asked_once, draw_again, mean_square
+from spare_core.method.settings import EraseSettings
 from spare_core.method.trajectories import predict_rows
 from spare_core.models.denoiser import Denoiser
 
@@ -59,8 +62,10 @@ class Measurement:
         return max(self.mean_drift, self.unnamed_drift or 0.0)
 
     def cost(self, price: float) -> float:
-        """One figure to choose by: drift counts ``price`` times."""
-        return self.residual + price * self.deciding_drift
+        """One figure to choose by: drift counts ``price`` times; of N names less, by the fourth root of N. A name of a
+        long list is harder to erase than what is kept is to hold, and probes in other contexts than those that were
+        solved for show more drift than the result has, in which these are solved for too (docs/failures.md)."""
+        return self.residual + price / len(self.residuals) ** 0.25 * self.deciding_drift
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -102,6 +107,12 @@ class Meter:
         named = {name if name != NULL else NULL_NAME: change for name, change in drift.items()}
         return Measurement(self._changes(self.held_out.forget, forget), named, unnamed, near)
 
+    @torch.no_grad()
+    def residuals(self, adapter: Adapter) -> dict[str, float]:
+        """What is left of each erased concept, alone."""
+        with self.denoiser.precise(self.tf32), adapter.attached(self.denoiser):
+            return self._changes(self.held_out.forget, self._ask(self.held_out.forget))
+
     def _changes(self, probe: Probe, predictions: Tensor) -> dict[str, float]:
         """Squared distance to the teacher in units of the gap, by the concept that the prompts name."""
         moved = mean_square(predictions - probe.teacher)
@@ -111,3 +122,16 @@ class Meter:
             rows = torch.tensor([other == name for other in names])
             changes[name] = float(moved[rows].sum() / probe.unit[rows].sum())
         return changes
+
+
+def look_again(
+    denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, adapter: Adapter, measured: Measurement
+) -> Measurement:
+    """``measured`` with a second figure for each name of a long list that seems to be left, from four trajectories of
+    its own in place of the first one's single one: of a hundred names that are gone from pictures, five measure more
+    than a half on one trajectory. Where a quarter seems to be left, the list is what is wrong."""
+    left = [name for name, residual in measured.residuals.items() if residual > settings.failed_above]
+    if not left or not asked_once(erasures, settings) or 4 * len(left) > len(measured.residuals):
+        return measured
+    again = Meter(denoiser, draw_again(denoiser, erasures, settings, left)).residuals(adapter)
+    return dataclasses.replace(measured, residuals=measured.residuals | again)

@@ -115,7 +115,13 @@ class EraseSettings:
         1_000_000,
         only=_SOLVED,
     )
-    prior_weight: float = _setting(20.0, "what they count together, in kept concepts", 0.0, 1e6, only=_SOLVED)
+    prior_weight: float = _setting(
+        20.0,
+        "what they count together, in kept concepts; more in a list",
+        0.0,
+        1e6,
+        only=_SOLVED,
+    )
     steps: int = _setting(20, "most optimiser steps", 1, 1_000_000)
     batch_size: int = _setting(4, "examples a step on each side, forget and retain", 1, 4096)
     lr: LearningRate = _setting(

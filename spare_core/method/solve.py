@@ -63,24 +63,41 @@ class Moments:
     returned: Tensor | None = None
 
 
+class Encoder:
+    """Token embeddings of texts, each of which is encoded once."""
+
+    def __init__(self, denoiser: Denoiser, resolution: int = 0) -> None:
+        self.denoiser, self.resolution = denoiser, resolution
+        self._known: dict[str, Tensor] = {}
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """``(B, L, D)``, float32."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            found = self.denoiser.encode_prompts(new, self.resolution).prompt_embeds.float()
+            self._known.update(zip(new, found, strict=True))
+        return torch.stack([self._known[text] for text in texts])
+
+
 def prompt_moments(
-    denoiser: Denoiser, erasures: Erasures, prior: Tensor, settings: EraseSettings, purpose: Purpose
+    encoder: Encoder, erasures: Erasures, prior: Tensor, settings: EraseSettings, purpose: Purpose
 ) -> Moments:
     """Moments over every prompt of a purpose; of an erased concept half of them over contexts that are any words of the
     vocabulary, since users write others than those that were given. The empty prompt is a kept concept; the prior
-    counts as much as ``settings.prior_weight`` of them."""
+    counts as much as :func:`prior_weight` of them."""
+    denoiser = encoder.denoiser
     plan = PromptPlan(erasures, settings.seed, purpose, denoiser.words())
     device = _device(denoiser)
 
     def embeddings(texts: Sequence[str]) -> Tensor:
         """``(B, L, D)``."""
-        return denoiser.encode_prompts(texts, settings.resolution).prompt_embeds.to(device, torch.double)
+        return encoder(texts).to(device, torch.double)
 
     def moment(texts: Sequence[str]) -> Tensor:
         k = embeddings(texts).flatten(0, 1)
         return k.T @ k / len(k)
 
-    retained = settings.prior_weight * prior.to(device) + moment([NULL])
+    retained = prior_weight(erasures, settings) * prior.to(device) + moment([NULL])
     own = shift = torch.zeros_like(retained)
     elsewhere = elsewhere_count(erasures)
     for part in erasures:
@@ -95,6 +112,18 @@ def prompt_moments(
     for prompts in plan.kept():
         retained = retained + moment([plan.text(prompt) for prompt in prompts])
     return Moments(own, shift, retained)
+
+
+def scale(erasures: Erasures) -> float:
+    """What a ridge for one name is to be multiplied by for these: the more are erased, the more each of what is kept
+    has to hold out against."""
+    return float(len(erasures.names) ** 0.5)
+
+
+def prior_weight(erasures: Erasures, settings: EraseSettings) -> float:
+    """What generic texts count together, in kept concepts: more in a list, which has more of what nobody named to
+    spare. Half as fast as the ridge, or what is kept by name suffers (docs/failures.md)."""
+    return float(settings.prior_weight * scale(erasures) ** 0.5)
 
 
 def elsewhere_count(erasures: Erasures) -> int:

@@ -16,7 +16,7 @@ from spare_core.method.gather import ask, encode_texts, gathered_moments
 from spare_core.method.residual import UNTOUCHED, Measurement, Meter
 from spare_core.method.search import climb
 from spare_core.method.settings import EraseSettings
-from spare_core.method.solve import Moments, overwrite, prompt_moments, solvable
+from spare_core.method.solve import Encoder, Moments, overwrite, prompt_moments, scale, solvable
 from spare_core.models.denoiser import Denoiser
 
 _RIDGE: Final = 0.2
@@ -50,7 +50,8 @@ class Solver:
     ) -> None:
         self.denoiser, self.erasures, self.settings = denoiser, erasures, settings
         self._keys = copy.deepcopy(fresh)
-        moments = prompt_moments(denoiser, erasures, prior, settings, "solve")
+        self._encoder = Encoder(denoiser, settings.resolution)
+        moments = prompt_moments(self._encoder, erasures, prior, settings, "solve")
         gathering = {one.value for one in denoiser.text_attentions()}
         others = [name for name in denoiser.text_layers() if name not in gathering]
         overwrite(self._keys, denoiser, dict.fromkeys(others, moments), _KEYS * scale(erasures))
@@ -58,8 +59,8 @@ class Solver:
 
     def moments(self, purpose: Purpose) -> dict[str, Moments]:
         """What the layers of values are solved with, from the prompts of a purpose."""
-        texts = encode_texts(self.denoiser, self.erasures, self.settings, purpose)
-        return gathered_moments(self.denoiser, self._asked, texts, self._keys, self.settings)
+        texts = encode_texts(self._encoder, self.erasures, self.settings, purpose, len(self._asked.names))
+        return gathered_moments(self.denoiser, self._asked, texts, self._keys)
 
     def solve(self, moments: dict[str, Moments], ridge: float) -> Adapter:
         """Keys as they are, values for ``ridge``."""
@@ -98,9 +99,3 @@ def best_start(
     adapter = solver.solve(solver.moments("solve"), best)
     final = Start(adapter, best, meter.measure(adapter))
     return min(untouched, final, key=lambda start: start.measured.cost(settings.drift_price))
-
-
-def scale(erasures: Erasures) -> float:
-    """What a ridge for one concept is to be multiplied by for these: the more are erased, the more each of what is kept
-    has to hold out against."""
-    return float(len(erasures.names) ** 0.5)

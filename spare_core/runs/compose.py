@@ -108,7 +108,7 @@ def compose(
     with Checkpoint(output, identity) as folder:
         candidates = ways(work, folder, None if withdrawn else exact)
         chosen = best([one for one in candidates if one.rank == settings.lora_rank], settings)
-        measured = stages.read_meter(work, folder / stages.ERASING[0], "report").measure(chosen.adapter)
+        measured = stages.report_on(work, folder / stages.ERASING[0], chosen.adapter)
         stages.check_erased(measured, settings)
         joint = read_manifest(folder / _JOINT)
         shared = ("settings", "seeds", "mask", "timestep_profile", "base")
@@ -117,6 +117,7 @@ def compose(
             **{name: joint[name] for name in shared},
             "composition": {"chosen": chosen.name, "candidates": {one.name: one.as_dict() for one in candidates}},
             **measured.as_dict(),
+            "left": stages.left_of(measured, settings),
             "withdrawn": _withdrawn(work, withdrawn, chosen.adapter),
             "seconds": {one.name: one.facts["seconds"] for one in candidates},
             "peak_memory_bytes": stages.peak_memory(work.denoiser.device),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
 from PIL import Image
 
-from spare_core.evaluation.matrix import change, continued, matrix_plot, rebounds
+from spare_core.evaluation.matrix import change, continued, matrix_plot, rebounds, shown
 
 
 def report(**left: float) -> dict[str, Any]:
@@ -35,6 +36,20 @@ def test_a_rebound_is_counted_from_when_a_concept_was_added_last() -> None:
         {"concept": "b", "then": 0.1, "now": 0.4, "after": "adding c"},
     ]
     assert [change(row) for row in history] == ["adding a, b", "withdrawing a", "adding a", "adding c"]
+
+
+def test_of_a_hundred_the_ten_that_are_left_most_are_shown_and_the_mean_of_the_others() -> None:
+    first = continued(None, report(**{f"n{i}": 0.1 for i in range(99)}))
+    history = continued({"history": first}, report(**{f"n{i}": i / 100 for i in range(100)}))
+    before, after = shown(history)
+    assert [*after["concepts"]] == [*(f"n{i}" for i in range(99, 89, -1)), "mean of 90 others"]
+    assert after["concepts"]["n99"] == {"residual": 0.99, "ua": pytest.approx(0.01)}
+    assert after["concepts"]["mean of 90 others"]["residual"] == pytest.approx(sum(range(90)) / 90 / 100)
+    assert before["concepts"]["n99"] is None, "it was not there yet"
+    assert before["concepts"]["mean of 90 others"]["residual"] == pytest.approx(0.1)
+    few = continued(None, report(b=0.1, a=0.2))
+    assert shown(few) == few
+    assert Image.open(io.BytesIO(matrix_plot(history))).size[0] < 2500
 
 
 def test_the_plot_takes_any_name() -> None:

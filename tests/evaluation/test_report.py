@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from spare_core.evaluation.findings import Question, by_harm, findings
+from spare_core.evaluation.findings import Question, by_harm, by_presence, findings
 from spare_core.evaluation.judgement import Reference
 from spare_core.evaluation.metrics import wilson_interval
 from spare_core.evaluation.report import SheetRow, contact_sheet, profile_plot, sheet_rows, summary_table
@@ -100,6 +100,17 @@ def test_of_equally_accurate_neighbours_the_one_less_sure_is_worse() -> None:
     assert [row["concept"] for row in by_harm(rows, ["style"])] == ["B", "C", "A"]
 
 
+def test_what_is_recognised_most_often_is_left_most() -> None:
+    after = {"A": (0.0, 0.1), "B": (0.5, 0.4), "C": (0.0, 0.3)}
+    rows: list[dict[str, Any]] = [
+        {"concept": name, "kind": "style", "erased": True, "after": {"accuracy": accuracy, "probability": probability}}
+        for name, (accuracy, probability) in after.items()
+    ]
+    assert [row["concept"] for row in by_presence(rows, "style")] == ["B", "C", "A"]
+    assert by_presence([{**rows[0], "after": None}, rows[1]], "style")[0]["concept"] == "A", "of a base as it is"
+    assert by_presence(rows, "object") == []
+
+
 def test_without_an_adapter_there_is_a_base_and_nothing_else() -> None:
     report = found(after=False)
     assert report["adapted"] is report["damage"] is report["worst_neighbour"] is None
@@ -123,6 +134,15 @@ def test_the_sheet_shows_erased_then_surrogate_then_the_worst_neighbours() -> No
         assert row.captions == OBJECTS
         assert grid.styles[list(row.pictures)].tolist() == [style] * 3
         assert set(grid.seeds[list(row.pictures)].tolist()) == {188}
+
+
+def test_of_a_long_list_the_first_ten_are_on_the_sheet() -> None:
+    suite = load_suite("canvas").restricted(seeds=1, objects_per_style=2)
+    rows = sheet_rows(grid_of(suite), suite, [*range(12)], "object", [*range(8, 20)], [3, *range(12, 20)])
+    assert [row.note for row in rows] == ["erased"] * 10 + ["surrogate"] * 5 + ["kept"] * 3
+    names = [row.label for row in rows]
+    assert len({*names}) == len(names)
+    assert not {suite.names("object")[i] for i in (10, 11)} & {*names}, "what is erased is no surrogate and not kept"
 
 
 def test_a_part_of_a_suite_has_a_sheet_too() -> None:

@@ -14,6 +14,7 @@ from spare_core.concepts.erasures import Erasures
 from spare_core.method.bank import fill_bank
 from spare_core.method.gather import Asked, Queries, Texts, ask, encode_texts, gather, gathered_moments
 from spare_core.method.settings import EraseSettings
+from spare_core.method.solve import Encoder
 from spare_core.models.unet import UNetDenoiser
 from tests.support.adapters import load_tiny, random_masks
 
@@ -81,8 +82,8 @@ def test_moments_are_of_what_is_gathered_on_the_surrogates_states(denoiser: UNet
     queries = {name: Queries(random(3, 2, size), random(3, 2, size)) for name, size in sizes.items()}
     asked = Asked(queries, ["Photo", "Rust", "Photo"])
     concept, surrogate, rust, generic, empty = (random(2, 5, width) for _ in range(5))
-    texts = Texts([("Photo", 1.0, concept, surrogate)], [("Rust", rust)], generic, empty)
-    found = gathered_moments(denoiser, asked, texts, adapter, SETTINGS)[one.value]
+    texts = Texts([("Photo", 1.0, concept, surrogate)], [("Rust", rust)], generic, 2.0, empty)
+    found = gathered_moments(denoiser, asked, texts, adapter)[one.value]
     own, under_empty = queries[one.value]
 
     def gathered(asking: Tensor, prompts: Tensor, new: bool) -> Tensor:
@@ -104,11 +105,16 @@ def test_moments_are_of_what_is_gathered_on_the_surrogates_states(denoiser: UNet
 
 
 def test_texts_are_of_the_purpose_half_of_them_in_contexts_of_the_vocabulary(denoiser: UNetDenoiser) -> None:
-    texts = encode_texts(denoiser, ERASURES, SETTINGS, "train")
+    texts = encode_texts(Encoder(denoiser), ERASURES, SETTINGS, "train", 2)
     assert [(name, weight, len(x), len(t)) for name, weight, x, t in texts.pairs] == [
         ("Photo", 0.5, 2, 2), ("Photo", 0.5, 18, 18)
     ]  # fmt: skip
     assert [(name, len(k)) for name, k in texts.kept] == [("Photo", 2), ("Rust", 2), ("Winter", 2)]
-    assert (len(texts.generic), len(texts.empty)) == (20, 1)
-    none = encode_texts(denoiser, ERASURES, dataclasses.replace(SETTINGS, prior_weight=0.0), "train")
+    assert (len(texts.generic), texts.generic_weight, len(texts.empty)) == (16, 2.0, 1)
+    further = encode_texts(Encoder(denoiser), ERASURES, SETTINGS, "solve", 9)
+    assert len(further.generic) == 20, "no more than there are"
+    assert torch.equal(further.generic[:16], texts.generic), "for every purpose the same"
+    four = Erasures(ERASURE, *(dataclasses.replace(ERASURE, concept=name) for name in ("Ink", "Oil", "Lino")))
+    assert encode_texts(Encoder(denoiser), four, SETTINGS, "train", 2).generic_weight == pytest.approx(2.0 * 4**0.25)
+    none = encode_texts(Encoder(denoiser), ERASURES, dataclasses.replace(SETTINGS, prior_weight=0.0), "train", 2)
     assert len(none.generic) == 0

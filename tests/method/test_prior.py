@@ -14,7 +14,7 @@ from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
 from spare_core.method.prior import build_prior, own_texts, prior_moment
 from spare_core.method.settings import EraseSettings
-from spare_core.method.solve import overwrite, prompt_moments
+from spare_core.method.solve import Encoder, overwrite, prompt_moments
 from spare_core.models.unet import UNetDenoiser
 from spare_core.models.vocabulary import whole_words
 from spare_core.runs.prior import base_prior
@@ -62,7 +62,7 @@ def test_what_nobody_named_is_left_alone(denoiser: UNetDenoiser) -> None:
     def moved(weight: float) -> float:
         adapter = Adapter.initialise(denoiser, random_masks(denoiser, "none"), 4, 4.0, 0)
         chosen = dataclasses.replace(settings, prior_weight=weight)
-        moments = prompt_moments(denoiser, ERASURES, prior, chosen, "train")
+        moments = prompt_moments(Encoder(denoiser), ERASURES, prior, chosen, "train")
         overwrite(adapter, denoiser, dict.fromkeys(denoiser.text_layers(), moments), 0.3)
         return sum(float(adapter.updates[name](unseen).square().sum()) for name in denoiser.text_layers())
 

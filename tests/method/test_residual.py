@@ -14,8 +14,8 @@ from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.prompts import GENERIC, NEAR, NULL, Purpose
 from spare_core.errors import InputError, StageError
 from spare_core.method.neighbours import nearest_unnamed
-from spare_core.method.probes import draw_held_out
-from spare_core.method.residual import NULL_NAME, Measurement, Meter
+from spare_core.method.probes import draw_again, draw_held_out
+from spare_core.method.residual import NULL_NAME, Measurement, Meter, look_again
 from spare_core.method.settings import EraseSettings
 from spare_core.models.loading import load_denoiser
 from spare_core.models.unet import UNetDenoiser
@@ -210,6 +210,10 @@ def test_drift_of_what_nobody_named_counts_as_much_as_that_of_what_is_named(unna
     assert Measurement({"c": 0.5}, {"a": 0.1, "b": 0.3}, unnamed).cost(4.0) == pytest.approx(cost)
 
 
+def test_of_many_names_drift_counts_less() -> None:
+    assert Measurement({f"n{i}": 0.5 for i in range(16)}, {"a": 0.2}).cost(4.0) == pytest.approx(0.5 + 4.0 / 2 * 0.2)
+
+
 # --- lists -----------------------------------------------------------------------------------------------------------
 
 
@@ -243,6 +247,28 @@ def test_of_a_long_list_each_name_is_asked_about_on_its_surrogates_trajectory(
     measured = Meter(denoiser, held_out).measure()
     assert set(measured.residuals) == {"Neon", "Winter", "Mosaic"}
     assert measured.residual == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_name_of_a_long_list_that_seems_to_be_left_is_asked_about_again(denoiser: UNetDenoiser) -> None:
+    """On four trajectories of its own; the others keep their figures."""
+    erasures = named_after("Neon", "Winter", "Mosaic", "Ink", "Oil")
+    settings = dataclasses.replace(SETTINGS, heldout=2, example_steps=4)
+    adapter = random_adapter(denoiser, "none")
+    first = Measurement({"Neon": 0.7, "Winter": 0.1, "Mosaic": 0.1, "Ink": 0.2, "Oil": 0.3}, {"Rust": 0.1})
+    second = look_again(denoiser, erasures, settings, adapter, first)
+    assert second.residuals["Neon"] not in (0.7, pytest.approx(1.0))
+    assert second == dataclasses.replace(first, residuals=first.residuals | {"Neon": second.residuals["Neon"]})
+    again = draw_again(denoiser, erasures, settings, ["Neon"])
+    assert {again.names[row] for row in again.forget.prompt.tolist()} == {"Neon"}
+    assert len(again.forget.timesteps) == 4 * 2
+    asked = draw_held_out(denoiser, erasures, settings, "report")
+    assert not any(torch.equal(a, b) for a in again.forget.noisy for b in asked.forget.noisy), "other noise"
+    for unchanged in (
+        look_again(denoiser, erasures, dataclasses.replace(settings, heldout=8), adapter, first),
+        look_again(denoiser, erasures, dataclasses.replace(settings, failed_above=0.8), adapter, first),
+        look_again(denoiser, erasures, dataclasses.replace(settings, failed_above=0.15), adapter, first),
+    ):
+        assert unchanged is first, "each was asked about often, none is left, or most are"
 
 
 def test_generic_texts_are_asked_about_at_all_times_however_many_trajectories_there_are(denoiser: UNetDenoiser) -> None:

@@ -17,6 +17,7 @@ from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.prompts import PromptPlan
 from spare_core.method.settings import EraseSettings
 from spare_core.method.solve import (
+    Encoder,
     Moments,
     aligned_places,
     factorise,
@@ -215,7 +216,7 @@ def test_moments_are_of_every_token_of_every_prompt(which: str, request: pytest.
     settings = dataclasses.replace(SETTINGS, prior_weight=2.0)
     width = embeds("").shape[1]
     prior = torch.eye(width, dtype=torch.double)
-    found = prompt_moments(denoiser, ERASURES, prior, settings, "train")
+    found = prompt_moments(Encoder(denoiser), ERASURES, prior, settings, "train")
     plan = PromptPlan(ERASURES, 0, "train", denoiser.words())
     elsewhere = plan.pairs_elsewhere(ERASURE, 64)
     assert len(elsewhere) == 64

@@ -33,7 +33,7 @@ from spare_core.method import distill
 from spare_core.method.residual import Measurement
 from spare_core.method.settings import EraseSettings
 from spare_core.runs.erase import erase
-from spare_core.runs.stages import check_erased
+from spare_core.runs.stages import check_erased, left_of
 from tests.support import forking
 
 SMALL = EraseSettings(
@@ -97,6 +97,17 @@ def test_what_is_left_or_ruined_is_named(measured: Measurement, message: str) ->
     check_erased(Measurement({"a": 0.5}, {"k": 0.5}, 0.5), EraseSettings())
     with pytest.raises(TrainingError, match=message):
         check_erased(measured, EraseSettings())
+
+
+def test_of_a_long_list_one_name_in_twenty_may_be_left_and_is_told() -> None:
+    def measured(left: int, count: int, others: float = 0.1) -> Measurement:
+        return Measurement({f"n{i}": 0.6 if i < left else others for i in range(count)}, {"k": 0.0})
+
+    check_erased(measured(5, 100), EraseSettings())
+    assert [*left_of(measured(2, 40), EraseSettings())] == ["n0", "n1"]
+    for too_many in (measured(6, 100), measured(1, 19), measured(0, 100, 0.51)):
+        with pytest.raises(TrainingError, match="not erased"):
+            check_erased(too_many, EraseSettings())
 
 
 def test_the_same_seed_gives_the_same_adapter_bytes(sd1_dir: Path, tmp_path: Path) -> None:
