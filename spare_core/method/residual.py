@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from spare_core.method.trajectories import predict_rows
 from spare_core.models.denoiser import Denoiser
 
 NULL_NAME = "(empty prompt)"
+_IN_LISTS: Final = 0.1
+"""Of N names drift counts N to the power of minus this. The more names, the more every solution leaves of each, and the
+nearer is a residual to what shows in pictures; judged lists of ten and of a hundred are best so (docs/failures.md)."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,8 @@ class Measurement:
         return max(self.mean_drift, self.unnamed_drift or 0.0)
 
     def cost(self, price: float) -> float:
-        """One figure to choose by: drift counts ``price`` times; of N names less, by the fourth root of N. A name of a
-        long list is harder to erase than what is kept is to hold, and probes in other contexts than those that were
-        solved for show more drift than the result has, in which these are solved for too (docs/failures.md)."""
-        return self.residual + price / len(self.residuals) ** 0.25 * self.deciding_drift
+        """One figure to choose by: drift counts ``price`` times, in a list less (:data:`_IN_LISTS`)."""
+        return self.residual + price * len(self.residuals) ** -_IN_LISTS * self.deciding_drift
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
