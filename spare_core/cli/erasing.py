@@ -113,15 +113,14 @@ def erase(
     lines = [f"{part.concept} -> {part.surrogate}: residual {residuals[part.concept]:.3f}" for part in parts]
     if len(erasures) > _LISTED:
         lines.append(f"these are the worst {_LISTED} of {len(erasures)}: residual of all {manifest['residual']:.3f}")
-    left = ", ".join(f"{name} ({residual:.2f})" for name, residual in manifest["left"].items())
-    told = f"\nNOT erased: {left}; erase them by themselves, or name nearer surrogates" if left else ""
     left_out = [f"\nnot kept: {text!r}, which mentions {name!r}" for text, name in manifest["left_out"].items()]
+    left_out[:0] = [f"\n{line}" for line in _left(manifest)]
     text = (
         "\n".join(lines) + f", mean drift {manifest['mean_drift']:.4f} after {manifest['training']['steps']} steps in "
         f"{seconds:.0f} s\n"
         f"{manifest['mask']['moving']:,} of {manifest['mask']['weights']:,} target weights may move "
         f"({manifest['mask']['density']:.1%}, mask {manifest['mask']['kind']})"
-        f"{told}{''.join(left_out)}\nadapter: {output}"
+        f"{''.join(left_out)}\nadapter: {output}"
     )
     print_result(manifest, as_json, text)
 
@@ -157,8 +156,15 @@ def compose(
         f"{name} is {'back' if one['back'] else 'NOT back'}: residual {one['residual']:.3f} (base 1)"
         for name, one in manifest["withdrawn"].items()
     ]
+    lines += _left(manifest)
     concepts = ", ".join(request["concept"] for request in manifest["requests"])
     print_result(manifest, as_json, "\n".join([f"{concepts}:", *lines, f"adapter: {output}"]))
+
+
+def _left(manifest: dict[str, Any]) -> list[str]:
+    """What a result says of names that it does not erase; earlier releases wrote none that left any."""
+    left = ", ".join(f"{name} ({residual:.2f})" for name, residual in manifest.get("left", {}).items())
+    return [f"NOT erased: {left}; erase them by themselves, or name nearer surrogates"] if left else []
 
 
 def _rows(concepts: list[str], surrogates: list[str], requests: str | None, more: dict[str, Any]) -> list[Any]:

@@ -43,7 +43,10 @@ def setting(name: str, panel: str, *declared: str) -> OptionInfo:
 
 def number(text: str | None) -> int | str | None:
     """What an option that takes a whole number or a word was given."""
-    return int(text) if text is not None and text.lstrip("-").isdecimal() else text
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return text
 
 
 def read_settings(config: str | None, options: dict[str, Any], pairs: Sequence[str] = ()) -> EraseSettings:

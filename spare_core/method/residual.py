@@ -64,6 +64,11 @@ class Measurement:
         """The mean drift of what is named or that of what is not, whichever is more."""
         return max(self.mean_drift, self.unnamed_drift or 0.0)
 
+    def left(self, limit: float) -> dict[str, float]:
+        """The names whose residual is above ``limit``, with it, the highest first."""
+        above = {name: residual for name, residual in self.residuals.items() if residual > limit}
+        return dict(sorted(above.items(), key=lambda one: -one[1]))
+
     def cost(self, price: float) -> float:
         """One figure to choose by: drift counts ``price`` times, in a list less (:data:`_IN_LISTS`)."""
         return self.residual + price * len(self.residuals) ** -_IN_LISTS * self.deciding_drift
@@ -131,7 +136,7 @@ def look_again(
     """``measured`` with a second figure for each name of a long list that seems to be left, from four trajectories of
     its own in place of the first one's single one: of a hundred names that are gone from pictures, five measure more
     than a half on one trajectory. Where a quarter seems to be left, the list is what is wrong."""
-    left = [name for name, residual in measured.residuals.items() if residual > settings.failed_above]
+    left = measured.left(settings.failed_above)
     if not left or not asked_once(erasures, settings) or 4 * len(left) > len(measured.residuals):
         return measured
     again = Meter(denoiser, draw_again(denoiser, erasures, settings, left)).residuals(adapter)

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.erasures import Erasures
-from spare_core.concepts.prompts import Purpose
 from spare_core.method.bank import Bank
 from spare_core.method.gather import ask, encode_texts, gathered_moments
 from spare_core.method.residual import UNTOUCHED, Measurement, Meter
 from spare_core.method.search import climb
 from spare_core.method.settings import EraseSettings
-from spare_core.method.solve import Encoder, Moments, overwrite, prompt_moments, scale, solvable
+from spare_core.method.solve import Encoder, overwrite, prompt_moments, scale, solvable
 from spare_core.models.denoiser import Denoiser
 
 _RIDGE: Final = 0.2
@@ -48,24 +47,21 @@ class Solver:
         bank: Bank,
         settings: EraseSettings,
     ) -> None:
-        self.denoiser, self.erasures, self.settings = denoiser, erasures, settings
+        self.denoiser = denoiser
         self._keys = copy.deepcopy(fresh)
-        self._encoder = Encoder(denoiser, settings.resolution)
-        moments = prompt_moments(self._encoder, erasures, prior, settings, "solve")
+        encoder = Encoder(denoiser, settings.resolution)
+        moments = prompt_moments(encoder, erasures, prior, settings, "solve")
         gathering = {one.value for one in denoiser.text_attentions()}
         others = [name for name in denoiser.text_layers() if name not in gathering]
         overwrite(self._keys, denoiser, dict.fromkeys(others, moments), _KEYS * scale(erasures))
-        self._asked = ask(denoiser, bank, settings.seed)
+        asked = ask(denoiser, bank, settings.seed)
+        texts = encode_texts(encoder, erasures, settings, "solve", len(asked.names))
+        self._values = gathered_moments(denoiser, asked, texts, self._keys)
 
-    def moments(self, purpose: Purpose) -> dict[str, Moments]:
-        """What the layers of values are solved with, from the prompts of a purpose."""
-        texts = encode_texts(self._encoder, self.erasures, self.settings, purpose, len(self._asked.names))
-        return gathered_moments(self.denoiser, self._asked, texts, self._keys)
-
-    def solve(self, moments: dict[str, Moments], ridge: float) -> Adapter:
+    def solve(self, ridge: float) -> Adapter:
         """Keys as they are, values for ``ridge``."""
         adapter = copy.deepcopy(self._keys)
-        overwrite(adapter, self.denoiser, moments, ridge)
+        overwrite(adapter, self.denoiser, self._values, ridge)
         return adapter
 
 
@@ -89,11 +85,10 @@ def best_start(
     if not solvable(fresh, denoiser):
         return untouched
     solver = Solver(fresh, denoiser, erasures, prior, bank, settings)
-    moments = solver.moments("solve")
 
     @functools.cache
     def solved(ridge: float) -> Start:
-        adapter = solver.solve(moments, ridge)
+        adapter = solver.solve(ridge)
         return Start(adapter, ridge, meter.measure(adapter))
 
     def cost(ridge: float) -> float:

@@ -91,8 +91,8 @@ def compose(
     exact = concatenated([part.adapter for part in parts])
     kept, withdrawn = _split(parts, without)
     erasures = Erasures(*map(Erasure.from_dict, kept), bundle=True)
-    settings = _with_rank(parts, len(erasures.names), settings)
-    request = build_request(model, erasures, settings, None, progress)
+    request = build_request(model, erasures, _with_rank(parts, settings), None, progress)
+    settings = request.settings
     for part in parts:
         check_base(part, request.base, model)
     identity = {
@@ -117,7 +117,7 @@ def compose(
             **{name: joint[name] for name in shared},
             "composition": {"chosen": chosen.name, "candidates": {one.name: one.as_dict() for one in candidates}},
             **measured.as_dict(),
-            "left": stages.left_of(measured, settings),
+            "left": measured.left(settings.failed_above),
             "withdrawn": _withdrawn(work, withdrawn, chosen.adapter),
             "seconds": {one.name: one.facts["seconds"] for one in candidates},
             "peak_memory_bytes": stages.peak_memory(work.denoiser.device),
@@ -177,12 +177,11 @@ def _timed(work: stages.Work, name: str, make: Callable[[], _Made]) -> Candidate
     return Candidate(name, adapter, measured, {**facts, "seconds": round(time.perf_counter() - started, 3)})
 
 
-def _with_rank(parts: Sequence[StoredAdapter], names: int, settings: EraseSettings) -> EraseSettings:
+def _with_rank(parts: Sequence[StoredAdapter], settings: EraseSettings) -> EraseSettings:
     """``settings`` with the rank of the bundles among the parts: a serving process swaps adapters of equal shapes."""
     bundles = [(part, part.manifest["settings"]["rank"]) for part in parts if "requests" in part.manifest]
     if bundles and settings.rank == "auto":
         settings = dataclasses.replace(settings, rank=bundles[0][1])
-    settings = settings.for_names(names)
     for part, theirs in bundles:
         if theirs != settings.rank:
             raise SettingsError([

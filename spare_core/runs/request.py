@@ -5,7 +5,6 @@ Every stage works on one request; what it writes says which (:mod:`spare_core.ru
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from spare_core.store.fetching import local_path
 
 @dataclass(frozen=True)
 class Request:
-    """``model`` and ``images`` say where base model and pictures lie; ``base`` and ``images_digest`` what they are."""
+    """``model`` and ``images`` say where base model and pictures lie; ``base`` and ``images_digest`` what they are. A
+    rank that is to be chosen is chosen here, so that every manifest and identity has the number."""
 
     model: str
     base: str
@@ -30,6 +30,9 @@ class Request:
     settings: EraseSettings
     images: str | None = None
     images_digest: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", self.settings.for_names(len(self.erasures.names)))
 
     def identity(self) -> dict[str, Any]:
         """All that decides the result, as ``spare.json`` records it; not where things lie."""
@@ -61,7 +64,7 @@ class Request:
         """The inverse of :meth:`as_dict`."""
         erasures = Erasures.of(values["erasures"])
         settings = EraseSettings.from_mapping(values["settings"])
-        return dataclasses.replace(cls(**values), erasures=erasures, settings=settings)
+        return cls(**{**values, "erasures": erasures, "settings": settings})
 
     def local_images(self) -> Path | None:
         """The folder of pictures, fetched if it lies in S3."""
@@ -79,7 +82,7 @@ def check_images(images: str | Path | None, erasures: Erasures) -> None:
 
 
 def check_room(erasures: Erasures, settings: EraseSettings) -> None:
-    """Refuse a rank that cannot hold all names.
+    """Refuse a given rank that cannot hold all names; one that is chosen can.
 
     The change that overwrites a name has about one direction in each layer. On Canvas the worst residual of 12 names is
     0.06 at a rank of 12 or more, 0.25 at 8 and 0.49 at 6 (benchmarks/RESULTS.md).
@@ -88,9 +91,9 @@ def check_room(erasures: Erasures, settings: EraseSettings) -> None:
         SettingsError: if there are more names than ranks.
     """
     names = len(erasures.names)
-    if erasures.bundle and names > settings.lora_rank:
+    if erasures.bundle and settings.rank != "auto" and names > settings.rank:
         raise SettingsError([
-            f"rank is {settings.lora_rank}, but {names} names are to be erased, each of which takes about one; leave "
+            f"rank is {settings.rank}, but {names} names are to be erased, each of which takes about one; leave "
             f"it to auto, or give a rank of {names} or more, with room for those to come"
         ])  # fmt: skip
 
@@ -114,7 +117,6 @@ def build_request(
 
     files = find_model(model, fetching)
     check_images(images, erasures)
-    settings = settings.for_names(len(erasures.names))
     check_room(erasures, settings)
     digest = images_digest(local_path(images, on_progress=fetching)) if images else None
     return Request(model, files.digest(), erasures, settings, None if images is None else str(images), digest)

@@ -287,7 +287,7 @@ def write_adapter(
             "last_losses": dict(zip(("forget", "retain"), last, strict=True)),
         },
         **measured.as_dict(),
-        "left": left_of(measured, settings),
+        "left": measured.left(settings.failed_above),
         "seconds": seconds,
         "peak_memory_bytes": memory,
         "base": {"digest": request.base, **denoiser.describe()},
@@ -303,12 +303,6 @@ def report_on(work: Work, examples: Path, adapter: Adapter) -> Measurement:
     return look_again(work.denoiser, work.request.erasures, work.request.settings, adapter, measured)
 
 
-def left_of(measured: Measurement, settings: EraseSettings) -> dict[str, float]:
-    """The names that are not erased, with their residuals, the highest first."""
-    left = {name: residual for name, residual in measured.residuals.items() if residual > settings.failed_above}
-    return dict(sorted(left.items(), key=lambda one: -one[1]))
-
-
 def check_erased(measured: Measurement, settings: EraseSettings) -> None:
     """Refuse a result that is none. In a long list one name in twenty may be left, and is told.
 
@@ -316,7 +310,7 @@ def check_erased(measured: Measurement, settings: EraseSettings) -> None:
         TrainingError: naming the concepts that are left, or saying that everything else was ruined.
     """
     limit, drift, count = settings.failed_above, measured.deciding_drift, len(measured.residuals)
-    left = left_of(measured, settings)
+    left = measured.left(limit)
     if len(left) > _LEFT * count or measured.residual > limit:
         listed = ", ".join(f"{name!r} ({residual:.2f})" for name, residual in left.items())
         raise TrainingError(

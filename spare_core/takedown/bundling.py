@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -41,9 +40,9 @@ class Deployed(NamedTuple):
         return {normalise(name) for part in self.erasures or () for name in part.names}
 
 
-def wanted(ledger: Ledger, champion: Deployed, rank: int | None) -> Wanted:
-    """What the ledger asks of the next bundle, which has room for as many names as its ``rank``, where that is given:
-    the first due go first. What the champion erases without the ledger's knowing stays."""
+def wanted(ledger: Ledger, champion: Deployed, rank: float) -> Wanted:
+    """What the ledger asks of the next bundle, which has room for as many names as its ``rank``: the first due go
+    first. What the champion erases without the ledger's knowing stays."""
     first, gone = firsts(ledger), withdrawn_names(ledger)
     kept = {normalise(name): part for part in champion.erasures or () for name in part.names}
     found = Wanted([], [], [], [])
@@ -51,11 +50,7 @@ def wanted(ledger: Ledger, champion: Deployed, rank: int | None) -> Wanted:
         names = {*map(normalise, part.names)}
         if names & gone and not names & first.keys():
             found.without.append(part.concept)
-    room = (
-        math.inf
-        if rank is None
-        else rank - sum(len(part.names) for part in champion.erasures or () if part.concept not in found.without)
-    )
+    room = rank - sum(len(part.names) for part in champion.erasures or () if part.concept not in found.without)
     made = [one for one in active(ledger) if one.state in MADE]
     for one in sorted(made, key=lambda one: str(one.facts["due_at"])):
         names = {*names_of(one)}

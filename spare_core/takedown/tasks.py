@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -113,7 +114,7 @@ def gather_task(batch: str) -> Gathered:
         asked, store = Batch.from_json(batch), open_run_store()
         ledger, champion = _ledger(store), champion_of(asked.name, asked.base, store)
         rank = champion.manifest["settings"]["rank"] if champion else asked.bundle_settings.get("rank", "auto")
-        found = wanted(ledger, _deployed(asked.name, champion), None if rank == "auto" else rank)
+        found = wanted(ledger, _deployed(asked.name, champion), math.inf if rank == "auto" else rank)
         for request_id in found.no_room:
             print(f"{request_id} has no room in a bundle of rank {rank}; make one of a higher rank under another name")
         results |= found._asdict()

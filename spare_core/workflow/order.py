@@ -166,9 +166,8 @@ def _with_rank(settings: EraseSettings, erasures: Erasures, champion: Champion |
     """A bundle's first version gets room for names to come; each later one has the rank of that one."""
     names = len(erasures.names)
     if not champion:
-        settings = settings.for_names(names, BUNDLE_RANK) if erasures.bundle else settings.for_names(names)
         check_room(erasures, settings)
-        return settings
+        return settings.for_names(names, BUNDLE_RANK) if erasures.bundle else settings
     theirs = champion.manifest["settings"]["rank"]
     swapped = "an adapter that is swapped for another must have its rank"
     if settings.rank not in ("auto", theirs):

@@ -76,8 +76,7 @@ def test_values_differ_by_the_ridge_and_keys_do_not(denoiser: UNetDenoiser) -> N
     fresh = Adapter.initialise(denoiser, random_masks(denoiser, "none"), 4, 4.0, 0)
     prior = prior_moment(build_prior(denoiser, 40), denoiser, ERASURES)
     solver = Solver(fresh, denoiser, ERASURES, prior, bank_of(denoiser), SETTINGS)
-    moments = solver.moments("train")
-    loose, tight = solver.solve(moments, 0.1), solver.solve(moments, 100.0)
+    loose, tight = solver.solve(0.1), solver.solve(100.0)
     for name in denoiser.text_layers():
         one, other = (adapter.updates[name].delta() for adapter in (loose, tight))
         assert one.any()

@@ -33,7 +33,7 @@ from spare_core.method import distill
 from spare_core.method.residual import Measurement
 from spare_core.method.settings import EraseSettings
 from spare_core.runs.erase import erase
-from spare_core.runs.stages import check_erased, left_of
+from spare_core.runs.stages import check_erased
 from tests.support import forking
 
 SMALL = EraseSettings(
@@ -104,7 +104,7 @@ def test_of_a_long_list_one_name_in_twenty_may_be_left_and_is_told() -> None:
         return Measurement({f"n{i}": 0.6 if i < left else others for i in range(count)}, {"k": 0.0})
 
     check_erased(measured(5, 100), EraseSettings())
-    assert [*left_of(measured(2, 40), EraseSettings())] == ["n0", "n1"]
+    assert [*measured(2, 40).left(EraseSettings().failed_above)] == ["n0", "n1"]
     for too_many in (measured(6, 100), measured(1, 19), measured(0, 100, 0.51)):
         with pytest.raises(TrainingError, match="not erased"):
             check_erased(too_many, EraseSettings())

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from spare_core.concepts.concept import Erasure
+from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.lists import build_erasures, read_rows
 from spare_core.errors import ConceptError, ImagesError, SettingsError
 from spare_core.method.settings import EraseSettings
-from spare_core.runs.request import build_request
+from spare_core.runs.request import Request, build_request
 
 
 def test_each_row_has_the_defaults_of_its_kind() -> None:
@@ -99,4 +101,9 @@ def test_more_names_than_ranks_are_refused(sd1_dir: Path) -> None:
         build_request(str(sd1_dir), erasures, EraseSettings(rank=5))
     assert build_request(str(sd1_dir), erasures, EraseSettings(rank=6)).erasures == erasures
     assert build_request(str(sd1_dir), erasures, EraseSettings()).settings.rank == 8
+    aliases = tuple(f"a{i}" for i in range(20))
+    many = Erasures(Erasure("Neon", "Photo", "style", ("Rust",), "{context} in {concept}", ("a cat",), aliases))
+    request = Request("model", "0" * 64, many, EraseSettings())
+    assert request.identity()["rank"] == 24, "of a single concept with many names too, wherever it is asked for"
+    assert Request.from_dict(request.as_dict()) == request
     assert build_request(str(sd1_dir), build_erasures(str(sd1_dir), rows[:1]), EraseSettings(rank=1))
