@@ -59,8 +59,9 @@ class Solver:
         self._values = gathered_moments(denoiser, asked, texts, self._keys)
 
     def solve(self, ridge: float) -> Adapter:
-        """Keys as they are, values for ``ridge``."""
-        adapter = copy.deepcopy(self._keys)
+        """Keys as they are, values for ``ridge``; what is not solved for is shared by all solutions."""
+        solved = {name: copy.deepcopy(self._keys.updates[name]) for name in self._values}
+        adapter = Adapter({**self._keys.updates, **solved})
         overwrite(adapter, self.denoiser, self._values, ridge)
         return adapter
 

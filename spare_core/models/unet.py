@@ -67,8 +67,18 @@ class UNetDenoiser:
         """The UNet."""
         return self.pipeline.unet
 
+    @property
+    def _resting(self) -> torch.dtype:
+        """What the weights are kept in. diffusers' own ``dtype`` walks through all of them at each prediction."""
+        return next(self.weights.parameters()).dtype
+
     def target_layers(self) -> dict[str, nn.Linear]:
         """Query, key, value and output projections of every attention in the UNet, by module name."""
+        return dict(self._target_layers)
+
+    @functools.cached_property
+    def _target_layers(self) -> dict[str, nn.Linear]:
+        # Found once: every adapter that is attached asks, and SDXL has thousands of modules.
         ends = ("to_q", "to_k", "to_v", "to_out.0")
         return {
             name: module
@@ -118,15 +128,17 @@ class UNetDenoiser:
     def precise(self, tf32: bool = False) -> Iterator[None]:
         """See :class:`Denoiser`. Weights that rest in half precision are widened, which changes none of them, and
         narrowed again."""
-        dtype, resting = self.dtype, self.weights.dtype
+        dtype, resting = self.dtype, self._resting
         convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
         self.dtype = torch.float32
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-        nn.Module.to(self.weights, torch.float32)  # diffusers' own warns of what it would do to others than UNets
+        if resting is not torch.float32:
+            nn.Module.to(self.weights, torch.float32)  # diffusers' own warns of what it would do to others than UNets
         try:
             yield
         finally:
-            nn.Module.to(self.weights, resting)
+            if resting is not torch.float32:
+                nn.Module.to(self.weights, resting)
             self.dtype = dtype
             torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
 
@@ -229,7 +241,7 @@ class UNetDenoiser:
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """See :class:`Denoiser`."""
         added = {"added_cond_kwargs": conditioning.added} if conditioning.added else {}
-        dtype = self.weights.dtype
+        dtype = self._resting
         with self.autocast():
             output = self.weights(noisy.to(dtype), timesteps, conditioning.prompt_embeds.to(dtype), **added).sample
         return output.float()

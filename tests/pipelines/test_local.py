@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import psutil
 import pytest
 
 from tests.support import forking
+from tests.support.drawing import draw
 from tests.support.workplaces import SETTINGS, Workplace
 
 STAGES = ("validate", "prepare", "timesteps", "saliency", "distill", "evaluate", "register", "gate", "promote")
@@ -76,12 +76,9 @@ def test_every_stage_left_its_figures_in_mlflow(place: Workplace) -> None:
 
 def test_the_promoted_adapter_draws_by_its_alias(place: Workplace) -> None:
     """In a process that knows only the printed address, as the printed command does."""
-    code = (
-        "import mlflow; m = mlflow.pyfunc.load_model('models:/spare.canvas.neon-lines@champion');"
-        "print(m.predict(['A Cat image in Photo style.'], params={'num_inference_steps': 2})[0][:4])"
+    done = draw(
+        "models:/spare.canvas.neon-lines@champion", {**place.environment, "MLFLOW_TRACKING_URI": place.tracking}
     )
-    environment = {**place.environment, "MLFLOW_TRACKING_URI": place.tracking}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == repr(b"\x89PNG")
 

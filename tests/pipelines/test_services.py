@@ -7,6 +7,7 @@ that can hold a credential holds one, and afterwards none is anywhere. One run o
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from spare_core.canvas.protocol import CANVAS
 from spare_core.registry.promotions import CHAMPION
 from spare_core.registry.views import verify
 from spare_core.store import open_store
+from tests.support.drawing import draw
 from tests.support.faulty_proxy import faulty_proxy
 from tests.support.mlflow_servers import KEEPER, basic_auth
 from tests.support.workplaces import Workplace, wait_for_stage
@@ -177,11 +179,7 @@ def test_everything_that_outlives_the_run_is_in_the_bucket(site: Site) -> None:
 
 def test_the_champion_draws_with_a_base_from_the_bucket(site: Site) -> None:
     name = site.report["results"]["register"]["name"]
-    code = (
-        f"import mlflow; m = mlflow.pyfunc.load_model('models:/{name}@champion');"
-        "print(m.predict(['A Cat image in Photo style.'], params={'num_inference_steps': 2})[0][:4])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = draw(f"models:/{name}@champion", os.environ)
     site.printed += [done.stdout, done.stderr]
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == repr(b"\x89PNG")

@@ -23,7 +23,7 @@ from tests.support.mlflow_servers import Server
 from tests.support.registrations import register_one
 
 pytest_plugins = ("tests.support.mlflow_fixtures",)
-ROUNDS = 12
+ROUNDS = 8
 
 
 def registered(folder: Path, denoiser: UNetDenoiser, concept: str, store: Store) -> str:
@@ -41,7 +41,7 @@ def rounds(server: Server, *arguments: object) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize(("kind", "points"), [("folder", 6), ("bucket", 4)])
+@pytest.mark.parametrize(("kind", "points"), [("folder", 6), ("bucket", 3)])
 def test_after_a_promotion_killed_anywhere_the_next_call_brings_log_and_aliases_together(
     kind: str, points: int, server: Server, denoiser: UNetDenoiser, tmp_path: Path, bucket: str
 ) -> None:
