@@ -56,7 +56,7 @@ class Drawn(NamedTuple):
 
 @pytest.fixture(scope="module")
 def drawn() -> Drawn:
-    suite = dataclasses.replace(load_suite("canvas").restricted(seeds=1), steps=8)
+    suite = dataclasses.replace(load_suite("canvas").restricted(seeds=1), steps=5)
     judge = load_judge(suite)
     return Drawn(suite, judge, draw_grid(load_denoiser("canvas", "cpu"), suite, judge))
 
