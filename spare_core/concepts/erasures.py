@@ -45,7 +45,8 @@ class Erasures:
             raise ConceptError(f"{', '.join(map(repr, twice))} would be erased twice; name each concept once")
         named = [(bare_name(name), name, part) for part in self.parts for name in part.names]
         self._by_bare_name = {bare: part for bare, _, part in reversed(named)}
-        self._names = {bare_words(bare): name for bare, name, _ in reversed(named)}
+        words = [(bare_words(bare), name) for bare, name, _ in reversed(named)]
+        self._names = {own: name for own, name in words if own.strip()}
         for part in self.parts:
             self.surrogate(part.concept)
 
@@ -140,7 +141,7 @@ class Erasures:
         """The first erased name whose words are among those of ``text``, which says more; None if there is none. To
         hold the model to what it draws for ``text`` would hold it to the concept."""
         words = bare_words(text)
-        return next((name for own, name in self._names.items() if own.strip() and own in words), None)
+        return next((name for own, name in self._names.items() if own in words), None)
 
     def other_words(self, words: Sequence[str]) -> list[str]:
         """Those that are no part of an erased name, also in the plural, however small: to a model that reads a word in
@@ -164,12 +165,13 @@ class Erasures:
         """What the erasures of ``frame`` keep, their last surrogates first, without repeats and without what is
         erased."""
         parts = [part for part in self.parts if self.frame(part) == frame]
-        names = [self.surrogate(part.concept) for part in parts]
-        kept = [name for part in parts for name in part.keep]
-        names += [name for name in kept if not self.erased(name) and self.mentioned(name) is None]
         found: dict[str, str] = {}
-        for name in names:
+        for name in dict.fromkeys(self.surrogate(part.concept) for part in parts):
             found.setdefault(normalise(name), name)
+        # A list's requests mostly keep the same: what is compared with every erased name is compared once.
+        for name in dict.fromkeys(name for part in parts for name in part.keep):
+            if normalise(name) not in found and not self.erased(name) and self.mentioned(name) is None:
+                found[normalise(name)] = name
         return tuple(found.values())
 
     def _erasing(self, name: str) -> Erasure | None:

@@ -47,11 +47,11 @@ NEAR: Final = "(unnamed) "
 def all_prompts(erasures: Erasures) -> list[str]:
     """Every prompt that erasures may use, to be checked before any work."""
     prompts = [NULL]
-    for part in erasures:
-        frame = erasures.frame(part)
+    for frame in erasures.frames:
+        parts = [part for part in erasures if erasures.frame(part) == frame]
         contexts = [other for context in frame.contexts for other in (context, erasures.surrogate(context))]
-        names = (*part.names, *erasures.retained(frame))
-        prompts += [part.prompt(name, context) for name in names for context in contexts]
+        names = (*(name for part in parts for name in part.names), *erasures.retained(frame))
+        prompts += [parts[0].prompt(name, context) for name in names for context in contexts]
     return list(dict.fromkeys(prompts))
 
 

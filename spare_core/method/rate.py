@@ -34,6 +34,9 @@ _STEPS: Final = 3
 _WORTH: Final = 0.99
 """Stop the search once a rate improves the best cost by less than 1 %; very low rates only reproduce the start's own
 cost."""
+_TIMES: Final = 4
+"""How often all steps must come by each erased name before rates are tried on a solution. Lists of 50 and 100 names, by
+which 20 steps come .8 to 1.6 times, cost 1 % less after them at best, for a seventh of their time."""
 
 
 def begin_training(
@@ -78,7 +81,7 @@ def begin_from(
     """
     # An adapter that changes nothing yet must learn, whatever its first steps cost.
     cost = math.inf if found.measured == UNTOUCHED else found.measured.cost(settings.drift_price)
-    if enough(found.measured, settings):
+    if enough(found.measured, settings) or _too_few_steps(found, settings):
         state = new_state(found.adapter, 0.0)
         state.stopped_early = True
     elif settings.lr == "auto":
@@ -88,6 +91,12 @@ def begin_from(
     if found.measured != UNTOUCHED:
         state.best = Best(found.adapter, 0, cost)
     return state
+
+
+def _too_few_steps(found: Start, settings: EraseSettings) -> bool:
+    """Whether a solution is the result because so few steps cannot see enough of each name to improve on it."""
+    rows = settings.steps * settings.batch_size
+    return found.ridge is not None and settings.lr == "auto" and rows < _TIMES * len(found.measured.residuals)
 
 
 def find_rate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from spare_core.concepts.erasures import Erasures
 from spare_core.errors import TrainingError
 from spare_core.method import rate
 from spare_core.method.distill import TrainingState, distill, new_state
-from spare_core.method.rate import begin_training, find_rate
+from spare_core.method.rate import begin_from, begin_training, find_rate
 from spare_core.method.residual import UNTOUCHED, Measurement, Meter
 from spare_core.method.settings import EraseSettings
 from spare_core.method.start import Start
@@ -87,6 +88,29 @@ def test_no_step_is_made_where_no_rate_beats_the_start(
             assert torch.equal(one, other)
     else:
         assert state.step > 0 and state.lr == pytest.approx(4e-3 / 256)
+
+
+@pytest.mark.parametrize(("names", "changes", "tried"), [
+    (2, {}, True), (3, {}, False), (3, {"steps": 6}, True), (3, {"batch_size": 12}, True), (3, {"lr": 1e-3}, False),
+])  # fmt: skip
+def test_no_rate_is_tried_on_a_solution_of_more_names_than_steps_can_see(
+    monkeypatch: pytest.MonkeyPatch, names: int, changes: dict[str, Any], tried: bool
+) -> None:
+    """Four rows a name; a rate that is given is used whatever it is."""
+    denoiser = ToyDenoiser()
+    settings = dataclasses.replace(SETTINGS, **{"lr": "auto", "steps": 4, "batch_size": 2, **changes})
+    start = Start(moving(denoiser), 1.0, Measurement(dict.fromkeys("abc"[:names], 0.5), {"k": 0.1}))
+    looked: list[bool] = []
+
+    def finding(*_: object) -> TrainingState:
+        looked.append(True)
+        return new_state(start.adapter, 1e-3)
+
+    monkeypatch.setattr(rate, "find_rate", finding)
+    meter = Meter(denoiser, toy_held_out(denoiser))
+    state = begin_from(denoiser, batches(denoiser, settings), meter, start, settings)
+    assert bool(looked) is tried
+    assert state.stopped_early is (not tried and settings.lr == "auto")
 
 
 @pytest.mark.parametrize(
