@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from spare_core.canvas.protocol import CANVAS, prompt
+from tests.support import forking
 
 OLD = ("diffusers==0.30.3", "transformers==4.55.4", "huggingface_hub<1", "numpy<3")
 SCRIPT = Path(__file__).parents[1] / "support" / "old_stack.py"
@@ -21,8 +22,12 @@ PROMPTS = [prompt("Cat", "Neon Lines"), prompt("Tower", "Rust"), "", "crÃ¨me brÃ
 
 def _load(python_path: str) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": python_path, "HF_HUB_OFFLINE": "1", "USE_TF": "0", "USE_FLAX": "0"}
-    command = [sys.executable, str(SCRIPT), str(CANVAS.pipeline), json.dumps(PROMPTS)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    arguments = [str(CANVAS.pipeline), json.dumps(PROMPTS)]
+    if python_path:
+        command = [sys.executable, str(SCRIPT), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    else:  # what is installed has been imported already
+        done = forking.run([sys.executable, "-m", "tests.support.old_stack", *arguments], env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
