@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("errors", "built_in", "streams"), ("checks",), ("files",), ("store",), ("concepts",), ("models",), ("adapters",),
-    ("method",), ("runs",), ("evaluation",), ("registry", "canvas"), ("workflow",), ("takedown",), ("cli",),
+    ("method",), ("runs",), ("evaluation",), ("attacks", "registry", "canvas"), ("workflow",), ("takedown",), ("cli",),
 )  # fmt: skip
 """The rooms of spare_core from the ground up. A room imports from floors below it and from itself only. The package
 itself is the door: it imports the two rooms that register what others look up by name, and may not be imported from

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from spare_core.cli.attacking import attack
 from spare_core.cli.erasing import compose, erase
 from spare_core.cli.evaluating import evaluate
 from spare_core.cli.pipeline import demo, run, submit
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 GROUPS = {
-    "On your model": (erase, evaluate, generate, verify, export, compose),
+    "On your model": (erase, evaluate, attack, generate, verify, export, compose),
     "As a pipeline": (demo, run, submit),
 }
 for panel, commands in GROUPS.items():

@@ -112,3 +112,7 @@ class Denoiser(Protocol):
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float,
                  resolution: int = 0, batch_size: int = 0) -> Tensor:  # fmt: skip
         """Scaled latents sampled with DDIM, one seed a picture, each picture independent of its batch."""
+
+    def sample(self, conditioning: Conditioning, seeds: Sequence[int], steps: int, guidance: float,
+               resolution: int = 0, batch_size: int = 0) -> Tensor:  # fmt: skip
+        """The same for prompts that are encoded already, or for what else lies in their space."""

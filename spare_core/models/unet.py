@@ -250,14 +250,19 @@ class UNetDenoiser:
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float,
                  resolution: int = 0, batch_size: int = 0) -> Tensor:  # fmt: skip
         """See :class:`Denoiser`."""
+        return self.sample(self.encode_prompts(prompts, resolution), seeds, steps, guidance, resolution, batch_size)
+
+    @torch.no_grad()
+    def sample(self, conditioning: Conditioning, seeds: Sequence[int], steps: int, guidance: float,
+               resolution: int = 0, batch_size: int = 0) -> Tensor:  # fmt: skip
+        """See :class:`Denoiser`."""
         side = resolution or self.resolution
         batch_size = batch_size or self.batch_rows(self.latent_shape(side)[-1]) // 2
-        conditioning = self.encode_prompts(prompts, side)
         null = self.encode_prompts([""], side)
         latents = []
-        for start in range(0, len(prompts), batch_size):
+        for start in range(0, len(seeds), batch_size):
             rows = slice(start, start + batch_size)
-            count = len(prompts[rows])
+            count = len(seeds[rows])
             generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[rows]]
             pooled = {}
             if self._is_xl:
@@ -279,7 +284,7 @@ class UNetDenoiser:
         result = torch.cat(latents)
         if not torch.isfinite(result).all():
             raise TrainingError(
-                f"sampling {len(prompts)} pictures ({steps} steps, guidance {guidance}, {self.dtype}) gave values that "
+                f"sampling {len(seeds)} pictures ({steps} steps, guidance {guidance}, {self.dtype}) gave values that "
                 "are not finite; try --dtype float32"
             )
         return result

@@ -1,0 +1,23 @@
+"""Where in a prompt's embedding a concept stands: what an attacker moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from spare_core.models.denoiser import Denoiser
+
+
+def concept_places(denoiser: Denoiser, prompts: Sequence[str], concept: str) -> list[list[int]]:
+    """For each prompt the places of the tokens of ``concept`` in it, of its first mention.
+
+    A tokenizer may cut the name otherwise within a text; then all places of the text, between its two ends, are moved.
+    """
+    (name,) = (ids[1:-1] for ids in denoiser.token_ids([concept]))
+    return [_found(ids, name) for ids in denoiser.token_ids(prompts)]
+
+
+def _found(ids: list[int], name: list[int]) -> list[int]:
+    for start in range(1, len(ids) - len(name)):
+        if ids[start : start + len(name)] == name:
+            return list(range(start, start + len(name)))
+    return list(range(1, max(2, len(ids) - 1)))

@@ -1,0 +1,72 @@
+"""Results of an attack on disk: the report, what is done so far, and, apart from both, what was found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from spare_core.errors import OutputError
+from spare_core.files.atomic import write_json, write_tensors
+
+SCHEMA: Final = "spare.attack/1"
+REPORT: Final = "attack.json"
+FOUND: Final = "found"
+"""Folder of what attacks have found, which only its owner may read: whoever has it has the concept back."""
+_DONE: Final = "done.jsonl"
+
+
+class Record:
+    """What is done of an attack, a line each as soon as it is done, in the folder of its report.
+
+    Raises:
+        OutputError: at construction, if the folder holds another attack's results or anything else.
+    """
+
+    def __init__(self, output: Path, facts: dict[str, Any]) -> None:
+        self.output, self._lines = output, output / _DONE
+        asked = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        if output.exists() and not output.is_dir():
+            raise OutputError(f"{output} is a file; give a folder for --output")
+        there = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+        strangers = [name for name in there if name not in (REPORT, FOUND, _DONE) and not name.endswith(".partial")]
+        if strangers or (there and not self._lines.is_file()):
+            what = (strangers or there)[0]
+            raise OutputError(f"{output} holds {what} and no attack of ours; give a new or empty --output")
+        self._done: dict[str, Any] = {}
+        if self._lines.is_file():
+            # A line that a kill has cut off has no end.
+            first, *others = self._lines.read_text(encoding="utf-8").split("\n")[:-1] or [""]
+            if first != asked:
+                raise OutputError(
+                    f"{output} holds an attack with other settings, adapters or versions; give another --output"
+                )
+            self._done = dict(json.loads(line) for line in others)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / FOUND).mkdir(mode=0o700, exist_ok=True)
+        lines = [asked, *(json.dumps(item) for item in self._done.items())]
+        self._lines.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    def once(self, name: str, work: Callable[[], Any]) -> Any:
+        """What ``work`` returned, done now or in an earlier run."""
+        if name not in self._done:
+            self._done[name] = work()
+            with self._lines.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([name, self._done[name]]) + "\n")
+        return self._done[name]
+
+    def keep(self, name: str, vectors: Tensor) -> str:
+        """Store what an attack has found; only the owner may read it. Returns where, below the folder."""
+        path = self.output / FOUND / f"{name}.safetensors"
+        write_tensors(path, {"vectors": vectors})
+        path.chmod(0o600)
+        return f"{FOUND}/{path.name}"
+
+    def finish(self, report: dict[str, Any]) -> dict[str, Any]:
+        """Write the report."""
+        write_json(self.output / REPORT, report)
+        return report

@@ -1,0 +1,62 @@
+"""``spare attack``: does what was erased stay gone?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spare_core.cli.options import AnyBase, Dtype, Model, OnDevice, Output
+from spare_core.cli.reporting import Json, print_result, reporting
+
+
+@reporting
+def attack(
+    model: Model,
+    output: Output,
+    adapter: Annotated[
+        list[Path] | None, typer.Option(help="adapter directory; repeatable, they are attacked together")
+    ] = None,
+    erased: Annotated[
+        list[str] | None, typer.Option(help="an erased concept; repeatable; all that the adapters erase if not given")
+    ] = None,
+    budget: Annotated[str, typer.Option(help="how much the attacker spends: quick, standard or paper")] = "standard",
+    attacks: Annotated[
+        list[str] | None,
+        typer.Option("--attack", help="paraphrase or conditioning; repeatable; all if not given"),
+    ] = None,
+    suite: Annotated[
+        str,
+        typer.Option(help="canvas, canvas160, unlearncanvas or a YAML file, local or s3://; else the model's own"),
+    ] = "",
+    seed: Annotated[int, typer.Option(help="of all the attacker's chance", min=0, max=2**31 - 1)] = 1,
+    dtype: Dtype = "auto",
+    device: OnDevice = "auto",
+    any_base: AnyBase = False,
+    as_json: Json = False,
+) -> None:
+    """Try to bring erased concepts back, and say how often and at what cost; the base and a plain erasure beside it."""
+    from spare_core.adapters.directory import check_base, load_adapter
+    from spare_core.attacks.attack import ATTACKS, table
+    from spare_core.attacks.attack import attack as run
+    from spare_core.evaluation.judges import load_judge
+    from spare_core.evaluation.suite import load_suite, suite_of
+    from spare_core.models.files import find_model
+    from spare_core.models.loading import load_denoiser
+    from spare_core.runs.progress import ProgressDisplay
+    from spare_core.runs.stages import make_repeatable
+
+    chosen = load_suite(suite_of(model, suite))
+    stored = [load_adapter(folder) for folder in adapter or []]
+    digest = find_model(model).digest()
+    for one in stored if not any_base else []:
+        check_base(one, digest, model)
+    make_repeatable()
+    denoiser = load_denoiser(model, device, dtype)
+    judge = load_judge(chosen, denoiser.device)
+    with ProgressDisplay() as progress:
+        report = run(
+            denoiser, digest, stored, chosen, judge, erased or [], output, budget, attacks or ATTACKS, seed, progress
+        )
+    print_result(report, as_json, f"{table(report)}\n{output / 'attack.json'}")

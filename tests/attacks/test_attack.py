@@ -1,0 +1,186 @@
+"""An attack is complete, goes on where it was stopped, keeps what it finds to itself, and refuses bad input at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spare_core.adapters.directory import StoredAdapter, load_adapter, save_adapter
+from spare_core.adapters.low_rank import Adapter
+from spare_core.attacks import attack as attacking
+from spare_core.attacks.attack import TARGETS, attack, table
+from spare_core.attacks.budgets import BUDGETS
+from spare_core.canvas.judge import GridJudge
+from spare_core.concepts.concept import Erasure
+from spare_core.errors import AdapterError, ConceptError, InputError, OutputError, SettingsError
+from spare_core.files.atomic import read_tensors
+from spare_core.method.settings import EraseSettings
+from spare_core.models.unet import UNetDenoiser
+from tests.support.adapters import manifest_for, random_adapter
+from tests.support.grids import small_suite
+
+SUITE = small_suite()
+QUICK = dataclasses.replace(
+    BUDGETS["quick"], phrase_pictures=2, steps=2, rates=(0.02, 0.1), pictures=3, examples=4, example_steps=4
+)
+PLAIN = EraseSettings(
+    heldout=2, example_steps=2, examples=4, retain_examples=4, rank=2, steps=1, prior_texts=40, failed_above=100.0,
+    dtype="float32", device="cpu",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As little work as there can be."""
+    monkeypatch.setitem(BUDGETS, "quick", QUICK)
+    monkeypatch.setattr(attacking, "_plain", lambda seed: dataclasses.replace(PLAIN, seed=seed))
+
+
+@pytest.fixture(scope="module")
+def stored(denoiser: UNetDenoiser, tmp_path_factory: pytest.TempPathFactory) -> StoredAdapter:
+    folder = tmp_path_factory.mktemp("attacked") / "adapter"
+    template = "A {context} image in {concept} style."
+    erasure = Erasure("Neon Lines", "Photo", "style", ("Rust",), template, ("Cat", "Dog"))
+    manifest = {**manifest_for(denoiser), **erasure.as_dict(), "settings": PLAIN.as_dict()}
+    save_adapter(folder, random_adapter(denoiser, "channel"), denoiser.lora_prefix, manifest)
+    return load_adapter(folder)
+
+
+def run(denoiser: UNetDenoiser, judge: GridJudge, output: Path, *stored: StoredAdapter, **changes: Any) -> Any:
+    """:func:`attack` with what most tests share."""
+    values = {"suite": SUITE, "erased": [], "budget": "quick", **changes}
+    return attack(denoiser, denoiser.files.digest(), stored, judge=judge, output=output, **values)
+
+
+def test_an_attack_is_complete(denoiser: UNetDenoiser, judge: GridJudge, stored: StoredAdapter, tmp_path: Path) -> None:
+    """Every target under every attack, as JSON; the weights are as they were."""
+    before = {name: tensor.clone() for name, tensor in denoiser.weights.state_dict().items()}
+    report = run(denoiser, judge, tmp_path / "out", stored)
+    assert json.loads((tmp_path / "out" / "attack.json").read_text()) == json.loads(json.dumps(report))
+    assert (report["schema"], report["erased"], report["adapters"]) == (
+        "spare.attack/1",
+        ["Neon Lines"],
+        [stored.sha256],
+    )
+    assert report["budget"] == {"name": "quick", **QUICK.as_dict()}
+    (one,) = report["concepts"]
+    assert (one["concept"], one["domain"]) == ("Neon Lines", "style")
+    for target in TARGETS:
+        inverted = one["conditioning"][target]
+        assert {*inverted["tries"]} == {"1v-lr0.02-0", "1v-lr0.1-0"}
+        assert inverted["shown"] == max(each["shown"] for each in inverted["tries"].values())
+        assert inverted["pictures"] == 3
+        phrases = one["paraphrase"][target]["phrases"]
+        assert phrases["name"]["pictures"] == 2
+        assert {"article", "letter left out", "prompt 'a photo of {}'"} <= {*phrases}
+    assert one["conditioning"]["base"]["best"]["left_before"] < 1e-3
+    assert one["conditioning"]["adapted"]["best"]["left_before"] > 1e-3
+    assert "| Neon Lines | conditioning |" in table(report)
+    after = denoiser.weights.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_only_phrases_count_that_name_the_concept_to_the_base() -> None:
+    def shown(*shares: float) -> dict[str, Any]:
+        return {way: {"shown": share, "pictures": 4} for way, share in zip("abc", shares, strict=True)}
+
+    counted = attacking._counted(shown(0.0, 0.5, 1.0), shown(1.0, 0.5, 0.25))
+    assert (counted["shown"], counted["prompts"], counted["worst"], counted["pictures"]) == (0.25, 0.5, "b", 8)
+    assert attacking._counted(shown(1.0, 1.0, 1.0), shown(0.0, 0.25, 0.4))["shown"] is None
+
+
+def test_what_is_found_is_kept_apart_for_its_owner_alone(
+    denoiser: UNetDenoiser, judge: GridJudge, stored: StoredAdapter, tmp_path: Path
+) -> None:
+    report = run(denoiser, judge, tmp_path / "out", stored, attacks=["conditioning"])
+    assert stat.S_IMODE((tmp_path / "out" / "found").stat().st_mode) == 0o700
+    (one,) = report["concepts"]
+    for target in TARGETS:
+        for each in one["conditioning"][target]["tries"].values():
+            file = tmp_path / "out" / each["file"]
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+            vectors, _ = read_tensors(file)
+            assert vectors["vectors"].shape[0] == 1
+
+
+def test_stopped_anywhere_it_goes_on_where_it_was(
+    denoiser: UNetDenoiser, judge: GridJudge, stored: StoredAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(denoiser, judge, tmp_path / "whole", stored, attacks=["conditioning"])
+    invert, calls = attacking.invert, []
+
+    def dying(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return invert(*arguments)
+
+    monkeypatch.setattr(attacking, "invert", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(denoiser, judge, tmp_path / "out", stored, attacks=["conditioning"])
+    assert not (tmp_path / "out" / "attack.json").exists()
+    with (tmp_path / "out" / "done.jsonl").open("a") as file:
+        file.write('["cut')
+    resumed = run(denoiser, judge, tmp_path / "out", stored, attacks=["conditioning"])
+    assert len(calls) == 4 + 3, "three tries were done, three were left"
+    for target in TARGETS:
+        ours, theirs = (one["concepts"][0]["conditioning"][target]["tries"] for one in (resumed, whole))
+        for title in theirs:
+            assert ours[title]["left"] == pytest.approx(theirs[title]["left"], rel=1e-3)
+    assert run(denoiser, judge, tmp_path / "out", stored, attacks=["conditioning"]) == resumed
+    assert len(calls) == 7
+    with pytest.raises(OutputError, match="other settings"):
+        run(denoiser, judge, tmp_path / "out", stored, attacks=["conditioning"], seed=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"attacks": ["magic"]}, SettingsError, r"attack is magic; allowed: paraphrase, conditioning"),
+        ({"attacks": []}, SettingsError, r"attack is missing"),
+        ({"budget": "endless"}, SettingsError, r"budget is 'endless'; allowed: quick, standard, paper"),
+        ({"erased": ["Rust"]}, ConceptError, r"'Rust' is not erased there, but Neon Lines"),
+        ({"suite": small_suite(styles=("Photo", "Rust"))}, ConceptError, r"has no style 'Neon Lines'"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(
+    denoiser: UNetDenoiser, judge: GridJudge, stored: StoredAdapter, tmp_path: Path, changes: dict[str, Any],
+    error: type[InputError], message: str,
+) -> None:  # fmt: skip
+    with pytest.raises(error, match=message):
+        run(denoiser, judge, tmp_path / "out", stored, **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_an_adapter_there_is_nothing_to_attack(
+    denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match="give one or more with --adapter"):
+        run(denoiser, judge, tmp_path / "out")
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    denoiser: UNetDenoiser, judge: GridJudge, stored: StoredAdapter, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("all of it")
+    with pytest.raises(OutputError, match=r"holds thesis.txt and no attack of ours"):
+        run(denoiser, judge, tmp_path / "out", stored)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+    with pytest.raises(OutputError, match="is a file"):
+        run(denoiser, judge, tmp_path / "out" / "thesis.txt", stored)
+
+
+def test_an_adapter_of_another_architecture_is_refused(
+    denoiser: UNetDenoiser, judge: GridJudge, stored: StoredAdapter, tmp_path: Path
+) -> None:
+    renamed = Adapter({f"elsewhere.{name}": update for name, update in stored.adapter.updates.items()})
+    with pytest.raises(AdapterError, match="made for another architecture"):
+        run(denoiser, judge, tmp_path / "out", dataclasses.replace(stored, adapter=renamed))
+    assert not (tmp_path / "out").exists()

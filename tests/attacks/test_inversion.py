@@ -1,0 +1,72 @@
+"""Vectors stand where the concept stands, and bring the base's prediction nearer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from spare_core.attacks.inversion import Try, invert, moved
+from spare_core.attacks.places import concept_places
+from spare_core.attacks.scene import wearing
+from spare_core.concepts.concept import Erasure
+from spare_core.concepts.erasures import Erasures
+from spare_core.method.bank import Bank, fill_bank
+from spare_core.method.settings import EraseSettings
+from spare_core.models.conditioning import Conditioning
+from spare_core.models.unet import UNetDenoiser
+from tests.support.adapters import random_adapter
+
+SETTINGS = EraseSettings(examples=4, retain_examples=2, example_steps=4, prior_texts=1, dtype="float32", device="cpu")
+ERASURES = Erasures(
+    Erasure("Neon Lines", "Photo", "style", (), "A {context} image in {concept} style.", ("Cat", "Dog"))
+)
+
+
+@pytest.fixture(scope="module")
+def bank(denoiser: UNetDenoiser) -> Bank:
+    return fill_bank(denoiser, ERASURES, SETTINGS)
+
+
+def test_a_concept_is_found_where_it_stands(denoiser: UNetDenoiser) -> None:
+    prompts = ["A Cat image in Neon Lines style.", "neon lines", "Neon Lines and NEON LINES", "a dog"]
+    places = concept_places(denoiser, prompts, "Neon Lines")
+    (name,) = (ids[1:-1] for ids in denoiser.token_ids(["Neon Lines"]))
+    for prompt, some in list(zip(prompts, places, strict=True))[:3]:
+        (ids,) = denoiser.token_ids([prompt])
+        assert [ids[place] for place in some] == name
+    assert places[1] == list(range(1, 1 + len(name)))
+    assert places[2] == places[1], "its first mention"
+    (ids,) = denoiser.token_ids(["a dog"])
+    assert places[3] == list(range(1, len(ids) - 1)), "where it is not found all of the text may be moved"
+
+
+def test_vectors_are_added_at_the_places_and_nowhere_else() -> None:
+    table = Conditioning(torch.zeros(2, 5, 3))
+    one = moved(table, [[1, 2], [3]], torch.ones(1, 3)).prompt_embeds
+    assert one.sum(dim=2).tolist() == [[0, 3, 3, 0, 0], [0, 0, 0, 3, 0]]
+    several = moved(table, [[1, 2], [3]], torch.tensor([[1.0] * 3, [2.0] * 3, [4.0] * 3])).prompt_embeds
+    assert several.sum(dim=2).tolist() == [[0, 3, 6, 12, 0], [0, 0, 0, 3, 6]], "up to the end of the text"
+    assert table.prompt_embeds.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("vectors", [1, 2])
+def test_what_is_learned_brings_the_bases_prediction_nearer(denoiser: UNetDenoiser, bank: Bank, vectors: int) -> None:
+    places = concept_places(denoiser, bank.prompts, "Neon Lines")
+    one = Try(vectors, 0.05, 0)
+    adapter = random_adapter(denoiser, "channel")
+    with wearing(denoiser, [adapter]):
+        found = invert(denoiser, bank.forget, bank.table, places, one, 15, 4, 1)
+        again = invert(denoiser, bank.forget, bank.table, places, one, 15, 4, 1)
+        other = invert(denoiser, bank.forget, bank.table, places, Try(vectors, 0.05, 1), 15, 4, 1)
+    assert found.left < found.left_before
+    assert found.vectors.shape == (vectors, bank.table.prompt_embeds.shape[2])
+    assert found.length > 0
+    assert torch.equal(found.vectors, again.vectors)
+    assert not torch.equal(found.vectors, other.vectors)
+    assert all(parameter.grad is None for update in adapter.updates.values() for parameter in update.parameters())
+
+
+def test_on_the_base_nothing_is_left_to_bring_back(denoiser: UNetDenoiser, bank: Bank) -> None:
+    places = concept_places(denoiser, bank.prompts, "Neon Lines")
+    found = invert(denoiser, bank.forget, bank.table, places, Try(1, 0.01, 0), 1, 4, 1)
+    assert found.left_before < 1e-3
