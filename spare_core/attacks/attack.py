@@ -20,11 +20,12 @@ from spare_core.adapters.directory import StoredAdapter
 from spare_core.adapters.low_rank import Adapter
 from spare_core.adapters.manifest import versions
 from spare_core.attacks.budgets import Budget, budget_named
-from spare_core.attacks.inversion import Try, invert, moved
+from spare_core.attacks.conditioning import OnConditioning
+from spare_core.attacks.inversion import Carrier, Try, invert
 from spare_core.attacks.paraphrase import NAME, free_prompts, phrases
-from spare_core.attacks.places import concept_places
 from spare_core.attacks.record import SCHEMA, Record
 from spare_core.attacks.scene import Scene, wearing
+from spare_core.attacks.tokens import OnTokens
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
 from spare_core.errors import SettingsError
@@ -38,7 +39,9 @@ from spare_core.models.unet import UNetDenoiser
 from spare_core.runs.progress import OnProgress, no_progress
 
 BASE, PLAIN, ADAPTED = TARGETS = "base", "plain", "adapted"
-ATTACKS: Final = ("paraphrase", "conditioning")
+CARRIERS: Final[dict[str, Callable[..., Carrier]]] = {"inversion": OnTokens, "conditioning": OnConditioning}
+"""Inversions by name: what they learn."""
+ATTACKS: Final = ("paraphrase", *CARRIERS)
 
 
 def attack(
@@ -122,7 +125,8 @@ class Besieged:
 
     def run(self, attacks: Sequence[str]) -> dict[str, Any]:
         """What each attack brought back, by attack and target."""
-        doing: dict[str, Callable[[str], Any]] = {"paraphrase": self._phrases, "conditioning": self._conditioning}
+        doing: dict[str, Callable[[str], Any]] = {"paraphrase": self._phrases}
+        doing |= {name: partial(self._inversion, name) for name in CARRIERS}
         found = {name: {target: doing[name](target) for target in TARGETS} for name in attacks}
         if "paraphrase" in found:
             base = found["paraphrase"][BASE]
@@ -142,12 +146,12 @@ class Besieged:
 
         return self._each("paraphrase", target, {way: partial(draw, texts) for way, texts in prompts.items()})
 
-    def _conditioning(self, target: str) -> dict[str, Any]:
+    def _inversion(self, attack: str, target: str) -> dict[str, Any]:
         """Every try; the one that brings back most is the result."""
         budget = self.budget
         tries = [Try(*each) for each in itertools.product(budget.vectors, budget.rates, range(budget.restarts))]
-        works = {one.title: partial(self._invert, target, one) for one in tries}
-        found = self._each("conditioning", target, works)
+        works = {one.title: partial(self._invert, attack, target, one) for one in tries}
+        found = self._each(attack, target, works)
         best = max(found.values(), key=lambda each: each["shown"])
         return {**{name: best[name] for name in ("shown", "interval", "pictures")}, "best": best, "tries": found}
 
@@ -172,20 +176,20 @@ class Besieged:
         with wearing(self.denoiser, self._adapters[target]):
             yield
 
-    def _invert(self, target: str, one: Try) -> dict[str, Any]:
-        denoiser, scene, budget = self.denoiser, self.scene, self.budget
+    def _invert(self, attack: str, target: str, one: Try) -> dict[str, Any]:
+        denoiser, scene, budget, concept = self.denoiser, self.scene, self.budget, self.part.concept
         bank = self._bank = self._bank or fill_bank(denoiser, Erasures(self.part), _states(budget, self.seed))
-        named = torch.tensor([bank.names[row] == self.part.concept for row in bank.forget.student.tolist()])
+        named = torch.tensor([bank.names[row] == concept for row in bank.forget.student.tolist()])
         states = bank.forget.take(named.nonzero().flatten())
-        places = concept_places(denoiser, bank.prompts, self.part.concept)
+        carrier = CARRIERS[attack](denoiser, bank, concept, scene.concept)
         with self._on(target):
             with denoiser.precise(tf32=True):
-                found = invert(denoiser, states, bank.table, places, one, budget.steps, budget.batch_size, self.seed)
+                found = invert(denoiser, states, carrier, one, budget.steps, budget.batch_size, self.seed)
             shown = scene.shown(
                 scene.prompts(budget.pictures),
-                lambda encoded, texts: moved(encoded, concept_places(denoiser, texts, scene.concept), found.vectors),
+                lambda prompts, resolution: carrier.of_prompts(prompts, found.vectors, resolution),
             )
-        kept = self.record.keep(f"{scene.domain}-{scene.row}-{target}-{one.title}", found.vectors)
+        kept = self.record.keep(f"{scene.domain}-{scene.row}-{target}-{attack}-{one.title}", found.vectors)
         figures = {"left_before": found.left_before, "left": found.left, "length": found.length}
         return {**one._asdict(), **shown, **figures, "file": kept}
 

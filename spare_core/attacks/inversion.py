@@ -1,18 +1,17 @@
-"""Concept inversion on the conditioning: vectors that bring a concept back without its name.
+"""Concept inversion: vectors that bring a concept back without its name.
 
-    min over v   E || eps_adapted(x_t, c + v) - eps_base(x_t, c) ||^2
+    min over v   E || eps_adapted(x_t, c(v)) - eps_base(x_t, c) ||^2
 
-``v`` is added to the embedding of the prompt ``c`` where the concept stands in it (:mod:`spare_core.attacks.places`).
-The attacker knows the base model's own predictions, which is more than pictures say, and moves what the text encoder
-has made, which is more than any prompt can reach: what withstands this withstands learned tokens and searched prompts
-of the same length. Textual inversion (arXiv 2208.01618) is the idea; against erased models it is concept inversion
-(arXiv 2308.01508), whose own protocol learns from pictures and through the text encoder.
+What ``v`` is and how it makes the conditioning c(v) is a carrier's matter: :mod:`spare_core.attacks.conditioning`,
+:mod:`spare_core.attacks.tokens`. The attacker knows the base model's own predictions, which is more than pictures say.
+Textual inversion (arXiv 2208.01618) is the idea; against erased models it is concept inversion (arXiv 2308.01508),
+whose own protocol learns from pictures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +24,7 @@ from spare_core.models.denoiser import Denoiser
 from spare_core.streams import stream
 
 _WIDE: Final = 0.3
-"""Deviation of where restarts begin, in root mean squares of the embedding; the first try begins at nothing."""
+"""Deviation of where restarts begin, in units of the carrier; the first try begins at its origin."""
 _HELD_OUT: Final = 4
 """One in so many states is measured on, not learned from."""
 
@@ -45,8 +44,8 @@ class Try(NamedTuple):
 
 class Inverted(NamedTuple):
     """Learned ``vectors`` ``(V, D)``; what was ``left`` of the way to the base's prediction before and after, on states
-    that were not learned from (1: as far as the erased prediction, 0: there); their length in lengths of an embedding
-    of the concept."""
+    that were not learned from (1: as far as the erased prediction, 0: there); how far they are from where they began,
+    in lengths of what stands for the concept."""
 
     vectors: Tensor
     left_before: float
@@ -54,52 +53,41 @@ class Inverted(NamedTuple):
     length: float
 
 
-def moved(table: Conditioning, places: Sequence[Sequence[int]], vectors: Tensor) -> Conditioning:
-    """``vectors`` ``(V, D)`` added to rows of a table of prompts. One vector is added at each of a prompt's ``places``;
-    several are added one after the other from the first place on, as if the concept had so many tokens."""
-    embeds = table.prompt_embeds
-    width = embeds.shape[1]
-    delta = torch.zeros_like(embeds)
-    for row, some in enumerate(places):
-        if len(vectors) == 1:
-            delta[row, list(some)] = vectors[0].to(delta)
-        else:
-            where = range(some[0], min(width, some[0] + len(vectors)))
-            delta[row, list(where)] = vectors[: len(where)].to(delta)
-    return Conditioning(embeds + delta, table.added)
+class Carrier(Protocol):
+    """How vectors reach the model."""
+
+    unit: float
+    """Root mean square of what stands for the concept where the vectors go."""
+
+    def origin(self, count: int) -> Tensor:
+        """``count`` vectors ``(V, D)`` that the first try begins with."""
+
+    def of_rows(self, rows: Tensor, vectors: Tensor) -> Conditioning:
+        """The prompts of the bank's ``rows`` with ``vectors``, with their gradient."""
+
+    def of_prompts(self, prompts: Sequence[str], vectors: Tensor, resolution: int = 0) -> Conditioning:
+        """Any prompts that name the concept, with ``vectors``, for pictures of a resolution."""
 
 
 def invert(
-    denoiser: Denoiser,
-    states: Side,
-    table: Conditioning,
-    places: Sequence[Sequence[int]],
-    one: Try,
-    steps: int,
-    batch_size: int,
-    seed: int,
+    denoiser: Denoiser, states: Side, carrier: Carrier, one: Try, steps: int, batch_size: int, seed: int
 ) -> Inverted:
-    """Learn vectors against ``denoiser`` as it is, adapters on. ``places`` has one entry for each row of ``table``;
-    only those of the rows that ``states`` has as students are used.
+    """Learn vectors against ``denoiser`` as it is, adapters on. ``states`` are of prompts that name the concept.
 
     Raises:
         TrainingError: if a loss is not finite.
     """
-    rows = states.student.unique()
-    own = torch.cat([table.prompt_embeds[row][list(places[row])] for row in rows.tolist()]).float()
-    unit = float(own.square().mean().sqrt())
     generator = stream(seed, "inversion", one.title)
-    start = torch.randn(one.vectors, own.shape[1], generator=generator) * unit * _WIDE * min(1, one.restart)
-    vectors = torch.nn.Parameter(start.to(denoiser.device))
-    optimizer = torch.optim.Adam([vectors], lr=one.rate * unit)
+    origin = carrier.origin(one.vectors)
+    away = torch.randn(origin.shape, generator=generator) * carrier.unit * _WIDE * min(1, one.restart)
+    vectors = torch.nn.Parameter((origin + away).to(denoiser.device))
+    optimizer = torch.optim.Adam([vectors], lr=one.rate * carrier.unit)
     order = torch.randperm(len(states.timesteps), generator=generator)
     held_out, learned = order[: len(order) // _HELD_OUT], order[len(order) // _HELD_OUT :]
 
     def predict(index: Tensor) -> Tensor:
-        batch = states.student[index]
-        conditioning = moved(table[batch], [places[row] for row in batch.tolist()], vectors)
         noisy, timesteps = states.noisy[index].to(denoiser.device), states.timesteps[index].to(denoiser.device)
-        return denoiser.predict(noisy, timesteps, conditioning)
+        return denoiser.predict(noisy, timesteps, carrier.of_rows(states.student[index], vectors))
 
     @torch.no_grad()
     def left() -> float:
@@ -117,4 +105,4 @@ def invert(
         loss.backward()
         optimizer.step()
     found = vectors.detach().cpu()
-    return Inverted(found, before, left(), float(found.square().mean().sqrt()) / unit)
+    return Inverted(found, before, left(), float((found - origin).square().mean().sqrt()) / carrier.unit)

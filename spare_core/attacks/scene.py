@@ -16,8 +16,8 @@ from spare_core.evaluation.suite import Domain, Suite
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import Denoiser
 
-Change = Callable[[Conditioning, Sequence[str]], Conditioning]
-"""What an attack makes of encoded prompts."""
+Encode = Callable[[Sequence[str], int], Conditioning]
+"""How an attack encodes prompts for pictures of a resolution."""
 
 
 class Scene:
@@ -42,10 +42,10 @@ class Scene:
             for other in some
         ]
 
-    def shown(self, prompts: Sequence[str], change: Change = lambda encoded, _: encoded) -> dict[str, Any]:
-        """How often the judge names the concept in pictures of ``prompts``, one of each, encoded and changed."""
+    def shown(self, prompts: Sequence[str], encode: Encode | None = None) -> dict[str, Any]:
+        """How often the judge names the concept in pictures of ``prompts``, one of each."""
         suite = self.suite
-        encoded = change(self.denoiser.encode_prompts(prompts, suite.resolution), prompts)
+        encoded = (encode or self.denoiser.encode_prompts)(prompts, suite.resolution)
         seeds = [self._seeds[i] for i in self._spread(len(prompts))]
         latents = self.denoiser.sample(encoded, seeds, suite.steps, suite.guidance, suite.resolution)
         judged = self.judge.judge(self.denoiser.decode_latents(latents))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -180,6 +180,34 @@ class UNetDenoiser:
         time_ids = embeds.new_tensor([[side, side, 0, 0, side, side]]).expand(len(prompts), -1)
         return Conditioning(embeds, {"text_embeds": pooled, "time_ids": time_ids})
 
+    def input_embeddings(self, text: str) -> Tensor:
+        """The tokens of ``text`` in the text encoders' own tables, ``(tokens, D)``; of SDXL's two, side by side."""
+        tables = [table.weight.detach().float().cpu() for table in self._token_tables()]
+        ids = self.pipeline.tokenizer(text, add_special_tokens=False).input_ids
+        return torch.cat([table[ids] for table in tables], dim=1)
+
+    def encode_as(
+        self, prompts: Sequence[str], words: Sequence[str], vectors: Tensor, resolution: int = 0
+    ) -> Conditioning:
+        """Prompts encoded with ``vectors`` ``(V, D)``, as :meth:`input_embeddings` has them, in place of the tokens of
+        V ``words``, each of one token; with their gradient."""
+        ids = [self.pipeline.tokenizer(word, add_special_tokens=False).input_ids for word in words]
+        assert all(len(some) == 1 for some in ids), "a word of one token each"
+        handles, start = [], 0
+        for table in self._token_tables():
+            own = vectors[:, start : start + table.embedding_dim]
+            handles.append(table.register_forward_hook(_reading([some[0] for some in ids], own)))
+            start += table.embedding_dim
+        try:
+            return self._encode(list(prompts), resolution)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _token_tables(self) -> list[nn.Embedding]:
+        encoders = [self.pipeline.text_encoder, *([self.pipeline.text_encoder_2] if self._is_xl else [])]
+        return [encoder.get_input_embeddings() for encoder in encoders]
+
     @property
     def resolution(self) -> int:
         """Side in pixels of the pictures the model was made for."""
@@ -303,3 +331,14 @@ class UNetDenoiser:
                 for name in ("layers_per_block", "down_block_types", "up_block_types", "transformer_layers_per_block")
             },
         }
+
+
+def _reading(ids: Sequence[int], vectors: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    """A hook of a table of tokens ``(B, L)`` that gives ``vectors`` in place of those of ``ids``."""
+
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        for token, vector in zip(ids, vectors, strict=True):
+            output = torch.where((inputs[0] == token)[..., None], vector.to(output), output)
+        return output
+
+    return hook

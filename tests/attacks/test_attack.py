@@ -72,10 +72,10 @@ def test_an_attack_is_complete(denoiser: UNetDenoiser, judge: GridJudge, stored:
     (one,) = report["concepts"]
     assert (one["concept"], one["domain"]) == ("Neon Lines", "style")
     for target in TARGETS:
-        inverted = one["conditioning"][target]
-        assert {*inverted["tries"]} == {"1v-lr0.02-0", "1v-lr0.1-0"}
-        assert inverted["shown"] == max(each["shown"] for each in inverted["tries"].values())
-        assert inverted["pictures"] == 3
+        for inverted in (one["inversion"][target], one["conditioning"][target]):
+            assert {*inverted["tries"]} == {"1v-lr0.02-0", "1v-lr0.1-0"}
+            assert inverted["shown"] == max(each["shown"] for each in inverted["tries"].values())
+            assert inverted["pictures"] == 3
         phrases = one["paraphrase"][target]["phrases"]
         assert phrases["name"]["pictures"] == 2
         assert {"article", "letter left out", "prompt 'a photo of {}'"} <= {*phrases}
@@ -142,7 +142,7 @@ def test_stopped_anywhere_it_goes_on_where_it_was(
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"attacks": ["magic"]}, SettingsError, r"attack is magic; allowed: paraphrase, conditioning"),
+        ({"attacks": ["magic"]}, SettingsError, r"attack is magic; allowed: paraphrase, inversion, conditioning"),
         ({"attacks": []}, SettingsError, r"attack is missing"),
         ({"budget": "endless"}, SettingsError, r"budget is 'endless'; allowed: quick, standard, paper"),
         ({"erased": ["Rust"]}, ConceptError, r"'Rust' is not erased there, but Neon Lines"),

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from spare_core.attacks.inversion import Try, invert, moved
+from spare_core.attacks.conditioning import OnConditioning, moved
+from spare_core.attacks.inversion import Carrier, Inverted, Try, invert
 from spare_core.attacks.places import concept_places
 from spare_core.attacks.scene import wearing
+from spare_core.attacks.tokens import OnTokens
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
+from spare_core.errors import ConceptError
 from spare_core.method.bank import Bank, fill_bank
 from spare_core.method.settings import EraseSettings
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.unet import UNetDenoiser
-from tests.support.adapters import random_adapter
+from tests.support.adapters import load_tiny, random_adapter
 
 SETTINGS = EraseSettings(examples=4, retain_examples=2, example_steps=4, prior_texts=1, dtype="float32", device="cpu")
 ERASURES = Erasures(
@@ -50,16 +55,21 @@ def test_vectors_are_added_at_the_places_and_nowhere_else() -> None:
 
 
 @pytest.mark.parametrize("vectors", [1, 2])
-def test_what_is_learned_brings_the_bases_prediction_nearer(denoiser: UNetDenoiser, bank: Bank, vectors: int) -> None:
-    places = concept_places(denoiser, bank.prompts, "Neon Lines")
-    one = Try(vectors, 0.05, 0)
+@pytest.mark.parametrize("kind", [OnConditioning, OnTokens])
+def test_what_is_learned_brings_the_bases_prediction_nearer(
+    denoiser: UNetDenoiser, bank: Bank, kind: Callable[..., Carrier], vectors: int
+) -> None:
+    carrier = kind(denoiser, bank, "Neon Lines", "Neon Lines")
     adapter = random_adapter(denoiser, "channel")
-    with wearing(denoiser, [adapter]):
-        found = invert(denoiser, bank.forget, bank.table, places, one, 15, 4, 1)
-        again = invert(denoiser, bank.forget, bank.table, places, one, 15, 4, 1)
-        other = invert(denoiser, bank.forget, bank.table, places, Try(vectors, 0.05, 1), 15, 4, 1)
+
+    def tried(restart: int) -> Inverted:
+        with wearing(denoiser, [adapter]):
+            return invert(denoiser, bank.forget, carrier, Try(vectors, 0.1, restart), 15, 4, 1)
+
+    found, again, other = tried(0), tried(0), tried(1)
     assert found.left < found.left_before
-    assert found.vectors.shape == (vectors, bank.table.prompt_embeds.shape[2])
+    assert found.vectors.shape == carrier.origin(vectors).shape
+    assert found.vectors.shape[0] == vectors
     assert found.length > 0
     assert torch.equal(found.vectors, again.vectors)
     assert not torch.equal(found.vectors, other.vectors)
@@ -67,6 +77,27 @@ def test_what_is_learned_brings_the_bases_prediction_nearer(denoiser: UNetDenois
 
 
 def test_on_the_base_nothing_is_left_to_bring_back(denoiser: UNetDenoiser, bank: Bank) -> None:
-    places = concept_places(denoiser, bank.prompts, "Neon Lines")
-    found = invert(denoiser, bank.forget, bank.table, places, Try(1, 0.01, 0), 1, 4, 1)
+    carrier = OnConditioning(denoiser, bank, "Neon Lines", "Neon Lines")
+    found = invert(denoiser, bank.forget, carrier, Try(1, 0.01, 0), 1, 4, 1)
     assert found.left_before < 1e-3
+
+
+@pytest.mark.parametrize("model", ["sd1_dir", "sdxl_dir"])
+def test_a_token_that_is_the_words_own_says_what_the_word_says(model: str, request: pytest.FixtureRequest) -> None:
+    """With both of SDXL's text encoders; and afterwards every word is read as before."""
+    denoiser = load_tiny(request.getfixturevalue(model))
+    prompt = "A Cat image in Photo style."
+    plain = denoiser.encode_prompts([prompt])
+    learned = denoiser.encode_as(["A Dog image in Photo style."], ["Dog"], denoiser.input_embeddings("Cat"))
+    torch.testing.assert_close(learned.prompt_embeds, plain.prompt_embeds)
+    for name, tensor in plain.added.items():
+        torch.testing.assert_close(learned.added[name], tensor)
+    other = denoiser.encode_as([prompt], ["Cat"], denoiser.input_embeddings("Dog"))
+    assert not torch.allclose(other.prompt_embeds, plain.prompt_embeds, atol=1e-3)
+    assert torch.equal(denoiser.encode_prompts([prompt]).prompt_embeds, plain.prompt_embeds)
+
+
+def test_a_token_takes_the_place_of_the_name_only(denoiser: UNetDenoiser, bank: Bank) -> None:
+    carrier = OnTokens(denoiser, bank, "Neon Lines", "Neon Lines")
+    with pytest.raises(ConceptError, match="does not name 'Neon Lines'"):
+        carrier.of_prompts(["a cat"], carrier.origin(1))
