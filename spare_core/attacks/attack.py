@@ -149,7 +149,8 @@ class Besieged:
     def _inversion(self, attack: str, target: str) -> dict[str, Any]:
         """Every try; the one that brings back most is the result."""
         budget = self.budget
-        tries = [Try(*each) for each in itertools.product(budget.vectors, budget.rates, range(budget.restarts))]
+        rates = budget.learning(attack).rates
+        tries = [Try(*each) for each in itertools.product(budget.vectors, rates, range(budget.restarts))]
         works = {one.title: partial(self._invert, attack, target, one) for one in tries}
         found = self._each(attack, target, works)
         best = max(found.values(), key=lambda each: each["shown"])
@@ -182,9 +183,10 @@ class Besieged:
         named = torch.tensor([bank.names[row] == concept for row in bank.forget.student.tolist()])
         states = bank.forget.take(named.nonzero().flatten())
         carrier = CARRIERS[attack](denoiser, bank, concept, scene.concept)
+        steps = budget.learning(attack).steps
         with self._on(target):
             with denoiser.precise(tf32=True):
-                found = invert(denoiser, states, carrier, one, budget.steps, budget.batch_size, self.seed)
+                found = invert(denoiser, states, carrier, one, steps, budget.batch_size, self.seed)
             shown = scene.shown(
                 scene.prompts(budget.pictures),
                 lambda prompts, resolution: carrier.of_prompts(prompts, found.vectors, resolution),

@@ -15,7 +15,7 @@ from spare_core.adapters.directory import StoredAdapter, load_adapter, save_adap
 from spare_core.adapters.low_rank import Adapter
 from spare_core.attacks import attack as attacking
 from spare_core.attacks.attack import TARGETS, attack, table
-from spare_core.attacks.budgets import BUDGETS
+from spare_core.attacks.budgets import BUDGETS, Learning
 from spare_core.canvas.judge import GridJudge
 from spare_core.concepts.concept import Erasure
 from spare_core.errors import AdapterError, ConceptError, InputError, OutputError, SettingsError
@@ -27,8 +27,9 @@ from tests.support.grids import small_suite
 
 SUITE = small_suite()
 QUICK = dataclasses.replace(
-    BUDGETS["quick"], phrase_pictures=2, steps=2, rates=(0.02, 0.1), pictures=3, examples=4, example_steps=4
-)
+    BUDGETS["quick"], phrase_pictures=2, inversion=Learning(3, (0.2,)), conditioning=Learning(2, (0.02, 0.1)),
+    pictures=3, examples=4, example_steps=4,
+)  # fmt: skip
 PLAIN = EraseSettings(
     heldout=2, example_steps=2, examples=4, retain_examples=4, rank=2, steps=1, prior_texts=40, failed_above=100.0,
     dtype="float32", device="cpu",
@@ -68,12 +69,14 @@ def test_an_attack_is_complete(denoiser: UNetDenoiser, judge: GridJudge, stored:
         ["Neon Lines"],
         [stored.sha256],
     )
-    assert report["budget"] == {"name": "quick", **QUICK.as_dict()}
+    assert report["budget"]["conditioning"] == {"steps": 2, "rates": (0.02, 0.1)}
+    assert report["budget"]["pictures"] == 3
     (one,) = report["concepts"]
     assert (one["concept"], one["domain"]) == ("Neon Lines", "style")
     for target in TARGETS:
-        for inverted in (one["inversion"][target], one["conditioning"][target]):
-            assert {*inverted["tries"]} == {"1v-lr0.02-0", "1v-lr0.1-0"}
+        for name, titles in (("inversion", {"1v-lr0.2-0"}), ("conditioning", {"1v-lr0.02-0", "1v-lr0.1-0"})):
+            inverted = one[name][target]
+            assert {*inverted["tries"]} == titles
             assert inverted["shown"] == max(each["shown"] for each in inverted["tries"].values())
             assert inverted["pictures"] == 3
         phrases = one["paraphrase"][target]["phrases"]
