@@ -25,6 +25,7 @@ from spare_core.attacks.inversion import Carrier, Try, invert
 from spare_core.attacks.paraphrase import NAME, free_prompts, phrases
 from spare_core.attacks.record import SCHEMA, Record
 from spare_core.attacks.scene import Scene, wearing
+from spare_core.attacks.tampering import tampered
 from spare_core.attacks.tokens import OnTokens
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
@@ -41,7 +42,7 @@ from spare_core.runs.progress import OnProgress, no_progress
 BASE, PLAIN, ADAPTED = TARGETS = "base", "plain", "adapted"
 CARRIERS: Final[dict[str, Callable[..., Carrier]]] = {"inversion": OnTokens, "conditioning": OnConditioning}
 """Inversions by name: what they learn."""
-ATTACKS: Final = ("paraphrase", *CARRIERS)
+ATTACKS: Final = ("paraphrase", *CARRIERS, "tampering")
 
 
 def attack(
@@ -125,7 +126,7 @@ class Besieged:
 
     def run(self, attacks: Sequence[str]) -> dict[str, Any]:
         """What each attack brought back, by attack and target."""
-        doing: dict[str, Callable[[str], Any]] = {"paraphrase": self._phrases}
+        doing: dict[str, Callable[[str], Any]] = {"paraphrase": self._phrases, "tampering": self._tampering}
         doing |= {name: partial(self._inversion, name) for name in CARRIERS}
         found = {name: {target: doing[name](target) for target in TARGETS} for name in attacks}
         if "paraphrase" in found:
@@ -145,6 +146,21 @@ class Besieged:
                 return scene.shown(texts)
 
         return self._each("paraphrase", target, {way: partial(draw, texts) for way, texts in prompts.items()})
+
+    def _tampering(self, target: str) -> dict[str, Any]:
+        """The adapters in other forms, all in the same; the form that brings back most is the result. The base has
+        none, and is drawn as it is."""
+        forms = [NAME] if target == BASE else [*tampered(self._made(target)[0])]
+        each = {form: partial(self._in_form, target, form) for form in forms}
+        found = self._each("tampering", target, each)
+        worst = max(found, key=lambda form: found[form]["shown"])
+        return {**found[worst], "worst": worst, "forms": found}
+
+    def _in_form(self, target: str, form: str) -> dict[str, Any]:
+        adapters = self._made(target)
+        worn = adapters if form == NAME else [tampered(one).get(form, one) for one in adapters]
+        with wearing(self.denoiser, worn):
+            return self.scene.shown(self.scene.prompts(self.budget.pictures))
 
     def _inversion(self, attack: str, target: str) -> dict[str, Any]:
         """Every try; the one that brings back most is the result."""
@@ -168,14 +184,18 @@ class Besieged:
     @contextlib.contextmanager
     def _on(self, target: str) -> Iterator[None]:
         """The model as this target."""
+        with wearing(self.denoiser, self._made(target)):
+            yield
+
+    def _made(self, target: str) -> list[Adapter]:
+        """The adapters of a target; the plain erasure is made when it is first asked for."""
         if target not in self._adapters:
             settings = _plain(self.seed)
             self.on_progress("plain erasure", 0, 1)
             erased = overwrite(prepare(self.denoiser, Erasures(self.part), settings), settings)
             self._adapters[target] = [erased.state.adapter]
             self.on_progress("plain erasure", 1, 1)
-        with wearing(self.denoiser, self._adapters[target]):
-            yield
+        return self._adapters[target]
 
     def _invert(self, attack: str, target: str, one: Try) -> dict[str, Any]:
         denoiser, scene, budget, concept = self.denoiser, self.scene, self.budget, self.part.concept

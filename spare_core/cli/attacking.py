@@ -24,7 +24,7 @@ def attack(
     budget: Annotated[str, typer.Option(help="how much the attacker spends: quick, standard or paper")] = "standard",
     attacks: Annotated[
         list[str] | None,
-        typer.Option("--attack", help="paraphrase, inversion or conditioning; repeatable; all if not given"),
+        typer.Option("--attack", help="paraphrase, inversion, conditioning or tampering; repeatable; all if not given"),
     ] = None,
     suite: Annotated[
         str,

@@ -16,6 +16,7 @@ from spare_core.adapters.low_rank import Adapter
 from spare_core.attacks import attack as attacking
 from spare_core.attacks.attack import TARGETS, attack, table
 from spare_core.attacks.budgets import BUDGETS, Learning
+from spare_core.attacks.tampering import tampered
 from spare_core.canvas.judge import GridJudge
 from spare_core.concepts.concept import Erasure
 from spare_core.errors import AdapterError, ConceptError, InputError, OutputError, SettingsError
@@ -79,6 +80,9 @@ def test_an_attack_is_complete(denoiser: UNetDenoiser, judge: GridJudge, stored:
             assert {*inverted["tries"]} == titles
             assert inverted["shown"] == max(each["shown"] for each in inverted["tries"].values())
             assert inverted["pictures"] == 3
+        forms = one["tampering"][target]["forms"]
+        assert {*forms} == ({"name"} if target == "base" else {*tampered(stored.adapter)})
+        assert one["tampering"][target]["shown"] == max(each["shown"] for each in forms.values())
         phrases = one["paraphrase"][target]["phrases"]
         assert phrases["name"]["pictures"] == 2
         assert {"article", "letter left out", "prompt 'a photo of {}'"} <= {*phrases}
@@ -145,7 +149,11 @@ def test_stopped_anywhere_it_goes_on_where_it_was(
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"attacks": ["magic"]}, SettingsError, r"attack is magic; allowed: paraphrase, inversion, conditioning"),
+        (
+            {"attacks": ["magic"]},
+            SettingsError,
+            r"attack is magic; allowed: paraphrase, inversion, .*tampering",
+        ),
         ({"attacks": []}, SettingsError, r"attack is missing"),
         ({"budget": "endless"}, SettingsError, r"budget is 'endless'; allowed: quick, standard, paper"),
         ({"erased": ["Rust"]}, ConceptError, r"'Rust' is not erased there, but Neon Lines"),
