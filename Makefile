@@ -30,7 +30,7 @@ pipelines: $(STAMP) ## compile the pipelines, for your registry with IMAGE=regis
 	$(BIN)/python -W ignore -m components.readme
 
 # Processes of one thread each: torch's own threads would slow each other down. One more than two cores: many wait.
-test: $(STAMP) ## run all tests, ten minutes or so on two cores
+test: $(STAMP) ## run all tests, eight minutes or so on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # What needs neither a server nor a pipeline: a contributor's answer in two minutes.

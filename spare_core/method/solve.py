@@ -122,8 +122,8 @@ def scale(erasures: Erasures) -> float:
 
 def prior_weight(erasures: Erasures, settings: EraseSettings) -> float:
     """What generic texts count together, in kept concepts: more in a list, which has more of what nobody named to
-    spare. Half as fast as the ridge, or what is kept by name suffers (docs/failures.md)."""
-    return float(settings.prior_weight * scale(erasures) ** 0.5)
+    spare. Not as fast as the ridge, or too much of a hundred names is left (docs/failures.md)."""
+    return float(settings.prior_weight * scale(erasures) ** 0.75)
 
 
 def elsewhere_count(erasures: Erasures) -> int:

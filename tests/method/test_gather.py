@@ -115,6 +115,6 @@ def test_texts_are_of_the_purpose_half_of_them_in_contexts_of_the_vocabulary(den
     assert len(further.generic) == 20, "no more than there are"
     assert torch.equal(further.generic[:16], texts.generic), "for every purpose the same"
     four = Erasures(ERASURE, *(dataclasses.replace(ERASURE, concept=name) for name in ("Ink", "Oil", "Lino")))
-    assert encode_texts(Encoder(denoiser), four, SETTINGS, "train", 2).generic_weight == pytest.approx(2.0 * 4**0.25)
+    assert encode_texts(Encoder(denoiser), four, SETTINGS, "train", 2).generic_weight == pytest.approx(2.0 * 4**0.375)
     none = encode_texts(Encoder(denoiser), ERASURES, dataclasses.replace(SETTINGS, prior_weight=0.0), "train", 2)
     assert len(none.generic) == 0
