@@ -138,14 +138,15 @@ class Besieged:
         """What is shown under each phrase."""
         scene, count = self.scene, self.budget.phrase_pictures
         prompts = {way: scene.prompts(count, text) for way, text in phrases(scene.concept, self.part.aliases).items()}
-        drawn = len(prompts[NAME])
-        prompts |= {way: [text] * drawn for way, text in free_prompts(scene.concept).items()}
+        free = {way: [text] * count for way, text in free_prompts(scene.concept).items()}
 
-        def draw(texts: Sequence[str]) -> dict[str, Any]:
+        def draw(texts: Sequence[str], seeds: Sequence[int] | None = None) -> dict[str, Any]:
             with self._on(target):
-                return scene.shown(texts)
+                return scene.shown(texts, seeds=seeds)
 
-        return self._each("paraphrase", target, {way: partial(draw, texts) for way, texts in prompts.items()})
+        works = {way: partial(draw, texts) for way, texts in prompts.items()}
+        works |= {way: partial(draw, texts, scene.seeds(count)) for way, texts in free.items()}
+        return self._each("paraphrase", target, works)
 
     def _tampering(self, target: str) -> dict[str, Any]:
         """The adapters in other forms, all in the same; the form that brings back most is the result. The base has

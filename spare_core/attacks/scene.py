@@ -42,11 +42,19 @@ class Scene:
             for other in some
         ]
 
-    def shown(self, prompts: Sequence[str], encode: Encode | None = None) -> dict[str, Any]:
-        """How often the judge names the concept in pictures of ``prompts``, one of each."""
+    def seeds(self, count: int) -> list[int]:
+        """Distinct seeds for pictures of one prompt: the suite's, then those after the last of them."""
+        own = list(self.suite.seeds)
+        return [*own, *range(max(own) + 1, max(own) + 1 + count)][:count]
+
+    def shown(
+        self, prompts: Sequence[str], encode: Encode | None = None, seeds: Sequence[int] | None = None
+    ) -> dict[str, Any]:
+        """How often the judge names the concept in pictures of ``prompts``, one of each, with the seeds of the
+        concept's own pictures unless others are given."""
         suite = self.suite
         encoded = (encode or self.denoiser.encode_prompts)(prompts, suite.resolution)
-        seeds = [self._seeds[i] for i in self._spread(len(prompts))]
+        seeds = seeds or [self._seeds[i] for i in self._spread(len(prompts))]
         latents = self.denoiser.sample(encoded, seeds, suite.steps, suite.guidance, suite.resolution)
         judged = self.judge.judge(self.denoiser.decode_latents(latents))
         seen = (judged.styles if self.domain == "style" else judged.objects).predicted == self.row

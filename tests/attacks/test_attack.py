@@ -16,6 +16,7 @@ from spare_core.adapters.low_rank import Adapter
 from spare_core.attacks import attack as attacking
 from spare_core.attacks.attack import TARGETS, attack, table
 from spare_core.attacks.budgets import BUDGETS, Learning
+from spare_core.attacks.scene import Scene
 from spare_core.attacks.tampering import tampered
 from spare_core.canvas.judge import GridJudge
 from spare_core.concepts.concept import Erasure
@@ -91,6 +92,16 @@ def test_an_attack_is_complete(denoiser: UNetDenoiser, judge: GridJudge, stored:
     assert "| Neon Lines | conditioning |" in table(report)
     after = denoiser.weights.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_one_prompt_is_drawn_with_as_many_seeds_as_pictures(denoiser: UNetDenoiser, judge: GridJudge) -> None:
+    scene = Scene(denoiser, SUITE, judge, "style", "neon lines")
+    assert scene.concept == "Neon Lines"
+    assert scene.seeds(1) == [188]
+    assert scene.seeds(4) == [188, 288, 289, 290]
+    assert len(scene.prompts(100)) == 6, "three objects, two seeds"
+    assert scene.prompts(2, "red") == ["A Cat image in red style.", "A Tower image in red style."]
+    assert scene.shown(["a cat"] * 4, seeds=scene.seeds(4))["pictures"] == 4
 
 
 def test_only_phrases_count_that_name_the_concept_to_the_base() -> None:
