@@ -25,7 +25,7 @@ from spare_core.attacks.inversion import Carrier, Try, invert
 from spare_core.attacks.paraphrase import NAME, free_prompts, phrases
 from spare_core.attacks.record import SCHEMA, Record
 from spare_core.attacks.scene import Scene, wearing
-from spare_core.attacks.tampering import tampered
+from spare_core.attacks.tampering import forms, in_form
 from spare_core.attacks.tokens import OnTokens
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
@@ -151,16 +151,15 @@ class Besieged:
     def _tampering(self, target: str) -> dict[str, Any]:
         """The adapters in other forms, all in the same; the form that brings back most is the result. The base has
         none, and is drawn as it is."""
-        forms = [NAME] if target == BASE else [*tampered(self._made(target)[0])]
-        each = {form: partial(self._in_form, target, form) for form in forms}
-        found = self._each("tampering", target, each)
+        named = [NAME]
+        if target != BASE:
+            named = self._once(target, "forms", lambda: [*forms(self._made(target)[0])])
+        found = self._each("tampering", target, {form: partial(self._in_form, target, form) for form in named})
         worst = max(found, key=lambda form: found[form]["shown"])
         return {**found[worst], "worst": worst, "forms": found}
 
     def _in_form(self, target: str, form: str) -> dict[str, Any]:
-        adapters = self._made(target)
-        worn = adapters if form == NAME else [tampered(one).get(form, one) for one in adapters]
-        with wearing(self.denoiser, worn):
+        with wearing(self.denoiser, [in_form(one, form) for one in self._made(target)]):
             return self.scene.shown(self.scene.prompts(self.budget.pictures))
 
     def _inversion(self, attack: str, target: str) -> dict[str, Any]:
@@ -175,12 +174,15 @@ class Besieged:
 
     def _each(self, attack: str, target: str, works: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
         """The result of each part of an attack on a target, made now or in an earlier run."""
-        title, concept, found = f"{attack} {target}", f"{self.scene.domain}/{self.scene.concept}", {}
+        title, found = f"{attack} {target}", {}
         for i, (name, work) in enumerate(works.items()):
             self.on_progress(title, i, len(works))
-            found[name] = self.record.once(f"{concept}/{target}/{attack}/{name}", work)
+            found[name] = self._once(target, f"{attack}/{name}", work)
         self.on_progress(title, len(works), len(works))
         return found
+
+    def _once(self, target: str, name: str, work: Callable[[], Any]) -> Any:
+        return self.record.once(f"{self.scene.domain}/{self.scene.concept}/{target}/{name}", work)
 
     @contextlib.contextmanager
     def _on(self, target: str) -> Iterator[None]:

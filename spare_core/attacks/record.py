@@ -11,7 +11,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from spare_core.errors import OutputError
-from spare_core.files.atomic import write_json, write_tensors
+from spare_core.files.atomic import write_bytes, write_json, write_tensors
 
 SCHEMA: Final = "spare.attack/1"
 REPORT: Final = "attack.json"
@@ -49,7 +49,7 @@ class Record:
         output.mkdir(parents=True, exist_ok=True)
         (output / FOUND).mkdir(mode=0o700, exist_ok=True)
         lines = [asked, *(json.dumps(item) for item in self._done.items())]
-        self._lines.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_bytes(self._lines, "".join(f"{line}\n" for line in lines).encode())
 
     def once(self, name: str, work: Callable[[], Any]) -> Any:
         """What ``work`` returned, done now or in an earlier run."""

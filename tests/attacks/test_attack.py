@@ -17,7 +17,7 @@ from spare_core.attacks import attack as attacking
 from spare_core.attacks.attack import TARGETS, attack, table
 from spare_core.attacks.budgets import BUDGETS, Learning
 from spare_core.attacks.scene import Scene
-from spare_core.attacks.tampering import tampered
+from spare_core.attacks.tampering import forms as tampered_forms
 from spare_core.canvas.judge import GridJudge
 from spare_core.concepts.concept import Erasure
 from spare_core.errors import AdapterError, ConceptError, InputError, OutputError, SettingsError
@@ -82,7 +82,7 @@ def test_an_attack_is_complete(denoiser: UNetDenoiser, judge: GridJudge, stored:
             assert inverted["shown"] == max(each["shown"] for each in inverted["tries"].values())
             assert inverted["pictures"] == 3
         forms = one["tampering"][target]["forms"]
-        assert {*forms} == ({"name"} if target == "base" else {*tampered(stored.adapter)})
+        assert {*forms} == ({"name"} if target == "base" else {*tampered_forms(stored.adapter)})
         assert one["tampering"][target]["shown"] == max(each["shown"] for each in forms.values())
         phrases = one["paraphrase"][target]["phrases"]
         assert phrases["name"]["pictures"] == 2
@@ -155,6 +155,20 @@ def test_stopped_anywhere_it_goes_on_where_it_was(
     assert len(calls) == 7
     with pytest.raises(OutputError, match="other settings"):
         run(denoiser, judge, tmp_path / "out", stored, attacks=["conditioning"], seed=2)
+
+
+def test_what_is_complete_is_returned_without_any_work(
+    denoiser: UNetDenoiser, judge: GridJudge, stored: StoredAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even the plain erasure is made again."""
+    report = run(denoiser, judge, tmp_path / "out", stored, attacks=["tampering"])
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("worked again")
+
+    monkeypatch.setattr(attacking, "prepare", never)
+    monkeypatch.setattr(Scene, "shown", never)
+    assert run(denoiser, judge, tmp_path / "out", stored, attacks=["tampering"]) == report
 
 
 @pytest.mark.parametrize(

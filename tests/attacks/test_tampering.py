@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spare_core.adapters.low_rank import Adapter, LowRankUpdate
-from spare_core.attacks.tampering import tampered
+from spare_core.attacks.tampering import forms, in_form
 from spare_core.models.unet import UNetDenoiser
 from tests.support.adapters import random_adapter
 
@@ -17,20 +17,22 @@ def deltas(adapter: Adapter) -> dict[str, torch.Tensor]:
 
 def test_each_form_is_what_its_name_says(denoiser: UNetDenoiser) -> None:
     adapter = random_adapter(denoiser, "channel")
-    whole, forms = deltas(adapter), {form: deltas(one) for form, one in tampered(adapter).items()}
-    assert {*forms} == {"scaled to 0.5", "scaled to 0.75", "half of its rank", "int8"}
+    whole, made = deltas(adapter), {form: deltas(in_form(adapter, form)) for form in forms(adapter)}
+    assert {*made} == {"scaled to 0.5", "scaled to 0.75", "half of its rank", "int8"}
     for name, delta in whole.items():
-        torch.testing.assert_close(forms["scaled to 0.5"][name], delta / 2)
-        torch.testing.assert_close(forms["scaled to 0.75"][name], delta * 0.75)
-        half = forms["half of its rank"][name]
+        torch.testing.assert_close(made["scaled to 0.5"][name], delta / 2)
+        torch.testing.assert_close(made["scaled to 0.75"][name], delta * 0.75)
+        half = made["half of its rank"][name]
         update = adapter.updates[name]
         assert isinstance(update, LowRankUpdate)
         assert torch.linalg.matrix_rank(half, atol=1e-6) <= len(update.down) // 2
         levels = delta.abs().amax(dim=1, keepdim=True) / 127
-        assert ((forms["int8"][name] - delta).abs() <= levels / 2 + 1e-7).all()
-    assert any(not torch.equal(forms["int8"][name], delta) for name, delta in whole.items())
+        assert ((made["int8"][name] - delta).abs() <= levels / 2 + 1e-7).all()
+    assert any(not torch.equal(made["int8"][name], delta) for name, delta in whole.items())
 
 
 @pytest.mark.parametrize("mask", ["weight"])
 def test_what_is_no_low_rank_update_has_no_ranks_to_cut(denoiser: UNetDenoiser, mask: str) -> None:
-    assert "half of its rank" not in tampered(random_adapter(denoiser, mask))
+    adapter = random_adapter(denoiser, mask)
+    assert "half of its rank" not in forms(adapter)
+    assert in_form(adapter, "half of its rank") is adapter
