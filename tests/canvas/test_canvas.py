@@ -19,6 +19,7 @@ from spare_core.canvas.protocol import CANVAS, OBJECTS, STYLES, prompt
 from spare_core.canvas.protocol160 import CANVAS160
 from spare_core.canvas.renderer import STYLE_FUNCTIONS, render
 from spare_core.canvas.training.__main__ import train_model
+from spare_core.canvas.training.loop import mixed
 from spare_core.canvas.training.recipe import RECIPES
 from spare_core.canvas.training.tokenizer import learn_merges, write_tokenizer
 from spare_core.concepts.lists import build_erasure
@@ -171,6 +172,17 @@ def test_training_goes_through_all_stages_and_resumes(grid: Grid, tmp_path: Path
     train_model(recipe, tmp_path, tmp_path / "again", 0, torch.device("cpu"))  # all is done: nothing is trained again
     after = load_file(tmp_path / "again" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_training_computes_in_bfloat16_only_where_the_device_does(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU that has to emulate it takes ten times as long."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    with mixed(torch.device("cpu")):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype is (torch.bfloat16 if native else torch.float32)
 
 
 def small(grid: Grid) -> Grid:

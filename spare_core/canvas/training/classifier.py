@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spare_core.canvas.classifier import Classifier
 from spare_core.canvas.training.dataset import Renderings
-from spare_core.canvas.training.loop import Schedule, train
+from spare_core.canvas.training.loop import Schedule, mixed, train
 from spare_core.canvas.training.recipe import Recipe
 from spare_core.canvas.training.vae import encode
 
@@ -30,7 +30,7 @@ def train_judge(pictures: Renderings, vae: AutoencoderKL, work: Path, recipe: Re
         sharp_index = torch.randint(len(pictures.pixels), (half,), generator=generator).to(device)
         soft_index = torch.randint(len(soft.pixels), (half,), generator=generator).to(device)
         batch = _augment(torch.cat([pictures.floats(sharp_index), soft.floats(soft_index)]), generator)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed(device):
             verdict = judge(batch)
         objects = torch.cat([pictures.objects[sharp_index], soft.objects[soft_index]])
         styles = torch.cat([pictures.styles[sharp_index], soft.styles[soft_index]])
@@ -53,7 +53,7 @@ def reconstruct(vae: AutoencoderKL, pictures: Renderings) -> Renderings:
     """``pictures`` after a pass through the autoencoder."""
     parts = []
     for index in torch.arange(len(pictures.pixels), device=pictures.pixels.device).split(128):
-        with torch.autocast(pictures.pixels.device.type, torch.bfloat16):
+        with mixed(pictures.pixels.device):
             output = vae.decode(encode(vae, pictures, index)).sample.float()
         parts.append(((output.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1))
     return pictures._replace(pixels=torch.cat(parts))

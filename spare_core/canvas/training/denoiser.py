@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from spare_core.canvas.grid import TEMPLATE, Grid
 from spare_core.canvas.training.dataset import Renderings
-from spare_core.canvas.training.loop import Schedule, train
+from spare_core.canvas.training.loop import Schedule, mixed, train
 from spare_core.canvas.training.recipe import Recipe
 from spare_core.canvas.training.tokenizer import MAX_LENGTH
 
@@ -106,7 +106,7 @@ def train_denoiser(
         timesteps = torch.randint(len(alphas), (batch,), generator=generator).to(device)
         noise = torch.randn((batch, *latents.shape[1:]), generator=generator).to(device)
         noisy = scheduler.add_noise(latents[index], noise, timesteps)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed(device):
             noise_pred = unet(noisy, timesteps, text_encoder(ids).last_hidden_state).sample
         return (weights[timesteps] * (noise_pred.float() - noise).pow(2).mean(dim=(1, 2, 3))).mean()
 

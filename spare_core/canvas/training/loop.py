@@ -10,12 +10,16 @@ import csv
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from spare_core.models.device import choose_dtype
 
 Loss = Callable[[torch.Generator], Tensor]
 
@@ -38,6 +42,11 @@ class Schedule:
             return self.lr * (step + 1) / self.warmup
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def mixed(device: torch.device) -> AbstractContextManager[Any]:
+    """bfloat16 where the device computes in it: a CPU that has to emulate it is ten times slower than in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=choose_dtype("auto", device) is torch.bfloat16)
 
 
 def train(name: str, model: nn.Module, loss_fn: Loss, schedule: Schedule, work: Path) -> None:

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from spare_core.canvas.training.dataset import Renderings
-from spare_core.canvas.training.loop import Schedule, train
+from spare_core.canvas.training.loop import Schedule, mixed, train
 from spare_core.canvas.training.recipe import Recipe
 
 BATCH = 24
@@ -49,7 +49,7 @@ def train_vae(pictures: Renderings, work: Path, recipe: Recipe, seed: int) -> Au
 
     def loss_fn(generator: torch.Generator) -> Tensor:
         target = pictures.floats(torch.randint(len(pictures.pixels), (BATCH,), generator=generator).to(device))
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed(device):
             posterior = vae.encode(target).latent_dist
             latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator).to(device)
             output = vae.decode(latents).sample
@@ -64,5 +64,5 @@ def train_vae(pictures: Renderings, work: Path, recipe: Recipe, seed: int) -> Au
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: Renderings, index: Tensor) -> Tensor:
     """Posterior means of the chosen pictures, ``(N, 12, 8, 8)``, unscaled."""
-    with torch.autocast(index.device.type, torch.bfloat16):
+    with mixed(index.device):
         return torch.cat([vae.encode(pictures.floats(part)).latent_dist.mean.float() for part in index.split(128)])
