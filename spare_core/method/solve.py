@@ -20,9 +20,9 @@ W_R K W_R', K = S_C inv(G_CC) S_C', it is B = U and A = U' D.
 So keys are solved for. Values are solved for by the same regression over other vectors, what attention gathers with the
 new keys (:mod:`spare_core.method.gather`); S of these also has what they are to make up for where nothing is to change.
 
-S_C inv(G_CC) and a thin L with L L' = K are the same for every layer with the same moments whose mask lets the same
-columns move, and U are the left singular vectors of W_R L, a thin matrix too. So what costs a cube of D is done once a
-ridge for all keys.
+G_CC = L L' and a thin root of K are the same for every layer with the same moments whose mask lets the same columns
+move, and U are the left singular vectors of W_R root, a thin matrix too. So what costs a cube of D is done once a ridge
+for all keys. A layer of values has moments of its own, and takes W_R S_C inv(L)' in place of W_R root.
 
 Sources of the regression over whole weights: TIME (arXiv 2303.08084), UCE (2308.14761), MACE (2403.06135).
 """
@@ -175,13 +175,12 @@ def overwrite(adapter: Adapter, denoiser: Denoiser, moments: Mapping[str, Moment
         rows, columns = (side.flatten().bool().cpu() for side in (update.rows, update.columns))
         key = id(moments[name]), columns.numpy().tobytes()
         if key not in factors:
-            # Only the latest is kept: it is two matrices (D, D), and those of one kind follow each other.
-            factors = {key: factorise(moments[name], ridge, columns, thin=shared)}
-        solution, root = factors[key]
-        weight = layers[name].weight[rows].to(solution)
-        up = leading(weight @ root, len(update.down))
+            # Only the latest is kept: it is two or three matrices (D, D), and those of one kind follow each other.
+            factors = {key: factorise(moments[name], ridge, columns, shared)}
+        weight = layers[name].weight[rows].to(factors[key].lower)
+        up = leading(factors[key].spread(weight), len(update.down))
         rank = up.shape[1]
-        down = (up.T @ weight) @ solution
+        down = factors[key].solved(up.T @ weight)
         length = down.norm(dim=1)
         # A of unit rows, as it is drawn where nothing is solved: the optimiser's steps then mean the same everywhere.
         update.down[:rank, columns] = (down / length[:, None]).to(update.down)
@@ -203,28 +202,38 @@ def leading(matrix: Tensor, rank: int) -> Tensor:
 
 
 class Factors(NamedTuple):
-    """What every layer whose columns C may move has in common: ``solution`` ``(D, C)``, S_C inv(G_CC), and ``root``
-    ``(D, q)``, whose product with its transpose is S_C inv(G_CC) S_C'."""
+    """The normal equations of the columns C that may move: ``lower`` ``(C, C)``, L with L L' = G_CC; ``shift``
+    ``(D, C)``, S_C; where many layers have them in common also ``root`` ``(D, q)``, root root' = S_C inv(G_CC) S_C'."""
 
-    solution: Tensor
-    root: Tensor
+    lower: Tensor
+    shift: Tensor
+    root: Tensor | None
+
+    def spread(self, weight: Tensor) -> Tensor:
+        """M with M M' = D G D' for the D of ``weight`` ``(M, D)``, ``(M, q)``."""
+        if self.root is not None:
+            return weight @ self.root
+        return torch.linalg.solve_triangular(self.lower, (weight @ self.shift).T, upper=False).T
+
+    def solved(self, weights: Tensor) -> Tensor:
+        """W S_C inv(G_CC) of a few ``weights`` W ``(r, D)``, ``(r, C)``."""
+        return torch.cholesky_solve((weights @ self.shift).T, self.lower).T
 
 
-def factorise(moments: Moments, ridge: float, columns: Tensor, thin: bool = True) -> Factors:
-    """Solve the normal equations of the input columns that ``columns`` ``(D,)`` lets move. A ``thin`` root has no more
-    columns than it needs, which pays if many layers are multiplied by it."""
+def factorise(moments: Moments, ridge: float, columns: Tensor, shared: bool = True) -> Factors:
+    """The normal equations of the input columns that ``columns`` ``(D,)`` lets move. A root is worth its price if it is
+    ``shared`` by many layers: it has no more columns than are needed."""
     gram = (moments.concept + ridge * moments.retained)[columns][:, columns]
     gram += _EPSILON * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
     shift = moments.shift if moments.returned is None else moments.shift + ridge * moments.returned
     shift = shift[:, columns]
     lower = torch.linalg.cholesky(gram)
+    if not shared:
+        return Factors(lower, shift, None)
     half = torch.linalg.solve_triangular(lower, shift.T, upper=False)  # (C, D): half' half = S_C inv(G_CC) S_C'
-    solution = torch.cholesky_solve(shift.T, lower).T
-    if not thin:
-        return Factors(solution, half.T)
     values, directions = torch.linalg.eigh(half @ half.T)
     known = values > _NEGLIGIBLE * values[-1].clamp(min=0)
-    return Factors(solution, half.T @ directions[:, known])
+    return Factors(lower, shift, half.T @ directions[:, known])
 
 
 def _device(denoiser: Denoiser) -> torch.device:

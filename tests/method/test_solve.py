@@ -132,11 +132,15 @@ def test_layers_whose_columns_differ_are_solved_each_for_itself() -> None:
     adapter = adapter_of(denoiser, channels([0, 2, 5], [1, 2, 4, 6]), rank=6)
     own = factorise(MOMENTS, RIDGE, torch.tensor([True] * 7))
     some = factorise(MOMENTS, RIDGE, adapter.updates["text"].columns.bool())
-    assert (own.solution.shape, some.solution.shape) == ((7, 7), (7, 4))
-    whole = factorise(MOMENTS, RIDGE, torch.tensor([True] * 7), thin=False)
-    for factors, columns in ((own, range(7)), (whole, range(7)), (some, [1, 2, 4, 6])):
-        shift = MOMENTS.shift[:, list(columns)]
-        torch.testing.assert_close(factors.root @ factors.root.T, factors.solution @ shift.T)
+    alone = factorise(MOMENTS, RIDGE, torch.tensor([True] * 7), shared=False)
+    assert own.root is not None and alone.root is None
+    weight = tokens(9, 5, 7)
+    for factors, columns in ((own, range(7)), (alone, range(7)), (some, [1, 2, 4, 6])):
+        spread, solved = factors.spread(weight), factors.solved(weight)
+        assert solved.shape == (5, len(list(columns)))
+        gram = factors.lower @ factors.lower.T
+        torch.testing.assert_close(solved @ gram, weight @ MOMENTS.shift[:, list(columns)])
+        torch.testing.assert_close(spread @ spread.T, solved @ gram @ solved.T)
 
 
 def test_a_surrogate_that_reads_the_same_changes_nothing() -> None:
