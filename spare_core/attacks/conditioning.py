@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spare_core.attacks.places import concept_places
 from spare_core.method.bank import Bank
+from spare_core.method.places import concept_places
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import Denoiser
 

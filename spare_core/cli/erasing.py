@@ -48,7 +48,7 @@ def erase(
         str | None,
         typer.Option(
             help="solve: in closed form, trained where that is not enough; paper: SPARE's own, saliency, masked LoRA "
-            "and self-distillation; both: one after the other",
+            "and self-distillation; both: one after the other; robust: the last against an adversary, harder to undo",
             show_default="solve",
             rich_help_panel=METHOD,
         ),

@@ -20,6 +20,7 @@ from torch import Tensor
 from spare_core.adapters.layer_mask import Masks
 from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.erasures import Erasures
+from spare_core.method.adversary import adversary_of
 from spare_core.method.bank import Bank, fill_bank
 from spare_core.method.batches import Batches
 from spare_core.method.distill import TrainingState, distill
@@ -80,7 +81,7 @@ def overwrite(prepared: Prepared, settings: EraseSettings, masks: Masks | None =
     settings = settings.for_names(len(erasures.names))
     masks = masks or choose_masks(denoiser, bank, profile, settings)
     fresh = Adapter.initialise(denoiser, masks, settings.lora_rank, settings.lora_alpha, settings.seed)
-    batches = Batches(bank, profile, settings)
+    batches = Batches(bank, profile, settings, adversary_of(denoiser, bank, settings))
     texts = prior_moment(prior, denoiser, erasures, settings.resolution)
     state = begin_training(denoiser, batches, choosing, fresh, erasures, texts, settings)
     distill(denoiser, batches, choosing, state, settings)

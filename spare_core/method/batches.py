@@ -43,8 +43,8 @@ class Batch(NamedTuple):
 class Batches:
     """Draws the batches of a run. All chance of a step comes from a generator seeded by (seed, step).
 
-    ``forget_conditioning`` says what the student is conditioned on for rows of the forget side; the rows of the prompt
-    table that name the concept, if none is given.
+    ``forget_conditioning`` says what the student is conditioned on for rows of the forget side at a step, such as an
+    adversary; the rows of the prompt table that name the concept, if none is given.
     """
 
     def __init__(
@@ -52,17 +52,18 @@ class Batches:
         bank: Bank,
         profile: TimestepProfile,
         settings: EraseSettings,
-        forget_conditioning: Callable[[Side], Conditioning] | None = None,
+        forget_conditioning: Callable[[Side, int], Conditioning] | None = None,
     ) -> None:
         self.bank, self.settings = bank, settings
-        self._conditioning = forget_conditioning or (lambda side: bank.table[side.student])
+        self._conditioning = forget_conditioning or (lambda side, _: bank.table[side.student])
         sampler = TimestepSampler.from_profile(profile, settings)
         self._forget = StateSampler(sampler, bank.forget.timesteps)
         self._retain = StateSampler(sampler, bank.retain.timesteps)
         self._empty = StateSampler(sampler, torch.cat([bank.retain.timesteps, bank.forget.timesteps]))
 
     def draw(self, step: int) -> tuple[Batch, Batch]:
-        """Forget and retain side of ``step``, ``batch_size`` rows each."""
+        """Forget and retain side of ``step``, ``batch_size`` rows each. An adversary asks the model as it is now, with
+        the adapter on."""
         size = self.settings.batch_size
         generator = stream(self.settings.seed, "batch", step)
         forget = self.bank.forget.take(self._forget.sample(size, generator))
@@ -75,7 +76,7 @@ class Batches:
             parts.append(Batch(retain.noisy, retain.timesteps, table, retain.under_student))
         if empty:
             parts.append(self._under_empty(self._empty.sample(empty, generator)))
-        own = Batch(forget.noisy, forget.timesteps, self._conditioning(forget), forget.under_teacher)
+        own = Batch(forget.noisy, forget.timesteps, self._conditioning(forget, step), forget.under_teacher)
         return own, Batch.cat(parts)
 
     def _under_empty(self, index: Tensor) -> Batch:

@@ -91,6 +91,7 @@ def distill(
 ) -> Measurement:
     """Train ``state.adapter`` in place until ``settings.steps``, or a measurement that is good enough, or a plateau of
     the measured residual; then go back to the best state that was measured. Returns what ``meter`` measures of it.
+    Against an adversary all steps are done and the last state is the result: no probe sees what they are for.
 
     ``on_measure`` is called after every measurement, when ``state`` may be saved; ``on_step`` after every step.
 
@@ -98,6 +99,7 @@ def distill(
         TrainingError: at the first loss that is not finite, with the step and the settings that led to it.
     """
     spent, started = state.seconds, time.perf_counter()
+    opposed = settings.adversary != "none"
     while state.step < settings.steps and not state.stopped_early:
         advance(denoiser, batches, state, settings)
         state.seconds = round(spent + time.perf_counter() - started, 3)
@@ -107,10 +109,10 @@ def distill(
             state.history.append({"step": state.step, "residual": measured.residual, "mean_drift": measured.mean_drift})
             remember(state, measured, settings)
             residuals = [row["residual"] for row in state.history]
-            state.stopped_early = enough(measured, settings) or plateaued(residuals, settings)
+            state.stopped_early = not opposed and (enough(measured, settings) or plateaued(residuals, settings))
             on_measure(state)
     measured = meter.measure(state.adapter)
-    if state.best is None or state.best.cost >= measured.cost(settings.drift_price):
+    if opposed or state.best is None or state.best.cost >= measured.cost(settings.drift_price):
         return measured
     state.adapter, state.taken_back = state.best.adapter, state.step - state.best.step
     return meter.measure(state.adapter)
@@ -158,12 +160,12 @@ def training_step(
     One batch of both sides, or with ``low_memory`` one backward pass a side: equal to rounding, half the activations,
     slower (benchmarks/backward.py).
     """
-    both = batches.draw(step)
     weights = torch.tensor([settings.forget_weight, settings.retain_weight], device=denoiser.device)
     scale = FP16_LOSS_SCALE if denoiser.dtype is torch.float16 else 1.0
     groups = [[0], [1]] if settings.low_memory else [[0, 1]]
     losses = torch.zeros(2, device=denoiser.device)
     with adapter.attached(denoiser):
+        both = batches.draw(step)
         for group in groups:
             joined = Batch.cat([both[i] for i in group]).to(denoiser.device)
             found = denoiser.predict(joined.noisy, joined.timesteps, joined.conditioning)

@@ -81,7 +81,8 @@ def begin_from(
     """
     # An adapter that changes nothing yet must learn, whatever its first steps cost.
     cost = math.inf if found.measured == UNTOUCHED else found.measured.cost(settings.drift_price)
-    if enough(found.measured, settings) or _too_few_steps(found, settings):
+    opposed = settings.adversary != "none"  # what a start measures says nothing about an adversary
+    if not opposed and (enough(found.measured, settings) or _too_few_steps(found, settings)):
         state = new_state(found.adapter, 0.0)
         state.stopped_early = True
     elif settings.lr == "auto":

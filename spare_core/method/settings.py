@@ -16,6 +16,7 @@ MaskKind = Literal["text", "module", "channel", "weight", "none"]
 SaliencyLoss = Literal["denoise", "gap"]
 TimestepSampling = Literal["gap", "uniform", "window", "threshold"]
 LearningRate = float | Literal["auto"]
+Adversaries = Literal["none", "conditioning"]
 Alpha = float | Literal["rank"]
 Rank = int | Literal["auto"]
 
@@ -32,13 +33,14 @@ class Only(NamedTuple):
         return " or ".join(value if isinstance(value, str) else str(value).lower() for value in self.values)
 
 
-METHODS: Final = ("solve", "paper", "both")
+METHODS: Final = ("solve", "paper", "both", "robust")
 """Named sets of values, files in ``presets``; the first is what the defaults are."""
 _PRESETS: Final = Path(__file__).parent / "presets"
 
 _SCORED: Final = Only("mask", ("module", "channel", "weight"))
 _BY_GAP: Final = Only("timesteps", ("gap",))
 _SOLVED: Final = Only("closed_form", (True,))
+_OPPOSED: Final = Only("adversary", ("conditioning",))
 _RANKS: Final = 8
 """The smallest rank that is chosen, and what larger ones are a multiple of."""
 
@@ -129,6 +131,16 @@ class EraseSettings:
     )
     forget_weight: float = _setting(0.3, "weight of the forget loss", 0.0, 1e6, open_low=True)
     retain_weight: float = _setting(1.0, "weight of the retain loss", 0.0, 1e6)
+    adversary: Adversaries = _setting(
+        "none", "who wants the concept back in training; 'conditioning': moves the concept's embedding in each step"
+    )
+    adversary_steps: int = _setting(2, "gradient steps it takes before each step", 1, 1000, only=_OPPOSED)
+    adversary_rate: float = _setting(
+        0.3, "length of each, in lengths of the concept's embedding", 0.0, 100.0, True, only=_OPPOSED
+    )
+    adversary_reach: float = _setting(
+        2.5, "how far out it begins at most, in the same lengths", 0.0, 100.0, only=_OPPOSED
+    )
     measure_every: int = _setting(10, "steps between measurements of residual and drift", 1, 1_000_000)
     patience: int = _setting(3, "measurements without improvement of the residual before stopping early", 1, 1_000_000)
     min_improvement: float = _setting(0.02, "relative fall of the residual that counts as improvement", 0.0, 1.0)
@@ -162,6 +174,7 @@ class EraseSettings:
     def __post_init__(self) -> None:
         problems = [*field_problems(self), *_resolution_problems(self.resolution)]
         problems += _meaningless(self, {problem.split()[0] for problem in problems})
+        problems += _untold_rate(self)
         if problems:
             raise SettingsError(problems)
 
@@ -227,6 +240,13 @@ def preset(name: Any) -> dict[str, Any]:
 def _resolution_problems(resolution: Any) -> list[str]:
     if type(resolution) is int and resolution % 8:
         return [f"resolution is {resolution}; it must be 0 or a multiple of 8"]
+    return []
+
+
+def _untold_rate(settings: EraseSettings) -> list[str]:
+    """Rates are found by residual and drift. A solution has least of both, so the lowest rate would win."""
+    if settings.adversary != "none" and settings.lr == "auto":
+        return ["lr is 'auto', but trials by residual and drift find no rate against an adversary; try lr 0.004"]
     return []
 
 

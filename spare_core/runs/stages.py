@@ -28,6 +28,7 @@ from spare_core.adapters.low_rank import Adapter, check_rank
 from spare_core.concepts.prompts import Purpose, all_prompts
 from spare_core.errors import ModelError, TrainingError
 from spare_core.files.pictures import load_images
+from spare_core.method.adversary import adversary_of
 from spare_core.method.bank import Bank, fill_bank
 from spare_core.method.batches import Batches
 from spare_core.method.distill import TrainingState, distill, new_state
@@ -210,7 +211,8 @@ def read_inputs(work: Work, examples: Path, profile: Path, masks: Path) -> Input
     """
     read_stage(masks, "saliency", work.request)
     profiled = _profile(work, profile)
-    batches = Batches(_bank(work, examples), profiled, work.request.settings)
+    bank, settings = _bank(work, examples), work.request.settings
+    batches = Batches(bank, profiled, settings, adversary_of(work.denoiser, bank, settings))
     return Inputs(batches, read_meter(work, examples, "choose"), profiled, load_masks(masks / MASKS))
 
 

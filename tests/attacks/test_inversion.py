@@ -9,13 +9,13 @@ import torch
 
 from spare_core.attacks.conditioning import OnConditioning, moved
 from spare_core.attacks.inversion import Carrier, Inverted, Try, invert
-from spare_core.attacks.places import concept_places
 from spare_core.attacks.scene import wearing
 from spare_core.attacks.tokens import OnTokens
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
 from spare_core.errors import ConceptError
 from spare_core.method.bank import Bank, fill_bank
+from spare_core.method.places import concept_places
 from spare_core.method.settings import EraseSettings
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.unet import UNetDenoiser

@@ -64,13 +64,13 @@ def test_the_empty_prompt_is_asked_on_latents_of_both_sides() -> None:
 def test_the_caller_may_say_what_the_forget_side_is_conditioned_on() -> None:
     learned = torch.full((1, 2), 7.0)
 
-    def conditioning(side: Side) -> Conditioning:
-        return Conditioning(learned.expand(len(side.student), 1, 2))
+    def conditioning(side: Side, step: int) -> Conditioning:
+        return Conditioning(learned.expand(len(side.student), 1, 2) + step)
 
     batches = Batches(toy_bank(ToyDenoiser()), PROFILE, EraseSettings(batch_size=3), conditioning)
-    forget, retain = batches.draw(0)
-    assert (forget.conditioning.prompt_embeds == 7.0).all()
-    assert not (retain.conditioning.prompt_embeds == 7.0).any()
+    forget, retain = batches.draw(2)
+    assert (forget.conditioning.prompt_embeds == 9.0).all()
+    assert not (retain.conditioning.prompt_embeds == 9.0).any()
 
 
 def test_a_steps_chance_comes_from_seed_and_step_alone() -> None:

@@ -26,7 +26,8 @@ CONDITIONAL = {name: field.metadata["only"] for name, field in FIELDS.items() if
 def with_its_condition(name: str, value: Any) -> dict[str, Any]:
     """``name`` where it has a meaning."""
     only = CONDITIONAL.get(name)
-    return {name: value, **({only.setting: only.values[0]} if only else {})}
+    rate = {"lr": 0.004} if only and only.setting == "adversary" else {}
+    return {name: value, **({only.setting: only.values[0]} if only else {}), **rate}
 
 
 def test_the_defaults_are_allowed() -> None:
@@ -221,3 +222,12 @@ def test_a_file_that_is_not_there_is_refused(name: str, tmp_path: Path) -> None:
 def test_bad_settings_are_bad_input() -> None:
     assert issubclass(SettingsError, InputError)
     assert SettingsError(["a", "b"]).exit_code == 2
+
+
+def test_against_an_adversary_a_rate_is_given() -> None:
+    """Trials measure residual and drift; from a solution the lowest rate changes these least."""
+    with pytest.raises(SettingsError, match=r"try lr 0\.004"):
+        EraseSettings(adversary="conditioning")
+    with pytest.raises(SettingsError, match=r"adversary_rate is 1\.0, but means nothing where adversary is 'none'"):
+        EraseSettings(adversary_rate=1.0)
+    assert EraseSettings.from_mapping({"method": "robust"}).adversary == "conditioning"

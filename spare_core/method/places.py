@@ -1,4 +1,4 @@
-"""Where in a prompt's embedding a concept stands: what an attacker moves."""
+"""Where in a prompt's embedding a concept stands: what an attacker moves, and an adversary in training."""
 
 from __future__ import annotations
 
