@@ -8,7 +8,7 @@ last, so a directory that has one is complete.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,20 @@ def load_adapter(folder: Path) -> StoredAdapter:
     if not adapter.updates:
         raise AdapterError(f"{folder} holds no update of any layer; it would silently do nothing")
     return StoredAdapter(folder, manifest, adapter)
+
+
+def load_adapters(folders: Sequence[Path], digest: str | None, source: str) -> list[StoredAdapter]:
+    """Read adapter directories that go together on the base model of a ``digest``, which is called ``source``; None:
+    whatever they were trained for.
+
+    Raises:
+        AdapterError: as :func:`load_adapter`.
+        ModelError: as :func:`check_base`.
+    """
+    stored = [load_adapter(folder) for folder in folders]
+    for one in stored if digest is not None else []:
+        check_base(one, str(digest), source)
+    return stored
 
 
 def check_base(stored: StoredAdapter, digest: str, source: str) -> None:

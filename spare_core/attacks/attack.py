@@ -68,14 +68,7 @@ def attack(
         TrainingError: if a prediction is not finite.
         StorageError: if the disk would not take a file.
     """
-    spent = budget_named(budget)
-    unknown = [name for name in attacks if name not in ATTACKS]
-    if unknown or not attacks:
-        raise SettingsError([f"attack is {', '.join(unknown) or 'missing'}; allowed: {', '.join(ATTACKS)}"])
-    if not stored:
-        raise SettingsError(["there is no adapter to attack; give one or more with --adapter"])
-    erasures = Erasures.of(*(one.manifest for one in stored))
-    parts = erasures.named(erased) if erased else list(erasures)
+    spent, parts = check_request(stored, suite, erased, budget, attacks)
     scenes = [Scene(denoiser, suite, judge, domain_of(part), part.concept) for part in parts]
     for scene in scenes:
         denoiser.check_prompts(scene.prompts(spent.pictures))
@@ -103,6 +96,28 @@ def attack(
         one = Besieged(denoiser, part, scene, [each.adapter for each in stored], spent, seed, record, on_progress)
         concepts.append({"concept": scene.concept, "domain": scene.domain, **one.run(chosen)})
     return record.finish({**facts, "concepts": concepts})
+
+
+def check_request(
+    stored: Sequence[StoredAdapter], suite: Suite, erased: Sequence[str], budget: str, attacks: Sequence[str]
+) -> tuple[Budget, list[Erasure]]:
+    """What may be spent and what is attacked, before a model is loaded.
+
+    Raises:
+        InputError: for an unknown budget or attack, no adapter, a concept that the adapters do not erase or that the
+            suite lacks.
+    """
+    spent = budget_named(budget)
+    unknown = [name for name in attacks if name not in ATTACKS]
+    if unknown or not attacks:
+        raise SettingsError([f"attack is {', '.join(unknown) or 'missing'}; allowed: {', '.join(ATTACKS)}"])
+    if not stored:
+        raise SettingsError(["there is no adapter to attack; give one or more with --adapter"])
+    erasures = Erasures.of(*(one.manifest for one in stored))
+    parts = erasures.named(erased) if erased else list(erasures)
+    for part in parts:
+        suite.find(part.concept, domain_of(part))
+    return spent, parts
 
 
 class Besieged:

@@ -12,12 +12,24 @@ from torch import Tensor
 
 from spare_core.errors import OutputError
 from spare_core.files.atomic import write_bytes, write_json, write_tensors
+from spare_core.files.output import check_output
 
 SCHEMA: Final = "spare.attack/1"
 REPORT: Final = "attack.json"
 FOUND: Final = "found"
 """Folder of what attacks have found, which only its owner may read: whoever has it has the concept back."""
 _DONE: Final = "done.jsonl"
+
+
+def check_attack_output(output: Path) -> None:
+    """Refuse a folder that holds anything but an attack's results, finished or not.
+
+    Raises:
+        OutputError: naming what is in the way.
+    """
+    begun = (output / _DONE).is_file()
+    names = (REPORT, FOUND, _DONE) if begun else ()
+    check_output(output, "attack", lambda path: path.name in names or path.suffix == ".partial")
 
 
 class Record:
@@ -30,13 +42,7 @@ class Record:
     def __init__(self, output: Path, facts: dict[str, Any]) -> None:
         self.output, self._lines = output, output / _DONE
         asked = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        if output.exists() and not output.is_dir():
-            raise OutputError(f"{output} is a file; give a folder for --output")
-        there = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
-        strangers = [name for name in there if name not in (REPORT, FOUND, _DONE) and not name.endswith(".partial")]
-        if strangers or (there and not self._lines.is_file()):
-            what = (strangers or there)[0]
-            raise OutputError(f"{output} holds {what} and no attack of ours; give a new or empty --output")
+        check_attack_output(output)
         self._done: dict[str, Any] = {}
         if self._lines.is_file():
             # A line that a kill has cut off has no end.

@@ -37,9 +37,10 @@ def attack(
     as_json: Json = False,
 ) -> None:
     """Try to bring erased concepts back, and say how often and at what cost; the base and a plain erasure beside it."""
-    from spare_core.adapters.directory import check_base, load_adapter
-    from spare_core.attacks.attack import ATTACKS, table
+    from spare_core.adapters.directory import load_adapters
+    from spare_core.attacks.attack import ATTACKS, check_request, table
     from spare_core.attacks.attack import attack as run
+    from spare_core.attacks.record import check_attack_output
     from spare_core.evaluation.judges import load_judge
     from spare_core.evaluation.suite import load_suite, suite_of
     from spare_core.models.files import find_model
@@ -48,10 +49,10 @@ def attack(
     from spare_core.runs.stages import make_repeatable
 
     chosen = load_suite(suite_of(model, suite))
-    stored = [load_adapter(folder) for folder in adapter or []]
+    check_attack_output(output)
     digest = find_model(model).digest()
-    for one in stored if not any_base else []:
-        check_base(one, digest, model)
+    stored = load_adapters(adapter or [], None if any_base else digest, model)
+    check_request(stored, chosen, erased or [], budget, attacks or ATTACKS)
     make_repeatable()
     denoiser = load_denoiser(model, device, dtype)
     judge = load_judge(chosen, denoiser.device)

@@ -39,7 +39,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure what was forgotten, what was kept, and the damage; draws pictures before and after."""
-    from spare_core.adapters.directory import check_base, load_adapter
+    from spare_core.adapters.directory import load_adapters
     from spare_core.evaluation.evaluate import evaluate as run
     from spare_core.evaluation.judges import load_judge
     from spare_core.evaluation.report import summary_table
@@ -52,10 +52,8 @@ def evaluate(
     chosen = load_suite(suite_of(model, suite)).restricted(seeds, objects_per_style)
     check_report_output(output)
     earlier = None if before is None else read_report(before)
-    stored = [load_adapter(folder) for folder in adapter or []]
     digest = find_model(model).digest()
-    for one in stored if not any_base else []:
-        check_base(one, digest, model)
+    stored = load_adapters(adapter or [], None if any_base else digest, model)
     denoiser = load_denoiser(model, device, dtype)
     judge = load_judge(chosen, denoiser.device)
     with ProgressDisplay() as progress:

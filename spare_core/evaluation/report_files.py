@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from spare_core.errors import InputError, OutputError
+from spare_core.errors import InputError
 from spare_core.files.atomic import write_bytes, write_json
+from spare_core.files.output import check_output
 
 SCHEMA: Final = "spare.evaluation/1"
 EVALUATION: Final = "evaluation.json"
@@ -42,17 +42,9 @@ def check_report_output(output: Path) -> None:
     Raises:
         OutputError: naming what is in the way.
     """
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output} is a file; give a folder for --output")
-    existing = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"{existing} cannot be written to; give another --output")
-    if not output.is_dir() or _is_evaluation(output):
-        return
     # A run that was killed while writing leaves our pictures without the report.
-    strangers = sorted(p.name for p in output.iterdir() if p.name not in PICTURES and p.suffix != ".partial")
-    if strangers:
-        raise OutputError(f"{output} holds {strangers[0]} and no evaluation of ours; give a new or empty --output")
+    finished = _is_evaluation(output)
+    check_output(output, "evaluation", lambda path: finished or path.name in PICTURES or path.suffix == ".partial")
 
 
 def _is_evaluation(folder: Path) -> bool:

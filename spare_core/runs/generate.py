@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from spare_core.adapters.directory import StoredAdapter, check_base, load_adapter
-from spare_core.errors import OutputError
+from spare_core.adapters.directory import StoredAdapter, load_adapters
 from spare_core.files.atomic import write_bytes, write_json
+from spare_core.files.output import check_output
 from spare_core.models.device import Device, Precision
+from spare_core.models.files import find_model
 from spare_core.models.loading import load_denoiser
 from spare_core.models.unet import UNetDenoiser
 
@@ -40,16 +41,11 @@ def generate_pictures(
         OutputError: if ``output`` holds anything but an earlier call's pictures.
         InputError: for a bad model, adapter or prompt.
     """
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output} is a file; give a folder for --output")
-    if output.is_dir() and any(output.iterdir()) and not (output / REPORT).is_file():
-        raise OutputError(f"{output} exists and is not ours (it has no {REPORT}); give a new or empty --output")
-    stored = [load_adapter(folder) for folder in adapters]
+    earlier = (output / REPORT).is_file()
+    check_output(output, "pictures", lambda _: earlier)
+    digest = find_model(model).digest() if adapters and not any_base else None
+    stored = load_adapters(adapters, digest, model)
     denoiser = load_denoiser(model, device, dtype)
-    if stored and not any_base:
-        digest = denoiser.files.digest()
-        for one in stored:
-            check_base(one, digest, model)
     denoiser.check_prompts(prompts)
     pixels = draw(denoiser, stored, prompts, [seed] * len(prompts), steps, guidance)
     _clear(output)

@@ -51,6 +51,29 @@ def test_help_is_there_for_each_command() -> None:
         assert "--json" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budget", "endless"], "budget is 'endless'; allowed: quick, standard, paper"),
+        (["--attack", "magic"], "attack is magic; allowed: paraphrase, inversion, conditioning, tampering"),
+        (["--erased", "Dog"], "'Dog' is not erased there, but Neon"),
+        ([], "suite 'unlearncanvas' has no style 'Neon'"),
+    ],
+)
+def test_an_attack_that_cannot_be_is_refused_before_a_model_is_loaded(
+    options: list[str], message: str, adapter: Path, sd1_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("spare_core.models.loading.load_denoiser", never)
+    asked = ["attack", sd1_dir, "--suite", "unlearncanvas", "--adapter", adapter, "--output", tmp_path / "out"]
+    done = CliRunner().invoke(app, [*map(str, asked), *options])
+    assert done.exit_code == 2
+    assert message in done.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_verify_says_that_the_adapter_comes_off(adapter: Path, sd1_dir: Path) -> None:
     done = spare("verify", adapter, "--model", sd1_dir, "--json")
     assert done.returncode == 0, done.stderr
