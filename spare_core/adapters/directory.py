@@ -102,8 +102,9 @@ def load_adapters(folders: Sequence[Path], digest: str | None, source: str) -> l
         ModelError: as :func:`check_base`.
     """
     stored = [load_adapter(folder) for folder in folders]
-    for one in stored if digest is not None else []:
-        check_base(one, str(digest), source)
+    if digest is not None:
+        for one in stored:
+            check_base(one, digest, source)
     return stored
 
 

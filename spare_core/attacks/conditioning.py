@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spare_core.method.bank import Bank
-from spare_core.method.places import concept_places
+from spare_core.method.places import concept_length, concept_places, from_first
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import Denoiser
 
@@ -23,9 +23,8 @@ class OnConditioning:
     def __init__(self, denoiser: Denoiser, bank: Bank, concept: str, name: str) -> None:
         self.denoiser, self.table, self.name = denoiser, bank.table, name
         self.places = concept_places(denoiser, bank.prompts, concept)
-        naming = [row for row, other in enumerate(bank.names) if other == concept]
-        own = torch.cat([bank.table.prompt_embeds[row][self.places[row]] for row in naming]).float()
-        self.unit, self._width = float(own.square().mean().sqrt()), own.shape[1]
+        naming = {row: self.places[row] for row, other in enumerate(bank.names) if other == concept}
+        self.unit, self._width = concept_length(bank.table, naming), bank.table.prompt_embeds.shape[2]
 
     def origin(self, count: int) -> Tensor:
         """The concept's embedding as it is."""
@@ -51,6 +50,6 @@ def moved(table: Conditioning, places: Sequence[Sequence[int]], vectors: Tensor)
         if len(vectors) == 1:
             delta[row, list(some)] = vectors[0].to(delta)
         else:
-            where = range(some[0], min(width, some[0] + len(vectors)))
+            where = from_first(some, len(vectors), width)
             delta[row, list(where)] = vectors[: len(where)].to(delta)
     return Conditioning(embeds + delta, table.added)

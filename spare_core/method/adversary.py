@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from spare_core.method.bank import Bank, Side
-from spare_core.method.places import concept_places
+from spare_core.method.places import concept_length, concept_places, from_first
 from spare_core.method.settings import EraseSettings
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import FP16_LOSS_SCALE, Denoiser
@@ -43,8 +43,7 @@ class Adversary:
         self._places: dict[int, list[int]] = {}
         for row in dict.fromkeys(bank.forget.student.tolist()):
             (self._places[row],) = concept_places(denoiser, [bank.prompts[row]], bank.names[row])
-        own = [bank.table.prompt_embeds[row][places] for row, places in self._places.items()]
-        self._unit = float(torch.cat(own).float().square().mean().sqrt())
+        self._unit = concept_length(bank.table, self._places)
 
     def __call__(self, side: Side, step: int) -> Conditioning:
         """The conditioning of the rows of ``side``, moved against the model as it is now, adapter on."""
@@ -55,26 +54,26 @@ class Adversary:
         several = float(torch.rand(1, generator=generator)) < _SEVERAL
         where = torch.zeros(count, length, 1)
         for i, row in enumerate(side.student.tolist()):
-            first, most = self._places[row][0], int(torch.randint(1, 1 + _MOST, (1,), generator=generator))
-            where[i, range(first, min(length, first + most)) if several else self._places[row]] = 1.0
+            places, most = self._places[row], int(torch.randint(1, 1 + _MOST, (1,), generator=generator))
+            where[i, from_first(places, most, length) if several else places] = 1.0
         start = torch.randn((count, length if several else 1, width), generator=generator)
         reach = settings.adversary_reach * torch.rand((count, 1, 1), generator=generator)
         moved = (torch.rand((count, 1, 1), generator=generator) >= _PLAIN).float()
         where, delta = where.to(device), (start * reach * self._unit).to(device)
         noisy, timesteps = side.noisy.to(device), side.timesteps.to(device)
         wanted = side.under_student.to(device)
+        scale = FP16_LOSS_SCALE if self.denoiser.dtype is torch.float16 else 1.0
         for _ in range(settings.adversary_steps):
             delta = delta.requires_grad_(True)
             found = self.denoiser.predict(noisy, timesteps, _added(table, delta * where))
-            scale = FP16_LOSS_SCALE if self.denoiser.dtype is torch.float16 else 1.0
             (slope,) = torch.autograd.grad(scale * (found - wanted).square().mean(dim=(1, 2, 3)).sum(), delta)
             delta = (delta - self._step(slope)).detach()
         return _added(table, delta * where * moved.to(device)).to(self.bank.table.prompt_embeds.device)
 
     def _step(self, slope: Tensor) -> Tensor:
         """Of each vector as long as :attr:`EraseSettings.adversary_rate` says, in root mean squares of the concept."""
-        size = slope.square().mean(dim=2, keepdim=True).sqrt()
-        size = size.square().sum(dim=1, keepdim=True).div((size > 0).sum(dim=1, keepdim=True).clamp(min=1)).sqrt()
+        squares = slope.square().mean(dim=2, keepdim=True)
+        size = (squares.sum(dim=1, keepdim=True) / (squares > 0).sum(dim=1, keepdim=True).clamp(min=1)).sqrt()
         return self.settings.adversary_rate * self._unit * slope / size.clamp(min=torch.finfo(size.dtype).tiny)
 
 

@@ -58,7 +58,8 @@ class TrainingState:
     trials: list[dict[str, float]] = field(default_factory=list)
     """What each rate that was tried came to."""
     best: Best | None = None
-    """The best that was measured so far; None where nothing but an adapter that changes nothing was."""
+    """The best that was measured so far; None where nothing but an adapter that changes nothing was, and against an
+    adversary."""
     taken_back: int = 0
     """How many of the last steps were taken back, because what was measured before them was better."""
     history: list[dict[str, float]] = field(default_factory=list)
@@ -99,7 +100,6 @@ def distill(
         TrainingError: at the first loss that is not finite, with the step and the settings that led to it.
     """
     spent, started = state.seconds, time.perf_counter()
-    opposed = settings.adversary != "none"
     while state.step < settings.steps and not state.stopped_early:
         advance(denoiser, batches, state, settings)
         state.seconds = round(spent + time.perf_counter() - started, 3)
@@ -107,12 +107,13 @@ def distill(
         if state.step % settings.measure_every == 0 and state.step < settings.steps:
             measured = meter.measure(state.adapter)
             state.history.append({"step": state.step, "residual": measured.residual, "mean_drift": measured.mean_drift})
-            remember(state, measured, settings)
-            residuals = [row["residual"] for row in state.history]
-            state.stopped_early = not opposed and (enough(measured, settings) or plateaued(residuals, settings))
+            if not settings.opposed:
+                remember(state, measured, settings)
+                residuals = [row["residual"] for row in state.history]
+                state.stopped_early = enough(measured, settings) or plateaued(residuals, settings)
             on_measure(state)
     measured = meter.measure(state.adapter)
-    if opposed or state.best is None or state.best.cost >= measured.cost(settings.drift_price):
+    if state.best is None or state.best.cost >= measured.cost(settings.drift_price):
         return measured
     state.adapter, state.taken_back = state.best.adapter, state.step - state.best.step
     return meter.measure(state.adapter)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
+
+from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import Denoiser
 
 
@@ -14,6 +17,17 @@ def concept_places(denoiser: Denoiser, prompts: Sequence[str], concept: str) -> 
     """
     (name,) = (ids[1:-1] for ids in denoiser.token_ids([concept]))
     return [_found(ids, name) for ids in denoiser.token_ids(prompts)]
+
+
+def from_first(places: Sequence[int], count: int, length: int) -> range:
+    """Where ``count`` vectors stand in a prompt of ``length`` places, as if the concept had so many tokens."""
+    return range(places[0], min(length, places[0] + count))
+
+
+def concept_length(table: Conditioning, places: Mapping[int, Sequence[int]]) -> float:
+    """Root mean square of what stands at ``places`` of rows of a table of prompts: the unit of how far it is moved."""
+    own = [table.prompt_embeds[row][list(some)] for row, some in places.items()]
+    return float(torch.cat(own).float().square().mean().sqrt())
 
 
 def _found(ids: list[int], name: list[int]) -> list[int]:

@@ -81,15 +81,14 @@ def begin_from(
     """
     # An adapter that changes nothing yet must learn, whatever its first steps cost.
     cost = math.inf if found.measured == UNTOUCHED else found.measured.cost(settings.drift_price)
-    opposed = settings.adversary != "none"  # what a start measures says nothing about an adversary
-    if not opposed and (enough(found.measured, settings) or _too_few_steps(found, settings)):
+    if not settings.opposed and (enough(found.measured, settings) or _too_few_steps(found, settings)):
         state = new_state(found.adapter, 0.0)
         state.stopped_early = True
     elif settings.lr == "auto":
         state = find_rate(denoiser, batches, meter, found.adapter, settings, cost)
     else:
         state = new_state(copy.deepcopy(found.adapter), settings.lr)
-    if found.measured != UNTOUCHED:
+    if found.measured != UNTOUCHED and not settings.opposed:
         state.best = Best(found.adapter, 0, cost)
     return state
 

@@ -179,6 +179,11 @@ class EraseSettings:
             raise SettingsError(problems)
 
     @property
+    def opposed(self) -> bool:
+        """Whether there is an adversary: then residual and drift say nothing about what training is for."""
+        return self.adversary != "none"
+
+    @property
     def lora_rank(self) -> int:
         """:attr:`rank` as a number; where it is still to be chosen, that for one name."""
         return _RANKS if self.rank == "auto" else self.rank
@@ -245,7 +250,7 @@ def _resolution_problems(resolution: Any) -> list[str]:
 
 def _untold_rate(settings: EraseSettings) -> list[str]:
     """Rates are found by residual and drift. A solution has least of both, so the lowest rate would win."""
-    if settings.adversary != "none" and settings.lr == "auto":
+    if settings.opposed and settings.lr == "auto":
         return ["lr is 'auto', but trials by residual and drift find no rate against an adversary; try lr 0.004"]
     return []
 

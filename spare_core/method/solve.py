@@ -177,10 +177,11 @@ def overwrite(adapter: Adapter, denoiser: Denoiser, moments: Mapping[str, Moment
         if key not in factors:
             # Only the latest is kept: it is two or three matrices (D, D), and those of one kind follow each other.
             factors = {key: factorise(moments[name], ridge, columns, shared)}
-        weight = layers[name].weight[rows].to(factors[key].lower)
-        up = leading(factors[key].spread(weight), len(update.down))
+        equations = factors[key]
+        weight = layers[name].weight[rows].to(equations.lower)
+        up = leading(equations.spread(weight), len(update.down))
         rank = up.shape[1]
-        down = factors[key].solved(up.T @ weight)
+        down = equations.solved(up.T @ weight)
         length = down.norm(dim=1)
         # A of unit rows, as it is drawn where nothing is solved: the optimiser's steps then mean the same everywhere.
         update.down[:rank, columns] = (down / length[:, None]).to(update.down)
