@@ -171,10 +171,11 @@ class ClusterRefused(ClusterError):
 
 
 class GateRefused(SpareError):
-    """The figures do not meet the policy; ``reasons`` says each way in which they do not."""
+    """The figures do not meet the policy; ``reasons`` says each way in which they do not, ``concepts`` which erased
+    ones do not meet a rule about themselves."""
 
     exit_code = 3
 
-    def __init__(self, message: str, reasons: Sequence[str]) -> None:
-        self.reasons = tuple(reasons)
+    def __init__(self, message: str, reasons: Sequence[str], concepts: Sequence[str] = ()) -> None:
+        self.reasons, self.concepts = tuple(reasons), tuple(concepts)
         super().__init__(message)

@@ -134,13 +134,15 @@ def _mapping_problems(bounds: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class Reason:
-    """One rule: what was measured (None: nothing), what is allowed, and whether that is met; ``text`` is for people."""
+    """One rule: what was measured (None: nothing), what is allowed, and whether that is met; ``text`` is for people.
+    ``concept``: the erased one whose erasure it is about; empty for a rule about the whole, or about what is kept."""
 
     rule: str
     measured: float | None
     allowed: float
     passed: bool
     text: str
+    concept: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,12 @@ class Verdict:
     def refusals(self) -> tuple[str, ...]:
         """The text of each rule that is not met."""
         return tuple(reason.text for reason in self.reasons if not reason.passed)
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """The erased concepts that do not meet a rule about themselves."""
+        failing = (reason.concept for reason in self.reasons if not reason.passed)
+        return tuple(dict.fromkeys(concept for concept in failing if concept))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, schema ``spare.verdict/1``."""
@@ -213,7 +221,7 @@ def _each_ua(figures: Figures, allowed: float) -> Iterator[Reason]:
     """A rule for each of several erased concepts: a mean hides one that is left."""
     names = figures.erased()
     for name in names if len(names) > 1 else []:
-        yield _at_least("min_ua", figures.ua_of(name), allowed, f"UA of {name!r}{figures.bound('lower')}")
+        yield _at_least("min_ua", figures.ua_of(name), allowed, f"UA of {name!r}{figures.bound('lower')}", name)
 
 
 def _surrogates(figures: Figures, allowed: float) -> Iterator[Reason]:
@@ -224,14 +232,14 @@ def _surrogates(figures: Figures, allowed: float) -> Iterator[Reason]:
             share = figures.number("per_concept", i, "becomes", "after")
             surrogate = becomes.get("surrogate") if isinstance(becomes, dict) else None
             what = f"share of the pictures of {row.get('concept')!r} that show {surrogate!r}"
-            yield _at_least("min_surrogate", share, allowed, what)
+            yield _at_least("min_surrogate", share, allowed, what, str(row.get("concept")))
 
 
 def _residuals(figures: Figures, allowed: float) -> Iterator[Reason]:
     residuals = figures.evaluation.get("residuals")
     names = list(residuals) if isinstance(residuals, dict) else []
     for name in names:
-        yield _at_most("max_residual", figures.number("residuals", name), allowed, f"residual of {name!r}")
+        yield _at_most("max_residual", figures.number("residuals", name), allowed, f"residual of {name!r}", name)
     if not names:
         yield _at_most("max_residual", None, allowed, "residual of each erased concept")
 
@@ -272,14 +280,16 @@ def _drifts(figures: Figures, allowed: float) -> Iterator[Reason]:
         yield _at_most("max_drift", None, allowed, "drift of each kept concept")
 
 
-def _at_least(rule: str, measured: float | None, allowed: float, what: str) -> Reason:
+def _at_least(rule: str, measured: float | None, allowed: float, what: str, concept: str = "") -> Reason:
     passed = measured is not None and measured >= allowed
-    return Reason(rule, measured, allowed, passed, f"{what}: {_as_text(measured)}; at least {allowed:g} is needed")
+    text = f"{what}: {_as_text(measured)}; at least {allowed:g} is needed"
+    return Reason(rule, measured, allowed, passed, text, concept)
 
 
-def _at_most(rule: str, measured: float | None, allowed: float, what: str) -> Reason:
+def _at_most(rule: str, measured: float | None, allowed: float, what: str, concept: str = "") -> Reason:
     passed = measured is not None and measured <= allowed
-    return Reason(rule, measured, allowed, passed, f"{what}: {_as_text(measured)}; at most {allowed:g} is allowed")
+    text = f"{what}: {_as_text(measured)}; at most {allowed:g} is allowed"
+    return Reason(rule, measured, allowed, passed, text, concept)
 
 
 def _as_text(measured: float | None) -> str:

@@ -137,6 +137,7 @@ def _ask(desk: _Desk, version: int, policy: Policy, force: bool) -> _Permit:
             f"version {version} of {desk.name} cannot become champion, the gate refuses it: "
             f"{'; '.join(verdict.refusals)}. Promote another, or force this one with --force and a reason",
             verdict.refusals,
+            verdict.concepts,
         )
     check_weights(desk.client, found)
     return _Permit(found, not verdict.passed, policy.sha256, sha256)

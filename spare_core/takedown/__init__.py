@@ -3,7 +3,8 @@
 ``request`` is what a list says, ``reading`` reads lists, ``conflicts`` finds what cannot go together. ``ledger`` keeps
 what became of each, ``standings`` says what is asked for together, ``planning`` what would be done. ``work`` and
 ``bundling`` do it as far as the ledger goes, under ``leases``; ``erasing`` asks the model, and ``tasks`` is what a
-pipeline's tasks call. Importing the package has every task keep the leases of the requests that it works for.
+pipeline's tasks call. Importing the package has every task keep the leases of the requests that it works for, and
+enter a refusal of the gate.
 """
 
 from __future__ import annotations
@@ -20,18 +21,26 @@ if TYPE_CHECKING:
 
 @contextmanager
 def keep_leases(order: Order) -> Iterator[None]:
-    """Renew the leases of the requests that ``order`` was made for while a task works on it."""
+    """Renew the leases of the requests that ``order`` was made for while a task works on it, and enter for which of
+    them the gate refuses it, if it does."""
     if not order.held:
         yield
         return
+    from spare_core.errors import GateRefused
+    from spare_core.takedown.bundling import refuse
     from spare_core.takedown.leases import renewed
     from spare_core.takedown.ledger import Ledger
     from spare_core.workflow.environment import open_run_store, pipeline_run_id
 
     run_id = pipeline_run_id()
     ledger = Ledger(open_run_store(), f"pipeline run {run_id}")
-    with renewed(ledger, order.held, run_id, order.lease_minutes):
-        yield
+    try:
+        with renewed(ledger, order.held, run_id, order.lease_minutes):
+            yield
+    except GateRefused as error:
+        ledger.catch_up()
+        refuse(ledger, run_id, error)
+        raise
 
 
 KEEPERS.append(keep_leases)

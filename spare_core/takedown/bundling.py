@@ -1,29 +1,38 @@
-"""From many requests to one bundle: what it must erase besides what the champion does, and what became of them then."""
+"""From many requests to one bundle: what it must erase besides what the champion does, and what became of them then.
+
+A bundle that the gate refuses holds up all that would join it, so the one that spoils it is looked for
+(:func:`refuse`): it fails, with the reason, and the rest goes on without it.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from spare_core.concepts.concept import normalise, same_concept
 from spare_core.concepts.erasures import Erasures
-from spare_core.errors import LedgerConflict
+from spare_core.errors import GateRefused, LedgerConflict
 from spare_core.takedown.leases import lease
-from spare_core.takedown.ledger import Event, Ledger, Standing
+from spare_core.takedown.ledger import REASON, Event, Ledger, Standing
 from spare_core.takedown.standings import MADE, active, firsts, names_of, request_of, withdrawn_names
+
+_AMONG: Final = "refused_among"
+"""Fact of a request: how many joined the last bundle with it that was refused for who knows which of them."""
 
 
 class Wanted(NamedTuple):
     """How the next bundle differs from the champion: ``rows`` join it (:data:`spare_core.runs.request.ROW`), the
-    concepts in
-    ``without`` leave it. ``requests`` are those that are done once it is champion; those in ``no_room`` have to wait
-    for a bundle of a higher rank."""
+    concepts in ``without`` leave it. ``requests`` are those that are done once it is champion; those in ``no_room``
+    have to wait for a bundle of a higher rank, those in ``next_time`` for a later run: a bundle with all of them was
+    refused."""
 
     rows: list[dict[str, Any]]
     without: list[str]
     requests: list[str]
     no_room: list[str]
+    next_time: list[str]
 
 
 class Deployed(NamedTuple):
@@ -45,13 +54,15 @@ def wanted(ledger: Ledger, champion: Deployed, rank: float) -> Wanted:
     first. What the champion erases without the ledger's knowing stays."""
     first, gone = firsts(ledger), withdrawn_names(ledger)
     kept = {normalise(name): part for part in champion.erasures or () for name in part.names}
-    found = Wanted([], [], [], [])
+    found = Wanted([], [], [], [], [])
     for part in champion.erasures or ():
         names = {*map(normalise, part.names)}
         if names & gone and not names & first.keys():
             found.without.append(part.concept)
     room = rank - sum(len(part.names) for part in champion.erasures or () if part.concept not in found.without)
     made = [one for one in active(ledger) if one.state in MADE]
+    refused = [one.facts[_AMONG] for one in made if one.state == "registered" and _AMONG in one.facts]
+    most = min(refused) // 2 if refused else math.inf
     for one in sorted(made, key=lambda one: str(one.facts["due_at"])):
         names = {*names_of(one)}
         row = _row(one, ledger)
@@ -60,6 +71,9 @@ def wanted(ledger: Ledger, champion: Deployed, rank: float) -> Wanted:
         parts = list({part.concept: part for name, part in kept.items() if name in names}.values())
         there = len(parts) == 1 and {*map(normalise, parts[0].names)} == names
         if there and same_concept(parts[0].surrogate, row["surrogate"]):
+            continue
+        if len(found.requests) >= most:
+            found.next_time.append(one.request_id)
             continue
         needed = len(names) - sum(len(part.names) for part in parts)
         if needed > room:
@@ -94,6 +108,35 @@ def claim(ledger: Ledger, requests: list[str], worker: str, minutes: float, fact
     except LedgerConflict as error:
         return str(error)
     return ""
+
+
+def refuse(ledger: Ledger, worker: str, error: GateRefused) -> None:
+    """Enter what the gate's refusal of ``worker``'s bundle means for each request in it.
+
+    Requests whose own concepts are not forgotten in it fail, if they are at most half of all that joined. Where they
+    are more, or what is kept was harmed, or a concept came back that was gone, nobody knows by whom: then the next
+    bundle takes half as many, and so on, until the last one alone is who spoils it.
+    """
+    ledger.say(lambda: _refused(ledger, worker, error))
+
+
+def _refused(ledger: Ledger, worker: str, error: GateRefused) -> Iterator[Event]:
+    joined = [one for one in ledger.standings.values() if one.state == "in_bundle" and one.held_by(worker)]
+    named = {normalise(concept) for concept in error.concepts}
+    spoiling = joined if len(joined) == 1 else [one for one in joined if named & {*names_of(one)}]
+    known = len(joined) == 1 or 0 < 2 * len(spoiling) <= len(joined)
+    others = ", ".join(one.request_id for one in spoiling)
+    for one in joined:
+        facts: dict[str, Any] = {"worker": worker}
+        if known and one in spoiling:
+            state, facts["retry"] = "failed", False
+            reason = f"the bundle with it is refused: {error}"
+        elif known:
+            state, reason = "registered", f"the bundle was refused for {others}; the next is without"
+        else:
+            state, facts[_AMONG] = "registered", len(joined)
+            reason = f"a bundle of {len(joined)} requests was refused, the next one takes half as many: {error}"
+        yield Event(one.request_id, state, {**facts, "reason": reason[:REASON]})
 
 
 def settle(ledger: Ledger, champion: Deployed, worker: str, why: str) -> None:

@@ -62,6 +62,8 @@ FOLLOWING: Final[Mapping[str, frozenset[str]]] = {
 """What may come after each state; the empty one is a request that nobody has heard of."""
 HELD: Final = ("erasing", "evaluated", "in_bundle")
 """States in which a worker is at a request."""
+REASON: Final = 2000
+"""Characters of a reason."""
 _READERS: Final = 10
 _ATTEMPTS: Final = 100
 

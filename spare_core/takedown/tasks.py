@@ -117,6 +117,8 @@ def gather_task(batch: str) -> Gathered:
         found = wanted(ledger, _deployed(asked.name, champion), math.inf if rank == "auto" else rank)
         for request_id in found.no_room:
             print(f"{request_id} has no room in a bundle of rank {rank}; make one of a higher rank under another name")
+        if found.next_time:
+            print(f"{', '.join(found.next_time)}: with all of them a bundle was refused; this one is of fewer")
         results |= found._asdict()
         if not (found.rows or found.without):
             return Gathered("", "", False)

@@ -8,14 +8,13 @@ from typing import Any, Final, NamedTuple
 
 from spare_core.errors import InputError, LedgerConflict, LedgerDamaged, SpareError
 from spare_core.takedown.leases import lease, renewed
-from spare_core.takedown.ledger import Event, Ledger, Standing
+from spare_core.takedown.ledger import REASON, Event, Ledger, Standing
 from spare_core.takedown.planning import plan, received
 from spare_core.takedown.request import TakedownRequest
 from spare_core.takedown.standings import firsts, names_of
 
 ATTEMPTS: Final = 3
 """How often a request is tried whose failure may have been the machine's."""
-_WORDS: Final = 2000
 
 Told = tuple[str, Mapping[str, Any]]
 Erase = Callable[[Standing], Iterator[Told]]
@@ -98,7 +97,7 @@ def plan_open(
             if one.state != "planned" or {**one.facts, **facts} != one.facts:
                 yield Event(one.request_id, "planned", {**facts, "worker": worker, "reason": ""})
             if wrong:
-                yield Event(one.request_id, "failed", {"reason": wrong[:_WORDS], "retry": False})
+                yield Event(one.request_id, "failed", {"reason": wrong[:REASON], "retry": False})
             else:
                 chosen.append(one.request_id)
 
@@ -143,7 +142,7 @@ def take_down(ledger: Ledger, request_id: str, worker: str, minutes: float, eras
         except Exception as error:  # one request must not stop the others
             reason, retry = f"{type(error).__name__}: {error}", True
         try:
-            ledger.append([Event(request_id, "failed", {"reason": reason[:_WORDS], "retry": retry, "worker": worker})])
+            ledger.append([Event(request_id, "failed", {"reason": reason[:REASON], "retry": retry, "worker": worker})])
         except LedgerConflict as error:
             reason = f"{reason}; and {error}"
     return Outcome(ledger.standing(request_id).state, reason)

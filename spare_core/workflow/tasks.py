@@ -286,7 +286,9 @@ def gate_task(order_json: str, policy: str, name: str, version: int) -> dict[str
         results["passed"] = verdict.passed
         if not verdict.passed:
             raise GateRefused(
-                f"the gate refuses version {version} of {name}: {'; '.join(verdict.refusals)}", verdict.refusals
+                f"the gate refuses version {version} of {name}: {'; '.join(verdict.refusals)}",
+                verdict.refusals,
+                verdict.concepts,
             )
         return verdict.as_dict()
 

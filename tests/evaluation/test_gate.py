@@ -229,7 +229,7 @@ def test_the_verdict_says_each_rule_with_what_was_measured_and_what_is_allowed(p
     assert told["passed"] is False
     assert told["policy_sha256"] == policy.sha256
     assert {"rule": "max_drift", "measured": 0.09, "allowed": 0.08, "passed": False,
-            "text": "drift of 'Rust': 0.09; at most 0.08 is allowed"} in told["reasons"]  # fmt: skip
+            "text": "drift of 'Rust': 0.09; at most 0.08 is allowed", "concept": ""} in told["reasons"]  # fmt: skip
 
 
 def test_a_policy_reports_every_problem_at_once(tmp_path: Path) -> None:
