@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -112,8 +113,8 @@ def check_weights(client: MlflowClient, version: RegisteredVersion) -> None:
 def judge(version: RegisteredVersion, store: Store, policy: Policy) -> tuple[Verdict, str]:
     """The verdict of a policy on a version's evidence in the store, and the sha256 of the verdict's own document there.
 
-    It is recorded on the version as tags, each rule with what was measured, and as ``gate.json`` of its run, unless it
-    is what was recorded last.
+    It is recorded on the version as tags, each rule that is not met with what was measured, and as ``gate.json`` of its
+    run, unless it is what was recorded last.
 
     Raises:
         RegistryError: if the evidence is gone, was changed, or is about another adapter.
@@ -133,7 +134,7 @@ def judge(version: RegisteredVersion, store: Store, policy: Policy) -> tuple[Ver
 def _record(version: RegisteredVersion, verdict: Verdict, sha256: str, report: Mapping[str, Any]) -> None:
     """Record a verdict on the version. The tag that marks it as recorded comes last: a killed attempt is repeated."""
     client = connect()
-    rules = {f"{GATE_RULE}{reason.rule}": _as_text(reason) for reason in _worst(verdict)}
+    rules = {f"{GATE_RULE}{reason.rule}": cut_tag(reason.text) for reason in _worst(verdict)}
     tags = {
         **rules, GATE: "passed" if verdict.passed else "refused", GATE_POLICY: verdict.policy.sha256,
         GATE_REASONS: cut_tag("; ".join(verdict.refusals) or "every rule is met"), GATE_VERDICT: sha256,
@@ -141,21 +142,23 @@ def _record(version: RegisteredVersion, verdict: Verdict, sha256: str, report: M
     with asking(f"record the gate's verdict on {version.uri}"):
         client.log_text(version.run_id, json.dumps(report, indent=2, ensure_ascii=False), "gate.json")
         for tag in version.tags:
-            if tag.startswith(GATE_RULE) and tag not in rules:  # of another policy
+            if tag.startswith(GATE_RULE) and tag not in rules:  # not met by another policy, or other figures
                 client.delete_model_version_tag(version.name, str(version.version), tag)
     set_tags(client, version, tags)
 
 
 def _worst(verdict: Verdict) -> list[Reason]:
-    """One reason a rule: of those about several concepts, the one that is nearest to refusing, or refuses."""
+    """One reason for each rule that is not met: what was not measured, else what is furthest off. Those that are met
+    would only hide these, and MLflow is asked twice for each tag."""
+
+    def off(reason: Reason) -> float:
+        return math.inf if reason.measured is None else abs(reason.measured - reason.allowed)
+
     worst: dict[str, Reason] = {}
-    for reason in sorted(verdict.reasons, key=lambda one: (one.passed, one.measured is not None, -(one.measured or 0))):
-        worst.setdefault(reason.rule, reason)
+    for reason in sorted(verdict.reasons, key=off, reverse=True):
+        if not reason.passed:
+            worst.setdefault(reason.rule, reason)
     return list(worst.values())
-
-
-def _as_text(reason: Reason) -> str:
-    return cut_tag(f"{'passed' if reason.passed else 'refused'}: {reason.text}")
 
 
 def set_tags(client: MlflowClient, version: RegisteredVersion, tags: Mapping[str, str]) -> None:

@@ -329,10 +329,7 @@ def test_a_verdict_is_kept_as_tags_and_as_a_document(
     assert (verdict["version"], verdict["passed"]) == (refused.version, False)
     assert len(verdict["reasons"]) == 17
     rules = {tag: value for tag, value in refused.tags.items() if tag.startswith("spare.gate.rule.")}
-    assert rules.pop("spare.gate.rule.min_ua") == f"refused: {refused.tags['spare.gate.reasons']}"
-    assert rules["spare.gate.rule.max_drift"] == "passed: drift of 'Rust': 0.007; at most 0.08 is allowed"
-    assert len(rules) == 13
-    assert {value.partition(":")[0] for value in rules.values()} == {"passed"}
+    assert rules == {"spare.gate.rule.min_ua": refused.tags["spare.gate.reasons"]}, "only what is not met"
 
     place = open_store(str(tmp_path / "store"))
     kept = json.loads(place.read(f"evidence/{refused.tags['spare.gate.verdict']}.json"))
@@ -341,7 +338,7 @@ def test_a_verdict_is_kept_as_tags_and_as_a_document(
     _, sha256 = judge(refused, place, lenient)
     tags = get_version(client, refused.name, refused.version).tags
     assert (tags["spare.gate"], tags["spare.gate.verdict"]) == ("passed", sha256)
-    assert "spare.gate.rule.max_fid_rise" not in tags, "of the policy before"
+    assert "spare.gate.rule.min_ua" not in tags, "of the policy before"
 
 
 def test_the_evidence_is_kept_by_digest(tmp_path: Path, denoiser: UNetDenoiser) -> None:
