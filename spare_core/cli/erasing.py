@@ -157,6 +157,11 @@ def compose(
         for name, one in manifest["withdrawn"].items()
     ]
     lines += _left(manifest)
+    if ways.get("grown_from_rank"):  # earlier releases refused to grow
+        lines.append(
+            f"rank {manifest['settings']['rank']}, it was {ways['grown_from_rank']}: a process that serves a bundle of "
+            "that rank cannot swap this one in; start it anew"
+        )
     concepts = ", ".join(request["concept"] for request in manifest["requests"])
     print_result(manifest, as_json, "\n".join([f"{concepts}:", *lines, f"adapter: {output}"]))
 

@@ -91,7 +91,8 @@ def compose(
     exact = concatenated([part.adapter for part in parts])
     kept, withdrawn = _split(parts, without)
     erasures = Erasures(*map(Erasure.from_dict, kept), bundle=True)
-    request = build_request(model, erasures, _with_rank(parts, settings), None, progress)
+    ranks = [part.manifest["settings"]["rank"] for part in parts if "requests" in part.manifest]
+    request = build_request(model, erasures, with_rank(ranks, len(erasures.names), settings), None, progress)
     settings = request.settings
     for part in parts:
         check_base(part, request.base, model)
@@ -115,7 +116,11 @@ def compose(
         manifest = {
             "requests": kept,
             **{name: joint[name] for name in shared},
-            "composition": {"chosen": chosen.name, "candidates": {one.name: one.as_dict() for one in candidates}},
+            "composition": {
+                "chosen": chosen.name,
+                "grown_from_rank": max(ranks) if ranks and settings.lora_rank > max(ranks) else None,
+                "candidates": {one.name: one.as_dict() for one in candidates},
+            },
             **measured.as_dict(),
             "left": measured.left(settings.failed_above),
             "withdrawn": _withdrawn(work, withdrawn, chosen.adapter),
@@ -177,17 +182,19 @@ def _timed(work: stages.Work, name: str, make: Callable[[], _Made]) -> Candidate
     return Candidate(name, adapter, measured, {**facts, "seconds": round(time.perf_counter() - started, 3)})
 
 
-def _with_rank(parts: Sequence[StoredAdapter], settings: EraseSettings) -> EraseSettings:
-    """``settings`` with the rank of the bundles among the parts: a serving process swaps adapters of equal shapes."""
-    bundles = [(part, part.manifest["settings"]["rank"]) for part in parts if "requests" in part.manifest]
-    if bundles and settings.rank == "auto":
-        settings = dataclasses.replace(settings, rank=bundles[0][1])
-    for part, theirs in bundles:
-        if theirs != settings.rank:
-            raise SettingsError([
-                f"rank is {settings.rank}, but the bundle {part.folder} has {theirs}: an adapter that is swapped for "
-                f"another must have its rank; give --rank {theirs}, or compose from single adapters"
-            ])  # fmt: skip
+def with_rank(ranks: Sequence[int], names: int, settings: EraseSettings) -> EraseSettings:
+    """``settings`` with the rank for so many names of a bundle made from bundles of ``ranks``: the largest of these,
+    since a serving process swaps adapters of equal shapes; one with room for all names, where that has none."""
+    if not ranks:
+        return settings
+    largest = max(ranks)
+    if settings.rank == "auto":
+        return settings.for_names(names) if names > largest else dataclasses.replace(settings, rank=largest)
+    if settings.rank not in ranks:
+        raise SettingsError([
+            f"rank is {settings.rank}, but the bundles among the parts have {', '.join(map(str, sorted({*ranks})))}: "
+            f"an adapter that is swapped for another must have its rank; leave it to auto, or give --rank {largest}"
+        ])  # fmt: skip
     return settings
 
 

@@ -20,7 +20,7 @@ from spare_core.errors import AdapterError, ConceptError, InputError, ModelError
 from spare_core.method.residual import Measurement
 from spare_core.method.settings import EraseSettings
 from spare_core.runs import compose as module
-from spare_core.runs.compose import Candidate, best, compose, freed_adapter
+from spare_core.runs.compose import Candidate, best, compose, freed_adapter, with_rank
 from spare_core.runs.erase import erase
 from tests.adapters.test_algebra import random_adapter, still
 
@@ -232,18 +232,31 @@ def test_what_does_not_go_together_is_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bundle_of_another_rank_is_refused(
+def test_a_bundle_keeps_the_rank_of_those_it_is_made_from(
     composed: tuple[Path, dict[str, Any]], sd1_dir: Path, parts: dict[str, Path], tmp_path: Path
 ) -> None:
     """Single adapters of any rank may join."""
     settings = EraseSettings.from_mapping({**SETTINGS.as_dict(), "rank": 4})
-    with pytest.raises(SettingsError, match=r"rank is 4, but the bundle .* has 3.*give --rank 3"):
+    with pytest.raises(SettingsError, match=r"rank is 4, but the bundles .* have 3.*give --rank 3"):
         compose(str(sd1_dir), [composed[0]], tmp_path / "out", settings)
     chosen = EraseSettings.from_mapping({**SETTINGS.as_dict(), "rank": "auto"})
     again = compose(str(sd1_dir), [composed[0]], tmp_path / "again", chosen)
     assert again["settings"]["rank"] == 3
     wider = compose(str(sd1_dir), [parts["neon"], parts["cat"]], tmp_path / "out", settings)
     assert {one["rank"] for one in wider["composition"]["candidates"].values()} == {6, 4}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "names", "given", "rank"),
+    [
+        ([], 12, "auto", "auto"), ([3], 3, "auto", 3), ([3], 4, "auto", 8), ([16, 104], 100, "auto", 104),
+        ([16, 104], 105, "auto", 112), ([16, 104], 12, 16, 16), ([], 12, 40, 40),
+    ],
+)  # fmt: skip
+def test_a_bundle_of_several_has_the_largest_rank_and_grows_where_that_has_no_room(
+    ranks: list[int], names: int, given: Any, rank: Any
+) -> None:
+    assert with_rank(ranks, names, EraseSettings(rank=given)).rank == rank
 
 
 def test_a_folder_that_holds_something_is_left_alone(sd1_dir: Path, parts: dict[str, Path], tmp_path: Path) -> None:
