@@ -94,7 +94,7 @@ def test_p_is_a_distribution_above_its_floor(gap: Tensor, gamma: float, floor: f
 @given(gaps, st.floats(0.1, 4.0))
 def test_a_larger_gap_is_never_less_likely(gap: Tensor, gamma: float) -> None:
     ordered = gap_probabilities(gap.sort().values, gamma, 0.1)
-    assert (ordered.diff() >= 0).all()
+    assert (ordered.diff() >= -1e-12).all(), "but for rounding"
 
 
 def test_without_any_gap_p_is_uniform() -> None:
