@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from spare_core.concepts.concept import Erasure, bare_name, bare_words, normalise
+from spare_core.concepts.concept import Erasure, alike, bare_name, bare_words, normalise
 from spare_core.errors import AdapterError, ConceptError
 
 _TITLE: Final = 8
@@ -176,6 +177,17 @@ class Erasures:
 
     def _erasing(self, name: str) -> Erasure | None:
         return self._by_name.get(normalise(name)) or self._by_bare_name.get(bare_name(name))
+
+
+def keeping(stay: Sequence[Erasure], gone: Sequence[Erasure]) -> list[Erasure]:
+    """The erasures that ``stay``, which from now on keep what those that are ``gone`` erased in the same frame: what
+    was given back must be drawn again, beside whatever is erased around it."""
+    kept = []
+    for part in stay:
+        back = [name for other in gone if Erasures.frame(other) == Erasures.frame(part) for name in other.names]
+        new = [name for name in back if not any(alike(name, own) for own in (*part.names, *part.keep))]
+        kept.append(dataclasses.replace(part, keep=(*part.keep, *new)))
+    return kept
 
 
 def title_of(concepts: Sequence[str]) -> str:

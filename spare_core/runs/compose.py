@@ -25,7 +25,7 @@ from spare_core.adapters.layer_mask import LayerMask, Masks
 from spare_core.adapters.low_rank import Adapter, LowRankUpdate
 from spare_core.adapters.manifest import MANIFEST, read_manifest
 from spare_core.concepts.concept import Erasure
-from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.erasures import Erasures, keeping
 from spare_core.errors import ConceptError, SettingsError
 from spare_core.method.distill import distill
 from spare_core.method.probes import draw_held_out
@@ -132,11 +132,15 @@ def compose(
 
 
 def best(candidates: Sequence[Candidate], settings: EraseSettings) -> Candidate:
-    """The one whose worst residual is least; where that is low enough, the one that drifts least."""
-    return min(
-        candidates,
-        key=lambda one: (max(settings.enough_residual, one.measured.worst_residual), one.measured.mean_drift),
-    )
+    """The one whose worst residual is least; where that is low enough, the one that drifts least. Of a list so long
+    that each name is asked about once, the one that costs least: the worst of a hundred single answers is chance."""
+
+    def worth(one: Candidate) -> tuple[float, float]:
+        if len(one.measured.residuals) > settings.heldout:
+            return one.measured.cost(settings.drift_price), 0.0
+        return max(settings.enough_residual, one.measured.worst_residual), one.measured.mean_drift
+
+    return min(candidates, key=worth)
 
 
 def ways(work: stages.Work, folder: Path, exact: Adapter | None) -> list[Candidate]:
@@ -199,17 +203,17 @@ def with_rank(ranks: Sequence[int], names: int, settings: EraseSettings) -> Eras
 
 
 def _split(parts: Sequence[StoredAdapter], without: Sequence[str]) -> tuple[list[dict[str, Any]], list[Erasure]]:
-    """The requests that stay, each with the sha256 of the adapter that it came from, and the erasures that go."""
+    """The requests that stay, each with the sha256 of the adapter that it came from, and the erasures that go, which
+    the others keep from now on."""
     erasures = Erasures.of(*(part.manifest for part in parts))
     going = erasures.named(without)
     if len(going) == len(erasures):
         raise ConceptError("nothing would be left to erase; take the adapter off the model instead")
-    rows = [
-        {**Erasure.from_dict(row).as_dict(), "adapter": row.get("adapter", part.sha256)}
-        for part in parts
-        for row in part.manifest.get("requests", [part.manifest])
-    ]
-    return [row for row in rows if Erasure.from_dict(row) not in going], going
+    rows = [(row, part.sha256) for part in parts for row in part.manifest.get("requests", [part.manifest])]
+    came_from = [row.get("adapter", sha256) for row, sha256 in rows]
+    staying = [i for i, (row, _) in enumerate(rows) if Erasure.from_dict(row) not in going]
+    stay = keeping([Erasure.from_dict(rows[i][0]) for i in staying], going)
+    return [{**one.as_dict(), "adapter": came_from[i]} for i, one in zip(staying, stay, strict=True)], going
 
 
 def _withdrawn(work: stages.Work, erasures: Sequence[Erasure], adapter: Adapter) -> dict[str, Any]:

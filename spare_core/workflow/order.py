@@ -17,7 +17,7 @@ from spare_core import built_in
 from spare_core.adapters.manifest import versions
 from spare_core.checks import Collected
 from spare_core.concepts.concept import KINDS, Erasure
-from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.erasures import Erasures, keeping
 from spare_core.concepts.lists import build_erasure, build_erasures, check_kept
 from spare_core.errors import ConceptError, InputError, SettingsError
 from spare_core.evaluation.gate import Policy
@@ -192,7 +192,7 @@ def _bundle(given: Mapping[str, Any], champion: Champion | None) -> Erasures:
     going = Erasures(*old).named(given["without"]) if old else []
     new = tuple(build_erasures(given["model"], given["requests"])) if given["requests"] else ()
     stay = [one for one in old if one not in going and one not in new]
-    erasures = Erasures(*stay, *new, bundle=True)
+    erasures = Erasures(*keeping(stay, going), *new, bundle=True)
     check_kept(given["requests"], erasures)
     return erasures
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spare_core.concepts.concept import Erasure
-from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.erasures import Erasures, keeping
 from spare_core.errors import ConceptError
 
 
@@ -31,6 +31,15 @@ def test_what_another_erases_is_not_kept() -> None:
     erasures = Erasures(style("A", "S", "B", "K"), style("B", "S", "A", "L"))
     (frame,) = erasures.frames
     assert erasures.retained(frame) == ("S", "K", "L")
+
+
+def test_what_is_given_back_is_kept_by_what_stays_in_its_frame() -> None:
+    rust = Erasure("Rust", "Photo", "style", ("Ink",), "{concept}", (), ("Rusty",))
+    cat = Erasure("cat", "dog", "object", (), "a {concept}", ())
+    stay = [style("Ink", "Photo"), style("Neon", "Photo", "Rusts"), cat]
+    kept = keeping(stay, [rust])
+    assert [part.keep for part in kept] == [("Rust", "Rusty"), ("Rusts", "Rusty"), ()]
+    assert keeping(kept, [rust]) == kept, "once"
 
 
 def test_articles_and_plurals_are_no_way_round_an_erasure() -> None:

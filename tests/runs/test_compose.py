@@ -180,6 +180,14 @@ def test_the_best_way_leaves_least_of_the_worst_and_then_drifts_least(
     assert found.name == expected
 
 
+def test_of_a_long_list_the_way_that_costs_least_is_taken() -> None:
+    """The worst of single trajectories is chance."""
+    settings = EraseSettings(heldout=3)
+    spiked, drifting = candidate("joint", (0.1, 0.1, 0.1, 0.9), 0.01), candidate("refined", (0.3,) * 4, 0.5)
+    assert best([spiked, drifting], settings).name == "joint"
+    assert best([spiked, drifting], EraseSettings(heldout=4)).name == "refined"
+
+
 def test_training_goes_on_from_the_very_change_and_may_use_all_that_moves() -> None:
     adapter = random_adapter(0)
     whole = {
