@@ -10,9 +10,10 @@ keys, and k~ from a kept one by the new keys, it minimises
 
     mean ||D x - W_v (t - x)||^2  +  ridge * (sum over kept concepts of mean ||D k~ - W_v (k - k~)||^2 + ...)
 
-which is the regression of :mod:`spare_core.method.solve` with other vectors. Tokens that say the same at several places
-count once, those that nothing looks at not at all, and what the new keys shift is made up for. So a hundred names fit
-into a width of 256, where token by token they do not (docs/failures.md).
+(of several concepts each in units of its mean ||t - x||^2, so that as much is left of each), which is the regression of
+:mod:`spare_core.method.solve` with other vectors. Tokens that say the same at several places count once, those that
+nothing looks at not at all, and what the new keys shift is made up for. So a hundred names fit into a width of 256,
+where token by token they do not (docs/failures.md).
 
 The queries are the frozen model's own, on the states of kept trajectories in the bank: the surrogate's are what an
 erased model passes through.
@@ -32,7 +33,7 @@ from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.prompts import NULL, PromptPlan, Purpose
 from spare_core.method.bank import Bank
 from spare_core.method.settings import EraseSettings
-from spare_core.method.solve import Encoder, Moments, elsewhere_count, prior_weight
+from spare_core.method.solve import Encoder, Moments, elsewhere_count, kept_weight, prior_weight
 from spare_core.models.denoiser import Denoiser, TextAttention
 from spare_core.streams import stream
 
@@ -42,6 +43,9 @@ _STATES: Final = 4
 """States of each of the bank's kept trajectories, evenly spread."""
 _CONTEXTS: Final = 18
 """Most contexts of a concept that are gathered from, of the given ones and of those of the vocabulary each."""
+_MOST_ALIKE: Final = 4.0
+"""A concept counts at most so many times what one at the mean distance from its surrogate counts: a name that means the
+same to the model as its surrogate must not count without bounds."""
 _TEXTS: Final = 8
 """Generic texts that each state's queries are put to."""
 
@@ -62,12 +66,13 @@ class Asked(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """Token embeddings ``(N, L, D)``: of each erased concept ``pairs`` of its prompts and the surrogate's, with the
-    surrogate and a weight; of each kept one its name and prompts; of generic texts, which count ``generic_weight``
-    together; of the empty prompt."""
+    """Token embeddings ``(N, L, D)``: of each erased concept its surrogate and ``pairs`` of its prompts and the
+    surrogate's, one or two that count the same; of each kept one, which counts ``kept_weight``, its name and prompts;
+    of generic texts, which count ``generic_weight`` together; of the empty prompt."""
 
-    pairs: list[tuple[str, float, Tensor, Tensor]]
+    pairs: list[tuple[str, list[tuple[Tensor, Tensor]]]]
     kept: list[tuple[str, Tensor]]
+    kept_weight: float
     generic: Tensor
     generic_weight: float
     empty: Tensor
@@ -131,11 +136,13 @@ def encode_texts(encoder: Encoder, erasures: Erasures, settings: EraseSettings, 
 
     pairs = []
     for part in erasures:
-        halves = [both for both in (plan.pairs(part), plan.pairs_elsewhere(part, elsewhere_count(erasures))) if both]
-        for both in halves:
-            sides = zip(*some(both, part.concept), strict=True)
-            concept, surrogate = (encoder([plan.text(prompt) for prompt in side]) for side in sides)
-            pairs.append((erasures.surrogate(part.concept), 1 / len(halves), concept, surrogate))
+        halves = []
+        for both in (plan.pairs(part), plan.pairs_elsewhere(part, elsewhere_count(erasures))):
+            if both:
+                sides = zip(*some(both, part.concept), strict=True)
+                concept, surrogate = (encoder([plan.text(prompt) for prompt in side]) for side in sides)
+                halves.append((concept, surrogate))
+        pairs.append((erasures.surrogate(part.concept), halves))
     kept = [
         (prompts[0].name, encoder([plan.text(prompt) for prompt in some(prompts, prompts[0].name)]))
         for prompts in plan.kept()
@@ -143,7 +150,7 @@ def encode_texts(encoder: Encoder, erasures: Erasures, settings: EraseSettings, 
     empty = encoder([NULL])
     texts = training.generic(min(_TEXTS * states, settings.prior_texts)) if settings.prior_weight else []
     generic = encoder([training.text(text) for text in texts]) if texts else empty[:0]
-    return Texts(pairs, kept, generic, prior_weight(erasures, settings), empty)
+    return Texts(pairs, kept, kept_weight(erasures), generic, prior_weight(erasures, settings), empty)
 
 
 @torch.no_grad()
@@ -192,8 +199,18 @@ def _of_layer(
         """Queries on the states that ``name`` drives; on all, where none is in the bank."""
         return queries.own[states.get(name, rest)]
 
-    own, overwritten = moments((weight, of(name), concept, other) for name, weight, concept, other in texts.pairs)
-    kept = [(1.0, of(name), prompts, prompts) for name, prompts in texts.kept]
+    def gap(name: str, halves: Sequence[tuple[Tensor, Tensor]]) -> float:
+        """Mean ||t - x||^2 of a concept, to the frozen keys."""
+        apart = [gather(one, of(name), x, frozen(x)) - gather(one, of(name), t, frozen(t)) for x, t in halves]
+        return sum(float(each.square().sum(dim=1).mean()) for each in apart) / len(apart)
+
+    counts = alike_weights([gap(name, halves) for name, halves in texts.pairs])
+    own, overwritten = moments(
+        (count / len(halves), of(name), concept, surrogate)
+        for count, (name, halves) in zip(counts, texts.pairs, strict=True)
+        for concept, surrogate in halves
+    )
+    kept = [(texts.kept_weight, of(name), prompts, prompts) for name, prompts in texts.kept]
     kept.append((1.0, queries.empty, texts.empty, texts.empty))
     if len(texts.generic):
         turns = torch.arange(_TEXTS * len(names)) % len(texts.generic)
@@ -201,6 +218,14 @@ def _of_layer(
             some = texts.generic[turn]
             kept.append((texts.generic_weight / len(names), queries.own[[state]], some, some))
     return Moments(own, overwritten, *moments(kept))
+
+
+def alike_weights(gaps: Sequence[float]) -> list[float]:
+    """What each of several concepts counts, 1 in the mean, for as much to be left of one as of another, as shares of
+    their ``gaps``: a concept that lies near its surrogate would else be hardly overwritten, beside others."""
+    mean = sum(gaps) / len(gaps)
+    weights = [min(max(mean / gap, 1 / _MOST_ALIKE), _MOST_ALIKE) if gap else 1.0 for gap in gaps]
+    return [weight * len(weights) / sum(weights) for weight in weights]
 
 
 def gather(one: TextAttention, queries: Tensor, prompts: Tensor, keys: Tensor) -> Tensor:

@@ -109,8 +109,9 @@ def prompt_moments(
             x, t = x.flatten(0, 1), t.gather(1, places[..., None].expand_as(t)).flatten(0, 1)
             count = len(halves) * len(x)
             own, shift = own + x.T @ x / count, shift + (t - x).T @ x / count
+    weight = kept_weight(erasures)
     for prompts in plan.kept():
-        retained = retained + moment([plan.text(prompt) for prompt in prompts])
+        retained = retained + weight * moment([plan.text(prompt) for prompt in prompts])
     return Moments(own, shift, retained)
 
 
@@ -120,10 +121,15 @@ def scale(erasures: Erasures) -> float:
     return float(len(erasures.names) ** 0.5)
 
 
+def kept_weight(erasures: Erasures) -> float:
+    """What a concept counts that is kept by name: in a list less, whose ridge is larger than such a name needs."""
+    return float(scale(erasures) ** -0.25)
+
+
 def prior_weight(erasures: Erasures, settings: EraseSettings) -> float:
     """What generic texts count together, in kept concepts: more in a list, which has more of what nobody named to
     spare. Not as fast as the ridge, or too much of a hundred names is left (docs/failures.md)."""
-    return float(settings.prior_weight * scale(erasures) ** 0.75)
+    return float(settings.prior_weight * scale(erasures) ** 0.875)
 
 
 def elsewhere_count(erasures: Erasures) -> int:

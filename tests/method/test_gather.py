@@ -12,7 +12,7 @@ from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
 from spare_core.method.bank import fill_bank
-from spare_core.method.gather import Asked, Queries, Texts, ask, encode_texts, gather, gathered_moments
+from spare_core.method.gather import Asked, Queries, Texts, alike_weights, ask, encode_texts, gather, gathered_moments
 from spare_core.method.settings import EraseSettings
 from spare_core.method.solve import Encoder
 from spare_core.models.unet import UNetDenoiser
@@ -82,7 +82,7 @@ def test_moments_are_of_what_is_gathered_on_the_surrogates_states(denoiser: UNet
     queries = {name: Queries(random(3, 2, size), random(3, 2, size)) for name, size in sizes.items()}
     asked = Asked(queries, ["Photo", "Rust", "Photo"])
     concept, surrogate, rust, generic, empty = (random(2, 5, width) for _ in range(5))
-    texts = Texts([("Photo", 1.0, concept, surrogate)], [("Rust", rust)], generic, 2.0, empty)
+    texts = Texts([("Photo", [(concept, surrogate)])], [("Rust", rust)], 0.5, generic, 2.0, empty)
     found = gathered_moments(denoiser, asked, texts, adapter)[one.value]
     own, under_empty = queries[one.value]
 
@@ -92,7 +92,7 @@ def test_moments_are_of_what_is_gathered_on_the_surrogates_states(denoiser: UNet
 
     with torch.no_grad():
         x, t = gathered(own[[0, 2]], concept, True), gathered(own[[0, 2]], surrogate, False)
-        sides = [(1.0, own[[1]], rust), (1.0, under_empty, empty), *((2.0 / 3, own[[i]], generic) for i in range(3))]
+        sides = [(0.5, own[[1]], rust), (1.0, under_empty, empty), *((2.0 / 3, own[[i]], generic) for i in range(3))]
         kept = [(w, gathered(asking, k, True), gathered(asking, k, False)) for w, asking, k in sides]
     expected = {
         "concept": x.T @ x / len(x),
@@ -106,8 +106,8 @@ def test_moments_are_of_what_is_gathered_on_the_surrogates_states(denoiser: UNet
 
 def test_texts_are_of_the_purpose_half_of_them_in_contexts_of_the_vocabulary(denoiser: UNetDenoiser) -> None:
     texts = encode_texts(Encoder(denoiser), ERASURES, SETTINGS, "train", 2)
-    assert [(name, weight, len(x), len(t)) for name, weight, x, t in texts.pairs] == [
-        ("Photo", 0.5, 2, 2), ("Photo", 0.5, 18, 18)
+    assert [(name, [(len(x), len(t)) for x, t in halves]) for name, halves in texts.pairs] == [
+        ("Photo", [(2, 2), (18, 18)])
     ]  # fmt: skip
     assert [(name, len(k)) for name, k in texts.kept] == [("Photo", 2), ("Rust", 2), ("Winter", 2)]
     assert (len(texts.generic), texts.generic_weight, len(texts.empty)) == (16, 2.0, 1)
@@ -115,6 +115,16 @@ def test_texts_are_of_the_purpose_half_of_them_in_contexts_of_the_vocabulary(den
     assert len(further.generic) == 20, "no more than there are"
     assert torch.equal(further.generic[:16], texts.generic), "for every purpose the same"
     four = Erasures(ERASURE, *(dataclasses.replace(ERASURE, concept=name) for name in ("Ink", "Oil", "Lino")))
-    assert encode_texts(Encoder(denoiser), four, SETTINGS, "train", 2).generic_weight == pytest.approx(2.0 * 4**0.375)
+    listed = encode_texts(Encoder(denoiser), four, SETTINGS, "train", 2)
+    assert (texts.kept_weight, texts.generic_weight) == (1.0, 2.0)
+    assert (listed.kept_weight, listed.generic_weight) == (pytest.approx(4**-0.125), pytest.approx(2.0 * 4**0.4375))
     none = encode_texts(Encoder(denoiser), ERASURES, dataclasses.replace(SETTINGS, prior_weight=0.0), "train", 2)
     assert len(none.generic) == 0
+
+
+def test_of_each_concept_as_much_is_left_however_near_its_surrogate_lies() -> None:
+    assert alike_weights([0.3]) == [1.0]
+    assert alike_weights([1.0, 2.0]) == pytest.approx([4 / 3, 2 / 3])
+    weights = alike_weights([1e-9, 1.0, 1.0, 0.0])
+    assert weights[0] == pytest.approx(4 * weights[3]), "not without bounds"
+    assert sum(weights) == pytest.approx(4)
