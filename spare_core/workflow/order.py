@@ -185,14 +185,20 @@ def _with_rank(settings: EraseSettings, erasures: Erasures, champion: Champion |
 
 def _bundle(given: Mapping[str, Any], champion: Champion | None) -> Erasures:
     """What a bundle erases: of the champion's, if it grows, all but what is withdrawn; and what is asked for now. The
-    same asked again is one request."""
+    same asked again is one request, which keeps what either does."""
     old = tuple(Erasures.of(champion.manifest)) if champion and given["grow"] else ()
     if given["without"] and not old:
         raise ConceptError(f"without names {given['without'][0]!r}, but there is no champion to take it out of")
     going = Erasures(*old).named(given["without"]) if old else []
     new = tuple(build_erasures(given["model"], given["requests"])) if given["requests"] else ()
-    stay = [one for one in old if one not in going and one not in new]
-    erasures = Erasures(*keeping(stay, going), *new, bundle=True)
+    there = {dataclasses.replace(one, keep=()): one.keep for one in old if one not in going}
+    asked = [dataclasses.replace(one, keep=()) for one in new]
+    stay = [dataclasses.replace(bare, keep=keep) for bare, keep in there.items() if bare not in asked]
+    again = [
+        dataclasses.replace(one, keep=tuple(dict.fromkeys((*there.get(bare, ()), *one.keep))))
+        for one, bare in zip(new, asked, strict=True)
+    ]
+    erasures = Erasures(*keeping([*stay, *again], going), bundle=True)
     check_kept(given["requests"], erasures)
     return erasures
 

@@ -158,10 +158,11 @@ def test_a_bundle_grows_from_the_champion_and_shrinks() -> None:
     assert erased(grown) == ["Neon Lines", "Rust", "Cat"]
     assert (grown.champion, grown.evidence) == (3, "e" * 64)
     assert erased(bundled(there, requests=[], without=["neon lines"])) == ["Cat"]
-    (left,) = bundled(
-        champion(("Rust", "Photo"), ("Winter", "Photo")), requests=[], without=["winter"]
-    ).request.erasures
+    two = champion(("Rust", "Photo"), ("Winter", "Photo"))
+    (left,) = bundled(two, requests=[], without=["winter"]).request.erasures
     assert "Winter" in left.keep, "what was given back must be drawn again"
+    (again,) = bundled(two, requests=[{"concept": "Rust", "surrogate": "Photo"}], without=["winter"]).request.erasures
+    assert "Winter" in again.keep, "also where what stays is asked for again"
     changed = bundled(there, requests=[{"concept": "Cat", "surrogate": "Bear"}], without=["Cat"])
     assert [one.surrogate for one in changed.request.erasures] == ["Photo", "Bear"]
     alone = bundled(there, grow=False)
