@@ -204,7 +204,8 @@ def _of_layer(
         apart = [gather(one, of(name), x, frozen(x)) - gather(one, of(name), t, frozen(t)) for x, t in halves]
         return sum(float(each.square().sum(dim=1).mean()) for each in apart) / len(apart)
 
-    counts = alike_weights([gap(name, halves) for name, halves in texts.pairs])
+    # Of a single concept there is nothing to weigh, and a gap costs as much as its moments.
+    counts = alike_weights([gap(name, halves) for name, halves in texts.pairs]) if len(texts.pairs) > 1 else [1.0]
     own, overwritten = moments(
         (count / len(halves), of(name), concept, surrogate)
         for count, (name, halves) in zip(counts, texts.pairs, strict=True)

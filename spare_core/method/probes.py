@@ -85,7 +85,7 @@ def draw_held_out(
     Raises:
         InputError: if concept and surrogate are the same to the frozen model.
     """
-    many = asked_once(erasures, settings)
+    many = asked_once(len(erasures.names), settings)
     contexts: Purpose = "solve" if many and purpose == "choose" else purpose
     plan = PromptPlan(erasures, settings.seed, contexts, denoiser.words())
     steps, states = settings.example_steps, max(1, settings.example_steps // 2)
@@ -147,9 +147,9 @@ def draw_held_out(
     )
 
 
-def asked_once(erasures: Erasures, settings: EraseSettings) -> bool:
-    """Whether these are so many that each is asked about on one trajectory."""
-    return len(erasures.names) > settings.heldout
+def asked_once(names: int, settings: EraseSettings) -> bool:
+    """Whether so many names are a long list, each of which is asked about on one trajectory."""
+    return names > settings.heldout
 
 
 def draw_again(denoiser: Denoiser, erasures: Erasures, settings: EraseSettings, names: Collection[str]) -> HeldOut:

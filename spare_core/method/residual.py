@@ -137,7 +137,7 @@ def look_again(
     its own in place of the first one's single one: of a hundred names that are gone from pictures, five measure more
     than a half on one trajectory. Where a quarter seems to be left, the list is what is wrong."""
     left = measured.left(settings.failed_above)
-    if not left or not asked_once(erasures, settings) or 4 * len(left) > len(measured.residuals):
+    if not left or not asked_once(len(erasures.names), settings) or 4 * len(left) > len(measured.residuals):
         return measured
     again = Meter(denoiser, draw_again(denoiser, erasures, settings, left)).residuals(adapter)
     return dataclasses.replace(measured, residuals=measured.residuals | again)

@@ -28,7 +28,7 @@ from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures, keeping
 from spare_core.errors import ConceptError, SettingsError
 from spare_core.method.distill import distill
-from spare_core.method.probes import draw_held_out
+from spare_core.method.probes import asked_once, draw_held_out
 from spare_core.method.rate import begin_from
 from spare_core.method.residual import Measurement, Meter
 from spare_core.method.settings import EraseSettings
@@ -136,7 +136,7 @@ def best(candidates: Sequence[Candidate], settings: EraseSettings) -> Candidate:
     that each name is asked about once, the one that costs least: the worst of a hundred single answers is chance."""
 
     def worth(one: Candidate) -> tuple[float, float]:
-        if len(one.measured.residuals) > settings.heldout:
+        if asked_once(len(one.measured.residuals), settings):
             return one.measured.cost(settings.drift_price), 0.0
         return max(settings.enough_residual, one.measured.worst_residual), one.measured.mean_drift
 
@@ -209,11 +209,14 @@ def _split(parts: Sequence[StoredAdapter], without: Sequence[str]) -> tuple[list
     going = erasures.named(without)
     if len(going) == len(erasures):
         raise ConceptError("nothing would be left to erase; take the adapter off the model instead")
-    rows = [(row, part.sha256) for part in parts for row in part.manifest.get("requests", [part.manifest])]
-    came_from = [row.get("adapter", sha256) for row, sha256 in rows]
-    staying = [i for i, (row, _) in enumerate(rows) if Erasure.from_dict(row) not in going]
-    stay = keeping([Erasure.from_dict(rows[i][0]) for i in staying], going)
-    return [{**one.as_dict(), "adapter": came_from[i]} for i, one in zip(staying, stay, strict=True)], going
+    rows = [
+        (Erasure.from_dict(row), row.get("adapter", part.sha256))
+        for part in parts
+        for row in part.manifest.get("requests", [part.manifest])
+    ]
+    staying = [(one, origin) for one, origin in rows if one not in going]
+    stay = keeping([one for one, _ in staying], going)
+    return [{**one.as_dict(), "adapter": origin} for one, (_, origin) in zip(stay, staying, strict=True)], going
 
 
 def _withdrawn(work: stages.Work, erasures: Sequence[Erasure], adapter: Adapter) -> dict[str, Any]:

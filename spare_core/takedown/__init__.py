@@ -38,7 +38,6 @@ def keep_leases(order: Order) -> Iterator[None]:
         with renewed(ledger, order.held, run_id, order.lease_minutes):
             yield
     except GateRefused as error:
-        ledger.catch_up()
         refuse(ledger, run_id, error)
         raise
 
