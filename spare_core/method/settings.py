@@ -163,7 +163,7 @@ class EraseSettings:
     )
     heldout: int = _setting(8, "further trajectories that only measure, each side, at least one a concept", 1, 100_000)
     example_steps: int = _setting(8, "sampler steps, and so states, of a trajectory", 1, 999)
-    guidance: float = _setting(4.0, "guidance scale of the trajectories", 0.0, 100.0)
+    guidance: float = _setting(4.0, "guidance scale of the trajectories; up to 1: none, as in diffusers", 0.0, 100.0)
     resolution: int = _setting(0, "side of the sampled pictures in pixels; 0: the model's own", 0, 8192)
     # The machine
     seed: int = _setting(0, "seed of all chance", 0, 2**31 - 1)

@@ -53,6 +53,8 @@ def sample_trajectories(
     """Drive one trajectory for each of ``queries``, by deterministic DDIM of ``steps`` steps, from noise at the last
     timestep, where every sampler starts.
 
+    ``guidance`` is a pipeline's: at 1 or below the prompt alone drives, as diffusers has it.
+
     Each takes its other timesteps from equal parts of the noise schedule, displaced differently from the others', so
     that together they cover it. ``kept`` states of each are kept, evenly spread (:func:`kept_steps`); 0: all. Only at
     these the whole query is asked.
@@ -120,19 +122,21 @@ def _drive(
     """N trajectories at once, from ``start`` ``(N, C, H, W)`` through ``timesteps`` ``(N, S)``, the whole query at the
     steps that ``asked`` ``(N, S)`` marks."""
     after = torch.cat([timesteps[:, 1:], torch.full((len(queries), 1), -1)], dim=1)
-    noisy = start
+    noisy, guided = start, guidance > 1
     passed: list[list[tuple[Tensor, Tensor]]] = [[] for _ in queries]
     for now, following, whole in zip(timesteps.unbind(1), after.unbind(1), asked.unbind(1), strict=True):
-        rows = [_distinct(one, all_) for one, all_ in zip(queries, whole.tolist(), strict=True)]
+        rows = [_distinct(one, all_, guided) for one, all_ in zip(queries, whole.tolist(), strict=True)]
         counts = [len(some) for some in rows]
         owner = torch.arange(len(queries)).repeat_interleave(torch.tensor(counts))
         found = predict_rows(denoiser, table, noisy[owner], now[owner], torch.tensor(list(chain(*rows))))
         answers = [dict(zip(some, part, strict=True)) for some, part in zip(rows, found.split(counts), strict=True)]
         for i in whole.nonzero().flatten().tolist():
             passed[i].append((noisy[i], torch.stack([answers[i][row] for row in queries[i].rows])))
-        driver = torch.stack([answers[i][one.rows[one.driver]] for i, one in enumerate(queries)])
-        empty = torch.stack([answers[i][one.rows[one.empty]] for i, one in enumerate(queries)])
-        noisy = denoiser.denoise(noisy, empty + guidance * (driver - empty), now, following)
+        driven = torch.stack([answers[i][one.rows[one.driver]] for i, one in enumerate(queries)])
+        if guided:
+            empty = torch.stack([answers[i][one.rows[one.empty]] for i, one in enumerate(queries)])
+            driven = empty + guidance * (driven - empty)
+        noisy = denoiser.denoise(noisy, driven, now, following)
     return [
         Trajectory(
             one,
@@ -145,9 +149,10 @@ def _drive(
     ]
 
 
-def _distinct(query: Query, whole: bool) -> list[int]:
+def _distinct(query: Query, whole: bool, guided: bool) -> list[int]:
     """The rows to ask, each once: all, or those that drive."""
-    return list(dict.fromkeys(query.rows if whole else (query.rows[query.driver], query.rows[query.empty])))
+    drive = (query.rows[query.driver], query.rows[query.empty])
+    return list(dict.fromkeys(query.rows if whole else drive if guided else drive[:1]))
 
 
 @torch.no_grad()

@@ -26,9 +26,11 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("kind", ["sd1_dir", "sd2_dir", "sdxl_dir"])
+@pytest.mark.parametrize(
+    ("kind", "guidance"), [("sd1_dir", 3.0), ("sd2_dir", 3.0), ("sdxl_dir", 3.0), ("sd1_dir", 0.0)]
+)
 def test_it_ends_where_diffusers_sampler_ends(
-    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    kind: str, guidance: float, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the scheduler's own timesteps, under the same guidance, from the same noise; extra prompts or not."""
     folder: Path = request.getfixturevalue(kind)
@@ -36,12 +38,12 @@ def test_it_ends_where_diffusers_sampler_ends(
     prompts = ["a cat in Neon", "a cat in Photo", ""]
     seeds, steps = [3, 4], 4
     noise = [torch.randn(1, *denoiser.latent_shape(), generator=seeded(seed)) for seed in seeds]
-    expected = denoiser.generate(prompts[:2], seeds, steps, guidance=3.0)
+    expected = denoiser.generate(prompts[:2], seeds, steps, guidance)
     denoiser.scheduler.set_timesteps(steps)
     monkeypatch.setattr(trajectories, "path_timesteps", lambda count, *_: denoiser.scheduler.timesteps.repeat(count, 1))
     monkeypatch.setattr(trajectories.torch, "randn", lambda *_, **__: torch.cat(noise))
     asked = [Query((0, 1, 2), driver=0, empty=2), Query((1, 2), driver=0, empty=1)]
-    found = sample_trajectories(denoiser, denoiser.encode_prompts(prompts), asked, steps, 3.0, seeded())
+    found = sample_trajectories(denoiser, denoiser.encode_prompts(prompts), asked, steps, guidance, seeded())
     torch.testing.assert_close(torch.stack([one.latents for one in found]), expected, rtol=1e-3, atol=1e-4)
 
 
@@ -118,6 +120,13 @@ def test_what_is_kept_is_what_was_passed_and_only_there_all_is_asked() -> None:
         torch.testing.assert_close(part.latents, full.latents)
     assert sum(len(call.noisy) for call in whole.calls) == 4 * 4 * 3
     assert sum(len(call.noisy) for call in half.calls) == 4 * (4 * 2 + 2)
+
+
+def test_without_guidance_the_empty_prompt_is_asked_only_where_all_is() -> None:
+    toy = ToyDenoiser(timed=True)
+    asked = [Query((CONCEPT, SURROGATE, NULL_ROW), i % 2, 2) for i in range(4)]
+    sample_trajectories(toy, TABLE, asked, 4, 1.0, seeded(), kept=2)
+    assert sum(len(call.noisy) for call in toy.calls) == 4 * (3 * 2 + 2)
 
 
 def test_answers_that_are_not_finite_stop_the_sampling() -> None:
