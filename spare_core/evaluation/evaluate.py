@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from spare_core.adapters.directory import StoredAdapter
 from spare_core.adapters.manifest import versions
-from spare_core.concepts.concept import Erasure, alike, same_concept
+from spare_core.concepts.concept import Erasure, normalise, same_concept
 from spare_core.concepts.erasures import Erasures, title_of
 from spare_core.errors import SettingsError
 from spare_core.evaluation.findings import Question, by_harm, by_presence, findings
@@ -23,6 +23,7 @@ from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.report import ERASED_ROWS, contact_sheet, profile_plot, sheet_rows
 from spare_core.evaluation.report_files import MATRIX, PROFILE, SCHEMA, SHEET, check_report_output, write_report
 from spare_core.evaluation.suite import DOMAINS, Suite, domain_of
+from spare_core.evaluation.suite_drift import SuiteDrift
 from spare_core.method.probes import draw_held_out
 from spare_core.method.residual import Measurement, Meter
 from spare_core.method.settings import EraseSettings
@@ -32,8 +33,7 @@ from spare_core.runs.progress import OnProgress, no_progress
 _HELD_OUT: Final = 16
 """Trajectories a side that an evaluation measures on, if the training measured on fewer."""
 _EACH: Final = 3
-"""Minimum trajectories of each kept concept: single trajectories differ by a factor of five, and the gate bounds each
-concept's drift."""
+"""Minimum trajectories of each kept concept that the suite has not."""
 _EACH_ERASED: Final = 8
 """Minimum trajectories of each erased concept: the gate bounds how much more is left of one than when it was added."""
 
@@ -75,7 +75,7 @@ def evaluate(
     with clock.stage("reference"):
         reference, accuracy = load_reference(suite, judge)
     with clock.stage("measure"):
-        measured = _measure(denoiser, stored_adapters, question)
+        measured = _measure(denoiser, base_digest, stored_adapters, question)
     with clock.stage("base"):
         base, cached = base_grid(denoiser, base_digest, suite, judge, batch_size, clock.counting)
         base = with_further(base, denoiser, base_digest, suite, judge, question.erased, batch_size, clock.counting)
@@ -181,34 +181,46 @@ class _Clock:
 
 
 def _measure(
-    denoiser: UNetDenoiser, stored_adapters: Sequence[StoredAdapter], question: Question
+    denoiser: UNetDenoiser, base_digest: str, stored_adapters: Sequence[StoredAdapter], question: Question
 ) -> list[tuple[StoredAdapter, Measurement]]:
     """Residuals and drift of each adapter that erases one of the concepts asked about, on latents and noise its
-    training never saw, all adapters on. Drift is that of everything the suite has, whether the erasure named it or
-    not."""
-    measured = []
+    training never saw, all adapters on. Drift is that of everything the suite has in the domains of what is erased,
+    whether the erasure named it or not, and of what else it named."""
+    measured, suite = [], question.suite
+    on = [other.adapter for other in stored_adapters]
     for stored in stored_adapters:
         erasures = Erasures.of(stored.manifest)
         if not any(erasures.erased(name) for name in question.erased_names):
             continue
-        erasures = _beside_the_suite(erasures, question.suite)
         settings = EraseSettings.from_mapping(stored.manifest["settings"])
+        drift: dict[str, float] = {}
+        for domain in dict.fromkeys(domain_of(part) for part in erasures):
+            drift |= SuiteDrift(denoiser, base_digest, suite, domain, settings).measure(erasures, *on)
+        rest = _keeping_the_rest(erasures, suite, drift)
         fresh = dataclasses.replace(
             settings,
             seed=(settings.seed + 1) % 2**31,
-            heldout=max(_HELD_OUT, settings.heldout, _EACH_ERASED * len(erasures)),
+            heldout=max(_HELD_OUT, settings.heldout, _EACH_ERASED * len(rest)),
         )
-        meter = Meter(denoiser, draw_held_out(denoiser, erasures, fresh, "report", each=_EACH))
-        measured.append((stored, meter.measure(*(other.adapter for other in stored_adapters))))
+        found = Meter(denoiser, draw_held_out(denoiser, rest, fresh, "report", each=_EACH)).measure(*on)
+        known = {normalise(name) for name in drift}
+        besides = {name: moved for name, moved in found.drift.items() if normalise(name) not in known}
+        measured.append((stored, dataclasses.replace(found, drift=drift | besides)))
     return measured
 
 
-def _beside_the_suite(erasures: Erasures, suite: Suite) -> Erasures:
-    """The same erasures, as if they had been asked to keep everything else of their kind that the suite has."""
+def _keeping_the_rest(erasures: Erasures, suite: Suite, known: Collection[str]) -> Erasures:
+    """The same erasures, as if they had been asked to keep what is not ``known``: of their own names those that the
+    suite has not, and of the suite's those that appear nowhere but with what is erased."""
+    answered = {normalise(name) for name in known}
+    missing = {
+        domain: [name for name in suite.names(domain) if normalise(name) not in answered and not erasures.erased(name)]
+        for domain in DOMAINS
+    }
 
     def kept(part: Erasure) -> tuple[str, ...]:
-        names = suite.names(domain_of(part))
-        return (*part.keep, *(name for name in names if not any(alike(name, own) for own in part.names)))
+        own = [name for name in part.keep if normalise(name) not in answered]
+        return tuple(dict.fromkeys((*own, *missing[domain_of(part)])))
 
     parts = [dataclasses.replace(part, keep=kept(part)) for part in erasures]
     return Erasures(*parts, bundle=erasures.bundle)

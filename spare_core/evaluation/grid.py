@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +10,16 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from spare_core.adapters.low_rank import Adapter
-from spare_core.adapters.manifest import versions
-from spare_core.errors import StorageError, TrainingError
+from spare_core.errors import TrainingError
 from spare_core.evaluation.damage import Pictures, Texture, measure_texture
 from spare_core.evaluation.judgement import Judge, Judgement
 from spare_core.evaluation.metrics import Column, Outcomes
 from spare_core.evaluation.suite import Cells, Domain, Suite
-from spare_core.files.atomic import write_tensors
 from spare_core.models.denoiser import Denoiser
+from spare_core.runs.base_cache import cache_key, decoder_digest, default_folder, keep, read_kept
 
 THUMBNAIL: Final = 128
 """Longest side of a stored picture in pixels."""
@@ -163,21 +157,16 @@ def base_grid(
     cache: Path | None = None,
     cells: Cells | None = None,
 ) -> tuple[GridResult, bool]:
-    """:func:`draw_grid` without adapters, and whether it came from the cache: ``cache``, else :func:`default_cache`."""
-    folder = cache or default_cache()
-    if folder is None:
-        return draw_grid(denoiser, suite, judge, (), batch_size, on_batch, cells), False
+    """:func:`draw_grid` without adapters, and whether it came from a cache: ``cache``, else where all are."""
+    folder = cache or default_folder("grids")
     key = _cache_key(denoiser, base_digest, suite, judge, cells)
-    path = folder / f"{key}.safetensors"
-    kept = _load(path, key)
-    if kept is not None:
+    known = read_kept(folder, key)
+    if known is not None:
+        kept = GridResult(**known)
         on_batch(len(kept), len(kept))
         return kept, True
     drawn = draw_grid(denoiser, suite, judge, (), batch_size, on_batch, cells)
-    try:
-        write_tensors(path, vars(drawn), {"check": json.dumps({"key": key, "sha256": _content_digest(vars(drawn))})})
-    except StorageError as error:  # a cache that cannot be written costs time, not the result
-        warnings.warn(f"the base model's grid is not kept: {error}", stacklevel=2)
+    keep(folder, key, vars(drawn))
     return drawn, False
 
 
@@ -199,64 +188,16 @@ def with_further(
     return base.joined(base_grid(denoiser, base_digest, suite, judge, batch_size, on_batch, cells=further)[0])
 
 
-def default_cache() -> Path | None:
-    """$SPARE_CACHE/grids, else ~/.cache/spare/grids; None for a user without a home, as containers may have."""
-    root = os.environ.get("SPARE_CACHE")
-    try:
-        return (Path(root) if root else Path.home() / ".cache" / "spare") / "grids"
-    except RuntimeError:
-        return None
-
-
 def _cache_key(denoiser: Denoiser, base_digest: str, suite: Suite, judge: Judge, cells: Cells | None) -> str:
     """sha256 of everything that decides the pictures or the verdicts."""
     facts: dict[str, Any] = {
         "format": _FORMAT,
         "base": base_digest,
-        "decoder": _decoder_digest(denoiser),
+        "decoder": decoder_digest(denoiser),
         "suite": suite.sampling(),
         "cells": None if cells is None else [part.tolist() for part in cells],
         "side": suite.resolution or denoiser.resolution,
         "judge": [judge.name, judge.digest],
         "dtype": str(denoiser.dtype),
-        "device": denoiser.device.type,
-        "versions": versions(("torch", "diffusers", "transformers")),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _decoder_digest(denoiser: Denoiser) -> str:
-    """sha256 of the parts that a base digest leaves out though they shape its pictures: VAE and noise schedule."""
-    hasher = hashlib.sha256()
-    for name, tensor in sorted(denoiser.files.tensors("vae"), key=lambda item: item[0]):
-        hasher.update(name.encode() + tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    for name in ("vae/config.json", "scheduler/scheduler_config.json"):
-        path = denoiser.files.path / name
-        hasher.update(path.read_bytes() if path.is_file() else b"")
-    return hasher.hexdigest()
-
-
-def _content_digest(tensors: dict[str, Tensor]) -> str:
-    hasher = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return hasher.hexdigest()
-
-
-def _load(path: Path, key: str) -> GridResult | None:
-    """A kept grid, if there is one and it is whole."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-            check = json.loads((opened.metadata() or {}).get("check", "{}"))
-        if check == {"key": key, "sha256": _content_digest(tensors)}:
-            return GridResult(**tensors)
-        reason = "its content is not what was written"
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        reason = str(error)
-    warnings.warn(f"{path} is damaged ({reason}); the grid is drawn again", stacklevel=3)
-    return None
+    return cache_key(denoiser, facts)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -102,10 +103,7 @@ class Meter:
     @torch.no_grad()
     def measure(self, *adapters: Adapter) -> Measurement:
         """Residual and drift with ``adapters`` on."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self.denoiser.precise(self.tf32))
-            for adapter in adapters:
-                stack.enter_context(adapter.attached(self.denoiser))
+        with self._with(adapters):
             forget, retain = self._ask(self.held_out.forget), self._ask(self.held_out.retain)
         drift = self._changes(self.held_out.retain, retain)
         unnamed = drift.pop(GENERIC, None)
@@ -114,10 +112,24 @@ class Meter:
         return Measurement(self._changes(self.held_out.forget, forget), named, unnamed, near)
 
     @torch.no_grad()
-    def residuals(self, adapter: Adapter) -> dict[str, float]:
+    def residuals(self, *adapters: Adapter) -> dict[str, float]:
         """What is left of each erased concept, alone."""
-        with self.denoiser.precise(self.tf32), adapter.attached(self.denoiser):
+        with self._with(adapters):
             return self._changes(self.held_out.forget, self._ask(self.held_out.forget))
+
+    @torch.no_grad()
+    def drift(self, *adapters: Adapter) -> dict[str, float]:
+        """How far each kept concept has moved, alone."""
+        with self._with(adapters):
+            return self._changes(self.held_out.retain, self._ask(self.held_out.retain))
+
+    @contextlib.contextmanager
+    def _with(self, adapters: Sequence[Adapter]) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.denoiser.precise(self.tf32))
+            for adapter in adapters:
+                stack.enter_context(adapter.attached(self.denoiser))
+            yield
 
     def _changes(self, probe: Probe, predictions: Tensor) -> dict[str, float]:
         """Squared distance to the teacher in units of the gap, by the concept that the prompts name."""

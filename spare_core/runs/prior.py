@@ -1,22 +1,18 @@
-"""The text prior of a base model, encoded once and kept beside what was fetched from S3."""
+"""The text prior of a base model, encoded once and kept."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-from pathlib import Path
+from typing import Final
 
-from safetensors import SafetensorError
+import torch
 
-from spare_core.errors import StorageError
-from spare_core.files.atomic import read_tensors, write_tensors
 from spare_core.method.prior import Prior, build_prior, prior_texts
 from spare_core.method.settings import EraseSettings
 from spare_core.models.denoiser import Denoiser
-from spare_core.store.cache import cache_folder
+from spare_core.runs.base_cache import cache_key, default_folder, keep, read_kept
 
-_FOLDER = "priors"
+_FORMAT: Final = 1
+"""Version of what is kept; raised whenever it changes."""
 
 
 def base_prior(denoiser: Denoiser, base: str, settings: EraseSettings) -> Prior:
@@ -24,17 +20,11 @@ def base_prior(denoiser: Denoiser, base: str, settings: EraseSettings) -> Prior:
     texts = prior_texts(denoiser, settings.prior_texts if settings.closed_form else 0)
     if not texts:
         return build_prior(denoiser, 0, settings.resolution)
-    identity = [base, settings.resolution, str(denoiser.dtype), denoiser.device.type, *texts]
-    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    # Whatever is wrong with the cache or a file in it, the prior can be made again.
-    with contextlib.suppress(OSError, StorageError, SafetensorError, KeyError, ValueError):
-        tensors, metadata = read_tensors(_path(name))
-        return Prior(texts, tensors["total"], int(metadata["tokens"]))
+    sampling = {"resolution": settings.resolution, "dtype": str(denoiser.dtype), "texts": texts}
+    key, folder = cache_key(denoiser, {"format": _FORMAT, "base": base, **sampling}), default_folder("priors")
+    known = read_kept(folder, key)
+    if known is not None:
+        return Prior(texts, known["total"], int(known["tokens"]))
     prior = build_prior(denoiser, settings.prior_texts, settings.resolution)
-    with contextlib.suppress(OSError, StorageError):
-        write_tensors(_path(name), {"total": prior.total}, {"tokens": str(prior.tokens)})
+    keep(folder, key, {"total": prior.total, "tokens": torch.tensor(prior.tokens)})
     return prior
-
-
-def _path(name: str) -> Path:
-    return cache_folder() / _FOLDER / f"{name}.safetensors"

@@ -34,10 +34,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def stored(folder: Path, denoiser: UNetDenoiser, concept: str = "Neon Lines", seed: int = 0) -> StoredAdapter:
+def stored(
+    folder: Path, denoiser: UNetDenoiser, concept: str = "Neon Lines", seed: int = 0, keep: tuple[str, ...] = ("Rust",)
+) -> StoredAdapter:
     """A random adapter with the manifest of an erasure."""
     template = "A {context} image in {concept} style."
-    erasure = Erasure(concept, "Photo", "style", ("Rust",) if concept != "Rust" else (), template, ("Cat", "Dog"))
+    erasure = Erasure(concept, "Photo", "style", keep if concept != "Rust" else (), template, ("Cat", "Dog"))
     manifest = {**manifest_for(denoiser), **erasure.as_dict(), "settings": SETTINGS.as_dict()}
     adapter = random_adapter(denoiser, "channel", seed=seed)
     save_adapter(folder, adapter, denoiser.lora_prefix, {**manifest, "timestep_profile": PROFILE})
@@ -82,6 +84,15 @@ def test_an_evaluation_is_complete(denoiser: UNetDenoiser, judge: GridJudge, tmp
         assert hashlib.sha256((output / name).read_bytes()).hexdigest() == facts["sha256"]
     assert sorted(file.name for file in output.iterdir()) == ["contact_sheet.png", "evaluation.json", "timesteps.png"]
     assert "UA" in summary_table(report)
+
+
+def test_drift_is_that_of_the_suite_and_of_what_the_erasure_names_besides(
+    denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path
+) -> None:
+    """Names of the suite are asked about as the suite has them, however the erasure wrote them."""
+    adapter = stored(tmp_path / "adapter", denoiser, keep=("rust", "Mosaic"))
+    report = run(denoiser, judge, tmp_path / "out", adapter)
+    assert list(report["drift"]) == ["Photo", "Rust", "Mosaic", "(empty prompt)"]
 
 
 def test_without_adapters_only_the_base_is_evaluated(denoiser: UNetDenoiser, judge: GridJudge, tmp_path: Path) -> None:
