@@ -11,7 +11,7 @@ from typer.cli import get_docs_for_click
 from typer.main import get_command
 
 import spare_core.errors
-from spare_core.evaluation.gate import Policy
+from spare_core.evaluation.gate import POLICIES, Policy
 from spare_core.method.settings import EraseSettings
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -42,12 +42,14 @@ def _settings() -> str:
     text += "".join(_row(EraseSettings, field, str(field.default)) for field in dataclasses.fields(EraseSettings))
     text += (
         "\n# Policy\n\nWhat the gate asks for: a YAML file for `policy` or `--policy` that names every threshold. "
-        "`spare_core/evaluation/policies/default.yaml` gives a reason for each of its values.\n\n"
-        "| threshold | in the default policy | allowed | meaning |\n|---|---|---|---|\n"
+        "Two come along, by name, and give a reason for each value: "
+        + " and ".join(f"`{name}` (`spare_core/evaluation/policies/{name}.yaml`)" for name in POLICIES)
+        + f".\n\n| threshold | {' | '.join(POLICIES)} | allowed | meaning |\n|{'---|' * (len(POLICIES) + 3)}\n"
     )
-    default = Policy.find("")
+    known = [Policy.find(name) for name in POLICIES]
     return text + "".join(
-        _row(Policy, field, str(getattr(default, field.name))) for field in dataclasses.fields(Policy)
+        _row(Policy, field, " | ".join(str(getattr(one, field.name)) for one in known))
+        for field in dataclasses.fields(Policy)
     )
 
 

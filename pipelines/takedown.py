@@ -53,6 +53,7 @@ def takedown_pipeline(profile: Profile) -> Any:
         suite: str = "",
         seeds: int = 0,
         policy: str = "default",
+        bundle_policy: str = "",
         name: str = "",
         promote: bool = True,
         lease_minutes: float = 15.0,
@@ -71,7 +72,8 @@ def takedown_pipeline(profile: Profile) -> Any:
             bundle_settings: settings of the bundle by name, e.g. {"rank": 64}
             suite: what is measured: canvas, unlearncanvas or the address of a YAML file; empty for Canvas's own
             seeds: how many of the suite's seeds are drawn; 0 for all
-            policy: what the gate asks for: 'default' or the address of a YAML file
+            policy: what the gate asks of each request's own adapter: 'default', 'lists' or the address of a YAML file
+            bundle_policy: what it asks of the bundle, if that is something else
             name: the bundle's registered model; empty for spare.<base>
             promote: whether the bundle becomes champion if the gate lets it pass
             lease_minutes: so long after its last sign of life a worker is given up
@@ -80,7 +82,8 @@ def takedown_pipeline(profile: Profile) -> Any:
             planned = runs_once(plan(
                 model=model, requested=requested, skip_invalid=skip_invalid, retry_failed=retry_failed, most=most,
                 deadlines=deadlines, candidates=candidates, settings=settings, bundle_settings=bundle_settings,
-                suite=suite, seeds=seeds, policy=policy, name=name, promote=promote, lease_minutes=lease_minutes,
+                suite=suite, seeds=seeds, policy=policy, bundle_policy=bundle_policy, name=name, promote=promote,
+                lease_minutes=lease_minutes,
             ))  # fmt: skip
             batch = planned.outputs["batch"]
             each = erase_each(batch=batch, requests=planned.outputs["requests"]).set_caching_options(False)

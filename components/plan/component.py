@@ -21,6 +21,7 @@ def plan(
     suite: str,
     seeds: int,
     policy: str,
+    bundle_policy: str,
     name: str,
     promote: bool,
     lease_minutes: float,
@@ -42,7 +43,8 @@ def plan(
         bundle_settings: settings of the bundle by name
         suite: canvas, unlearncanvas or the address of a YAML file
         seeds: how many of the suite's seeds are drawn; 0 for all
-        policy: 'default' or the address of a YAML file
+        policy: 'default', 'lists' or the address of a YAML file, for each request's own adapter
+        bundle_policy: the same for the bundle; empty: policy
         name: the bundle's registered model; empty for spare.<base>
         promote: whether the bundle becomes champion if the gate lets it pass
         lease_minutes: so long after its last sign of life a worker is given up
@@ -56,5 +58,6 @@ def plan(
     return tuple(tasks.plan_task(dict(
         model=model, requested=requested, skip_invalid=skip_invalid, retry_failed=retry_failed, most=most,
         deadlines=deadlines, candidates=candidates, settings=settings, bundle_settings=bundle_settings, suite=suite,
-        seeds=seeds, policy=policy, name=name, promote=promote, lease_minutes=lease_minutes,
+        seeds=seeds, policy=policy, bundle_policy=bundle_policy, name=name, promote=promote,
+        lease_minutes=lease_minutes,
     )))  # fmt: skip

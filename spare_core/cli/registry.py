@@ -23,7 +23,10 @@ _STORE_HELP = "s3://bucket/prefix or folder that holds evidence and promotion lo
 StoreUri = Annotated[str, typer.Option("--store", envvar="SPARE_STORE", help=_STORE_HELP)]
 By = Annotated[str | None, typer.Option(help="who does it, for the log; default: the login name")]
 PolicyFile = Annotated[
-    str, typer.Option("--policy", envvar=POLICY, help="what the gate asks for: 'default' or a YAML file, here or in S3")
+    str,
+    typer.Option(
+        "--policy", envvar=POLICY, help="what the gate asks for: 'default', 'lists' or a YAML file, here or in S3"
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="past the gate's refusal; needs --reason, kept for ever")]
 Reason = Annotated[str, typer.Option(help="why, for the log")]

@@ -20,8 +20,9 @@ from spare_core.evaluation.gate_figures import Figures
 from spare_core.store.fetching import read_yaml_mapping
 
 DEFAULT: Final = "default"
-"""The name of the policy that comes with SPARE."""
-DEFAULT_POLICY: Final = Path(__file__).parent / "policies" / "default.yaml"
+"""The name of the policy that is used where none is given."""
+POLICIES: Final = {file.stem: file for file in sorted((Path(__file__).parent / "policies").glob("*.yaml"))}
+"""The policies that come with SPARE, by name."""
 SCHEMA: Final = "spare.verdict/1"
 _LEVEL: Final = 0.05
 """How often all falls of kept concepts together may be called real though they are chance."""
@@ -72,16 +73,16 @@ class Policy:
 
     @classmethod
     def find(cls, source: str) -> Policy:
-        """The policy that comes with SPARE (``default``), or that of a YAML file here or in S3.
+        """A policy that comes with SPARE, by its name (nothing: ``default``), or that of a YAML file here or in S3.
 
         Raises:
             SettingsError: see :meth:`from_file`.
             StoreError: if it cannot be fetched.
         """
-        return cls.from_file(DEFAULT_POLICY if source in ("", DEFAULT) else source)
+        return cls.from_file(POLICIES.get(source or DEFAULT, source))
 
     @classmethod
-    def from_file(cls, source: str | Path = DEFAULT_POLICY) -> Policy:
+    def from_file(cls, source: str | Path = POLICIES[DEFAULT]) -> Policy:
         """A policy from a YAML mapping, here or in S3, that names every threshold.
 
         Raises:

@@ -41,7 +41,8 @@ _LEASE_MINUTES: Final = (0.01, 24 * 60.0)
 @dataclass(frozen=True)
 class Batch:
     """``settings`` are of each request's own erasure, ``bundle_settings`` those in which the bundle's differ from their
-    defaults; ``candidates`` by kind replace what surrogates and neighbours are chosen from; ``name`` is the bundle's
+    defaults; ``policy`` is what the gate asks of each request's own adapter, ``bundle_policy`` of the bundle;
+    ``candidates`` by kind replace what surrogates and neighbours are chosen from; ``name`` is the bundle's
     registered model."""
 
     model: str
@@ -53,6 +54,7 @@ class Batch:
     suite_sha256: str
     seeds: int
     policy: Policy
+    bundle_policy: Policy
     name: str
     promote: bool
     lease_minutes: float
@@ -71,8 +73,8 @@ class Batch:
         try:
             values = json.loads(text)
             schema = values.pop("schema")
-            settings, policy = EraseSettings.from_mapping(values["settings"]), Policy(**values["policy"])
-            batch = cls(**{**values, "settings": settings, "policy": policy})
+            read = {name: Policy(**values[name]) for name in ("policy", "bundle_policy")}
+            batch = cls(**{**values, "settings": EraseSettings.from_mapping(values["settings"]), **read})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"this is no batch of the plan task: {error!r}") from None
         if schema != SCHEMA:
@@ -84,20 +86,26 @@ class Batch:
         return {"bundle": self.name, "base": self.base}
 
     def erasure(self, request: TakedownRequest, surrogate: str, watched: Sequence[str] = ()) -> Erasure:
-        """The erasure of a request. Canvas keeps all others of the domain; elsewhere what the request protects, the
-        neighbours that are ``watched``, and the kind's own.
+        """The erasure of a request: it keeps what the request protects, the neighbours that are ``watched``, and the
+        kind's own or, of a built-in model, that model's.
 
         Raises:
             ConceptError: see :class:`Erasure`; also for a kind that is needed and not there.
         """
-        keep: list[str] = []
-        if built_in.find(self.model) is None and request.kind:
-            erased = {bare_name(name) for name in request.names}
-            others = [name for name in (*watched, *DEFAULTS[request.kind].keep) if bare_name(name) not in erased]
-            keep = list({normalise(name): name for name in (*request.protect, *others)}.values())
-        return build_erasure(
-            self.model, request.concept, surrogate, request.kind, keep, aliases=request.aliases
-        )  # fmt: skip
+        asked = self.model, request.concept, surrogate, request.kind
+        erased = {bare_name(name) for name in request.names}
+        known = built_in.find(self.model)
+        if known is None:
+            own = DEFAULTS[request.kind].keep if request.kind else ()
+            others = [name for name in (*watched, *own) if bare_name(name) not in erased]
+            keep = (*request.protect, *others)
+        else:
+            default = build_erasure(*asked, aliases=request.aliases)
+            has = {normalise(name) for name in known.concepts[default.kind]} - {normalise(surrogate)}
+            others = [name for name in watched if bare_name(name) not in erased]
+            keep = (*default.keep, *(name for name in (*request.protect, *others) if normalise(name) in has))
+        once = {normalise(name): name for name in keep}
+        return build_erasure(*asked, [*once.values()], aliases=request.aliases)
 
     def order(self, request_id: str, erasure: Erasure) -> Order:
         """What the stages of one request's own erasure are asked."""
@@ -159,15 +167,17 @@ def check_batch(parameters: Mapping[str, Any], problems_before: Sequence[str] = 
     candidates = found.attempt(lambda: _candidates(given["candidates"]), "candidates")
     suite = found.attempt(lambda: checked_suite({"seeds": 0, **given}, None), "suite", "model")
     policy = found.attempt(lambda: Policy.find(given["policy"]), "policy")
+    bundle_policy = found.attempt(lambda: Policy.find(given["bundle_policy"] or given["policy"]), "bundle_policy")
     minutes = found.attempt(lambda: _minutes(given["lease_minutes"]), "lease_minutes")
     name = found.attempt(lambda: check_name(given["name"] or bundle_name(given["model"], base or "")), "name", "model")
     if found.problems:
         raise SettingsError(found.problems)
-    assert base and settings and suite and policy and minutes and name and bundle is not None and candidates is not None
+    assert base and settings and suite and policy and bundle_policy and minutes and name
+    assert bundle is not None and candidates is not None
     return Batch(
         given["model"], base, settings, bundle, candidates,
         suite_of(given["model"], given["suite"]), suite_digest(suite), int(given["seeds"]), policy,
-        name, given["promote"], minutes,
+        bundle_policy, name, given["promote"], minutes,
     )  # fmt: skip
 
 

@@ -136,7 +136,7 @@ def gather_task(batch: str) -> Gathered:
             return Gathered("", "", False)
         order = dataclasses.replace(order, held=tuple(found.requests), lease_minutes=asked.lease_minutes)
         store.put_content(order.to_json().encode(), "requests", ".json")
-        return Gathered(order.to_json(), json.dumps(dataclasses.asdict(asked.policy), sort_keys=True), True)
+        return Gathered(order.to_json(), json.dumps(dataclasses.asdict(asked.bundle_policy), sort_keys=True), True)
 
 
 def close_task(state: str, message: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from serving.services import free_port
 from spare_core.cli.registry import app
-from spare_core.evaluation.gate import DEFAULT_POLICY
+from spare_core.evaluation.gate import DEFAULT, POLICIES
 from spare_core.models.unet import UNetDenoiser
 from spare_core.registry.client import connect
 from spare_core.store import open_store
@@ -85,7 +85,7 @@ def test_the_policy_in_force_is_the_one_given_or_the_environments(
     tmp_path: Path, denoiser: UNetDenoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = register_one(tmp_path, denoiser, "Stricter").name
-    values = yaml.safe_load(DEFAULT_POLICY.read_text())
+    values = yaml.safe_load(POLICIES[DEFAULT].read_text())
     (tmp_path / "strict.yaml").write_text(yaml.safe_dump({**values, "min_ua": 0.99}))
     monkeypatch.setenv("SPARE_POLICY", "strict.yaml")
     assert registry("promote", name, 1).exit_code == 3

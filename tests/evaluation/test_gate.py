@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from spare_core.errors import SettingsError
-from spare_core.evaluation.gate import DEFAULT_POLICY, Policy, judge_figures
+from spare_core.evaluation.gate import DEFAULT, POLICIES, Policy, judge_figures
 from tests.support.registrations import FORGOT_NOTHING, figures
 
 
@@ -37,7 +37,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 def test_the_default_policy_travels_with_the_package_and_lets_a_good_erasure_pass(policy: Policy) -> None:
     verdict = judge_figures(figures(), policy)
-    assert DEFAULT_POLICY.is_file()
+    assert POLICIES[DEFAULT].is_file()
     assert verdict.passed
     assert verdict.refusals == ()
     assert {reason.rule for reason in verdict.reasons} == {
@@ -45,6 +45,17 @@ def test_the_default_policy_travels_with_the_package_and_lets_a_good_erasure_pas
         "max_concept_loss", "max_fid_rise", "max_mean_drift", "max_drift", "max_damaged", "max_damaged_erased",
         "min_judge_accuracy",
     }  # fmt: skip
+
+
+def test_the_policy_for_lists_lets_more_be_left_but_no_name_be_drawn(policy: Policy) -> None:
+    """Two thirds of the residual that calls a name of a list left, and nearly twice the drift of a single erasure."""
+    lists = Policy.find("lists")
+    assert judge_figures(figures(), lists).passed
+    for path, value in (("residuals.Neon Lines", 0.4), ("mean_drift", 0.04), ("per_concept.0.becomes.after", 0.1)):
+        assert not judge_figures(changed(path, value), policy).passed
+        assert judge_figures(changed(path, value), lists).passed
+    for path, value in (("residuals.Neon Lines", 0.6), ("mean_drift", 0.06), ("adapted.intervals.ua.0", 0.4)):
+        assert not judge_figures(changed(path, value), lists).passed
 
 
 @pytest.mark.parametrize(("path", "value", "rule"), [
@@ -233,7 +244,7 @@ def test_the_verdict_says_each_rule_with_what_was_measured_and_what_is_allowed(p
 
 
 def test_a_policy_reports_every_problem_at_once(tmp_path: Path) -> None:
-    values = yaml.safe_load(DEFAULT_POLICY.read_text())
+    values = yaml.safe_load(POLICIES[DEFAULT].read_text())
     del values["min_ua"]
     path = tmp_path / "policy.yaml"
     path.write_text(yaml.safe_dump({**values, "max_drift": -1, "intervals": "yes", "min_UA": 0.5}))
@@ -253,7 +264,7 @@ def test_a_file_that_is_no_policy_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_comments_and_order_make_no_other_policy_but_a_threshold_does(tmp_path: Path, policy: Policy) -> None:
-    values = yaml.safe_load(DEFAULT_POLICY.read_text())
+    values = yaml.safe_load(POLICIES[DEFAULT].read_text())
     (tmp_path / "same.yaml").write_text(yaml.safe_dump(dict(reversed(values.items())), sort_keys=False))
     assert Policy.from_file(tmp_path / "same.yaml").sha256 == policy.sha256
     assert dataclasses.replace(policy, min_ua=0.76).sha256 != policy.sha256

@@ -16,7 +16,7 @@ from spare_core.cli.main import app
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.lists import build_erasure
 from spare_core.errors import InputError, ModelError, ObjectMissing, SettingsError
-from spare_core.evaluation.gate import DEFAULT_POLICY, Policy
+from spare_core.evaluation.gate import DEFAULT, POLICIES, Policy
 from spare_core.evaluation.suite import load_suite
 from spare_core.method.settings import EraseSettings
 from spare_core.models.files import find_model
@@ -99,7 +99,7 @@ def test_erase_takes_model_and_images_from_s3(
 def test_settings_policy_and_suite_come_from_s3_too(bucket: str, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(_made(tmp_path / "given/real/Photo/Cat") / "1.png")
     suite = {"extends": "canvas", "styles": ["Photo", "Rust"], "objects": ["Cat", "Dog"], "reference": "real"}
-    policy = yaml.safe_load(DEFAULT_POLICY.read_text()) | {"min_ua": 0.9}
+    policy = yaml.safe_load(POLICIES[DEFAULT].read_text()) | {"min_ua": 0.9}
     for name, values in (("settings", {"steps": 7}), ("policy", policy), ("suite", suite)):
         (tmp_path / "given" / f"{name}.yaml").write_text(yaml.safe_dump(values))
     open_store(f"s3://{bucket}").upload(tmp_path / "given", "conf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from spare_core.cli.takedown import row_line
 from spare_core.concepts.lists import build_erasures
 from spare_core.errors import ConceptError, ImagesError, InputError, ObjectMissing, SettingsError
-from spare_core.evaluation.gate import Policy
+from spare_core.evaluation.gate import POLICIES, Policy
 from spare_core.method.neighbours import rank_neighbours
 from spare_core.method.settings import EraseSettings
 from spare_core.models.unet import UNetDenoiser
@@ -32,7 +33,7 @@ SETTINGS = EraseSettings(
 GIVEN: dict[str, Any] = {
     "model": "canvas", "requested": "", "skip_invalid": False, "retry_failed": False, "most": 0.0, "deadlines": "",
     "candidates": {}, "settings": {"rank": 4.0}, "bundle_settings": {}, "suite": "", "seeds": 1.0, "policy": "default",
-    "name": "", "promote": True, "lease_minutes": 15.0,
+    "bundle_policy": "", "name": "", "promote": True, "lease_minutes": 15.0,
 }  # fmt: skip
 
 
@@ -109,24 +110,44 @@ def test_a_batch_is_read_back_and_names_the_bundle_of_its_model() -> None:
     batch = check_batch({**GIVEN, "bundle_settings": {"rank": 64.0}, "candidates": {"style": ["Photo"]}})
     assert Batch.from_json(batch.to_json()) == batch
     assert (batch.name, batch.settings.rank, batch.bundle_settings, batch.seeds) == ("spare.canvas", 4, {"rank": 64}, 1)
-    assert batch.policy == Policy.find("default")
+    assert batch.policy == batch.bundle_policy == Policy.find("default")
     assert suite_digest(batch._measured) == batch.suite_sha256
     for text in ("", "{}", '{"schema": "spare.batch/1"}', "[]"):
         with pytest.raises(InputError, match="no batch of the plan task"):
             Batch.from_json(text)
 
 
+def test_a_bundle_may_have_a_policy_of_its_own(tmp_path: Path) -> None:
+    batch = check_batch({**GIVEN, "bundle_policy": "lists"})
+    assert (batch.policy, batch.bundle_policy) == (Policy.find("default"), Policy.find("lists"))
+    assert Batch.from_json(batch.to_json()) == batch
+    given = tmp_path / "own.yaml"
+    shutil.copyfile(POLICIES["lists"], given)
+    own = check_batch({**GIVEN, "policy": str(given)})
+    assert own.policy == own.bundle_policy == Policy.find("lists")
+
+
+def test_what_a_request_protects_is_kept_besides_what_its_model_keeps() -> None:
+    """Canvas160 keeps few of its own accord; names that are no objects of its say nothing of an object."""
+    batch = check_batch({**GIVEN, "model": "canvas160"})
+    asked = request(concept="Giraffe", kind="object", surrogate="Camel", protect=["zebra", "Rust", "Camel", "dog"])
+    kept = batch.erasure(asked, "Camel", ["Horse", "Giraffe"]).keep
+    alone = batch.erasure(request(concept="Giraffe", kind="object", surrogate="Camel"), "Camel").keep
+    assert {*kept} - {*alone} == {"Zebra", "Horse"}
+    assert len(kept) == len(alone) + 2
+
+
 def test_everything_wrong_with_the_parameters_is_told_at_once() -> None:
     wrong = {
         "model": "nowhere/at/all", "most": -1.0, "candidates": {"animal": ["Dog"], "style": "Photo"},
         "bundle_settings": {"rank": 0}, "settings": {"stpes": 1}, "name": "../x", "lease_minutes": 0,
-        "suite": "none.yaml", "policy": "none.yaml", "skip_invalid": "yes",
+        "suite": "none.yaml", "policy": "none.yaml", "bundle_policy": "nil.yaml", "skip_invalid": "yes",
     }  # fmt: skip
     with pytest.raises(SettingsError) as caught:
         check_batch({**GIVEN, **wrong})
     told = "\n".join(caught.value.problems)
     for part in ("nowhere/at/all", "most is -1.0", "'animal'", "candidates of 'style'", "rank is 0", "stpes", "../x",
-                 "lease_minutes is 0", "skip_invalid is 'yes'"):  # fmt: skip
+                 "none.yaml", "nil.yaml", "lease_minutes is 0", "skip_invalid is 'yes'"):  # fmt: skip
         assert part in told, part
 
 
