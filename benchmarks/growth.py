@@ -79,7 +79,7 @@ class Growth:
         print(row(f"without {name}", self.measured(folder, before), spent), flush=True)
         again = self.measured(folder, erased=[name], place=f"{folder}-judged")
         sides = {side: again[side]["ua"] for side in ("base", "adapted")}
-        print(f"\n{name}: residual {manifest['withdrawn'][name]['residual']:.3f} (base 1), UA {sides}\n")
+        print(f"\n{name}: {manifest['withdrawn'][name]['moved']:.3f} from the base model, UA {sides}\n")
 
     def measured(
         self, folder: str, before: Mapping[str, Any] | None = None, erased: Sequence[str] = (), place: str = ""

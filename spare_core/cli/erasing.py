@@ -153,7 +153,8 @@ def compose(
         for name, one in ways["candidates"].items()
     ]
     lines += [
-        f"{name} is {'back' if one['back'] else 'NOT back'}: residual {one['residual']:.3f} (base 1)"
+        f"{name} is {'back' if one['back'] else 'NOT back'}: {one['moved']:.3f} from the base model, 1 being its "
+        "distance to its surrogate"
         for name, one in manifest["withdrawn"].items()
     ]
     lines += _left(manifest)

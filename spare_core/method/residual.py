@@ -123,6 +123,16 @@ class Meter:
         with self._with(adapters):
             return self._changes(self.held_out.retain, self._ask(self.held_out.retain))
 
+    @torch.no_grad()
+    def moved(self, *adapters: Adapter) -> dict[str, float]:
+        """How far each concept that is asked about as erased is from what the base model draws for it: 0 as if it had
+        never been erased, about 1 where it has become its surrogate."""
+        probe = self.held_out.forget
+        with self._with(()):
+            own = self._ask(probe)
+        with self._with(adapters):
+            return self._changes(probe._replace(teacher=own), self._ask(probe))
+
     @contextlib.contextmanager
     def _with(self, adapters: Sequence[Adapter]) -> Iterator[None]:
         with contextlib.ExitStack() as stack:

@@ -42,7 +42,8 @@ from spare_core.runs.resume import Checkpoint, check_run_output
 from spare_core.streams import stream
 
 BACK_WITHIN: Final = 0.2
-"""A withdrawn concept counts as back if its residual is as near to 1, which is the base model's own."""
+"""A withdrawn concept counts as back if its own prompts have moved no further from the base model, in units of its
+distance to its surrogate."""
 _JOINT: Final = "joint"
 
 
@@ -220,12 +221,11 @@ def _split(parts: Sequence[StoredAdapter], without: Sequence[str]) -> tuple[list
 
 
 def _withdrawn(work: stages.Work, erasures: Sequence[Erasure], adapter: Adapter) -> dict[str, Any]:
-    """Residual of every withdrawn concept; near 1 means that it is back."""
+    """How far every withdrawn concept still is from what the base model draws for it."""
     if not erasures:
         return {}
     meter = Meter(work.denoiser, draw_held_out(work.denoiser, Erasures(*erasures), work.request.settings, "report"))
-    residuals = meter.measure(adapter).residuals
-    return {name: {"residual": left, "back": abs(1 - left) <= BACK_WITHIN} for name, left in residuals.items()}
+    return {name: {"moved": far, "back": far <= BACK_WITHIN} for name, far in meter.moved(adapter).items()}
 
 
 def freed_adapter(adapter: Adapter, masks: Masks, seed: int) -> Adapter:

@@ -57,6 +57,15 @@ def test_the_residual_is_the_square_of_what_is_left(share: float) -> None:
     assert measured.residual == pytest.approx((1 - share) ** 2, rel=1e-5)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_what_a_concept_has_moved_is_counted_from_the_base_model(share: float) -> None:
+    """Whichever way: one that is drawn as before counts as back even where its surrogate is nowhere near."""
+    denoiser = ToyDenoiser()
+    moved = Meter(denoiser, toy_held_out(denoiser)).moved(overwriting(denoiser, share))
+    assert [*moved.values()] == pytest.approx([share**2] * len(moved), abs=1e-6)
+    assert moved
+
+
 def test_drift_is_the_squared_change_in_units_of_the_gap() -> None:
     denoiser = ToyDenoiser()
     measured = Meter(denoiser, toy_held_out(denoiser)).measure(overwriting(denoiser))

@@ -117,7 +117,7 @@ def test_a_bundle_shrinks_and_what_was_withdrawn_is_back(
     assert "Rust" in shrunk["drift"]
     assert list(shrunk["composition"]["candidates"]) == ["joint"]
     assert set(shrunk["withdrawn"]) == {"Rust"}
-    assert shrunk["withdrawn"]["Rust"]["back"] is (abs(1 - shrunk["withdrawn"]["Rust"]["residual"]) <= 0.2)
+    assert shrunk["withdrawn"]["Rust"]["back"] is (shrunk["withdrawn"]["Rust"]["moved"] <= 0.2)
     # It is what is made of these two, without a trace of the third.
     both = Erasures(PARTS["neon"], PARTS["cat"])
     assert erase(str(sd1_dir), both, SETTINGS, tmp_path / "both")["files"] == shrunk["files"]
