@@ -21,7 +21,7 @@ from spare_core.method.saliency import choose_masks
 from spare_core.method.settings import EraseSettings
 from spare_core.models.loading import load_denoiser
 from spare_core.runs.stages import make_repeatable
-from tests.support.tiny import build_sd1, build_sd2_v, build_sdxl
+from tests.tiny import build_sd1, build_sd2_v, build_sdxl
 
 RATES = (2.5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 CONCEPTS = (("style", "Neon Lines", "Pencil Drawing"), ("object", "Cat", "Dog"))

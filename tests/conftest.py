@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def sd1_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SD 1.x pipeline directory; read-only."""
-    from tests.support.tiny import build_sd1
+    from tests.tiny import build_sd1
 
     return build_sd1(tmp_path_factory.mktemp("models") / "sd1")
 
@@ -59,7 +59,7 @@ def sd1_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sd2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SD 2.x pipeline directory with v-prediction; read-only."""
-    from tests.support.tiny import build_sd2_v
+    from tests.tiny import build_sd2_v
 
     return build_sd2_v(tmp_path_factory.mktemp("models") / "sd2")
 
@@ -67,7 +67,7 @@ def sd2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sdxl_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SDXL pipeline directory; read-only."""
-    from tests.support.tiny import build_sdxl
+    from tests.tiny import build_sdxl
 
     return build_sdxl(tmp_path_factory.mktemp("models") / "sdxl")
 

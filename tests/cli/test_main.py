@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from spare_core.cli.main import app
 from spare_core.method.settings import EraseSettings
 from tests.support import forking
-from tests.support.tiny import PIXELS
+from tests.tiny import PIXELS
 
 SMALL = ["--steps", "2", "--rank", "2", "--dtype", "float32", "--device", "cpu"]
 CONFIG = """{failed_above: 100.0, examples: 2, retain_examples: 2, heldout: 2, example_steps: 1, batch_size: 1,

@@ -20,7 +20,7 @@ from spare_core.method.settings import EraseSettings
 from spare_core.models.unet import UNetDenoiser
 from tests.support.adapters import load_tiny, manifest_for, random_adapter
 from tests.support.grids import ACCURACY, small_suite
-from tests.support.tiny import PIXELS
+from tests.tiny import PIXELS
 
 SUITE = small_suite()
 SETTINGS = EraseSettings(heldout=2, example_steps=1, rank=2, dtype="float32", device="cpu")

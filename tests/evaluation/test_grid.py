@@ -19,7 +19,7 @@ from spare_core.evaluation.grid import GridResult, base_grid, batch_size_for, dr
 from spare_core.models.unet import UNetDenoiser
 from tests.support.adapters import load_tiny, random_adapter
 from tests.support.grids import canvas_judge, grid_of, small_suite
-from tests.support.tiny import PIXELS
+from tests.tiny import PIXELS
 
 SUITE = small_suite()
 

@@ -19,7 +19,7 @@ from spare_core.evaluation.judges import load_judge
 from spare_core.evaluation.reference import load_reference
 from spare_core.evaluation.suite import Suite, load_suite
 from tests.support.grids import ACCURACY, FEATURES, canvas_judge, small_suite, write_judge
-from tests.support.tiny import _tokenizer
+from tests.tiny import _tokenizer
 
 PIXELS = torch.rand(5, 3, 40, 40, generator=torch.Generator().manual_seed(1))
 
