@@ -47,6 +47,7 @@ def takedown_pipeline(profile: Profile) -> Any:
         retry_failed: bool = False,
         most: int = 0,
         deadlines: str = "",
+        zone: str = "",
         candidates: dict = {},  # noqa: B006
         settings: dict = {},  # noqa: B006
         bundle_settings: dict = {},  # noqa: B006
@@ -67,6 +68,7 @@ def takedown_pipeline(profile: Profile) -> Any:
             retry_failed: whether requests are tried again that failed for a reason of their own
             most: how many requests this run erases at most; 0 for all
             deadlines: YAML file of days by regime; empty for SPARE's own
+            zone: of the lists' days and of times that name none, as in Europe/Berlin; empty for UTC
             candidates: by kind, what surrogates and neighbours are chosen from, as in {style: [Photo, Rust]}
             settings: settings of each request's own erasure by name, e.g. {"steps": 60}; the rest keep their defaults
             bundle_settings: settings of the bundle by name, e.g. {"rank": 64}
@@ -81,9 +83,9 @@ def takedown_pipeline(profile: Profile) -> Any:
         with dsl.ExitHandler(talks_to_services(close().set_display_name("close"))):
             planned = runs_once(plan(
                 model=model, requested=requested, skip_invalid=skip_invalid, retry_failed=retry_failed, most=most,
-                deadlines=deadlines, candidates=candidates, settings=settings, bundle_settings=bundle_settings,
-                suite=suite, seeds=seeds, policy=policy, bundle_policy=bundle_policy, name=name, promote=promote,
-                lease_minutes=lease_minutes,
+                deadlines=deadlines, zone=zone, candidates=candidates, settings=settings,
+                bundle_settings=bundle_settings, suite=suite, seeds=seeds, policy=policy,
+                bundle_policy=bundle_policy, name=name, promote=promote, lease_minutes=lease_minutes,
             ))  # fmt: skip
             batch = planned.outputs["batch"]
             each = erase_each(batch=batch, requests=planned.outputs["requests"]).set_caching_options(False)

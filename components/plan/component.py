@@ -15,6 +15,7 @@ def plan(
     retry_failed: bool,
     most: int,
     deadlines: str,
+    zone: str,
     candidates: dict,
     settings: dict,
     bundle_settings: dict,
@@ -38,6 +39,7 @@ def plan(
         retry_failed: whether requests are tried again that failed for a reason of their own
         most: how many requests this run erases at most; 0 for all
         deadlines: YAML file of days by regime; empty for SPARE's own
+        zone: of the lists' days and of times that name none; empty for UTC
         candidates: by kind, what surrogates and neighbours are chosen from
         settings: settings of each request's own erasure by name
         bundle_settings: settings of the bundle by name
@@ -57,7 +59,7 @@ def plan(
 
     return tuple(tasks.plan_task(dict(
         model=model, requested=requested, skip_invalid=skip_invalid, retry_failed=retry_failed, most=most,
-        deadlines=deadlines, candidates=candidates, settings=settings, bundle_settings=bundle_settings, suite=suite,
-        seeds=seeds, policy=policy, bundle_policy=bundle_policy, name=name, promote=promote,
+        deadlines=deadlines, zone=zone, candidates=candidates, settings=settings, bundle_settings=bundle_settings,
+        suite=suite, seeds=seeds, policy=policy, bundle_policy=bundle_policy, name=name, promote=promote,
         lease_minutes=lease_minutes,
     )))  # fmt: skip

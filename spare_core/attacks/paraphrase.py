@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from spare_core.concepts.concept import normalise
+from spare_core.concepts.names import normalise
 
 NAME: Final = "name"
 _FREE: Final = ("{}", "a photo of {}", "a painting of {}", "{}, {}, {}")

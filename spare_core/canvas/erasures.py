@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Sequence
 
 from spare_core.canvas.grid import TEMPLATE, Grid
-from spare_core.concepts.concept import Erasure, Kind, same_concept
+from spare_core.concepts.concept import Erasure, Kind
+from spare_core.concepts.names import same_concept
 from spare_core.errors import ConceptError
 
 

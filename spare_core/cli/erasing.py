@@ -86,6 +86,7 @@ def erase(
     """
     from spare_core.checks import Collected
     from spare_core.concepts.lists import build_erasures
+    from spare_core.concepts.names import names_within
     from spare_core.models.files import check_source
 
     options = {
@@ -100,6 +101,10 @@ def erase(
     erasures = found.attempt(lambda: build_erasures(model, _rows(concept or [], surrogate or [], requests, asked)))
     if settings is None or erasures is None or found.problems:
         raise SettingsError(found.problems)
+    for text in (name for part in erasures for name in part.names):
+        if several := names_within(text):
+            each = ", ".join(map(repr, several))
+            typer.echo(f"look again: {text!r} is taken as one name; if it is {each}, give each an --erase", err=True)
 
     from spare_core.runs.erase import erase as run  # with torch, seconds: only for what may work
     from spare_core.runs.progress import ProgressDisplay

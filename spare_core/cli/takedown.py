@@ -30,6 +30,9 @@ List_ = Annotated[str, typer.Argument(metavar="LIST", help=".yaml, .jsonl or .cs
 StoreUri = Annotated[
     str, typer.Option("--store", envvar="SPARE_STORE", help="s3://bucket/prefix or folder that holds the ledger")
 ]
+Zone = Annotated[
+    str, typer.Option(help="time zone of days and of times that name none, as in Europe/Berlin", show_default="UTC")
+]
 SkipInvalid = Annotated[bool, typer.Option("--skip-invalid", help="go on without the bad rows, which are listed")]
 
 
@@ -38,12 +41,15 @@ Output = Annotated[Path, typer.Option("--output", help="folder for results, regi
 
 @app.command()
 @reporting
-def validate(source: List_, skip_invalid: SkipInvalid = False, as_json: Json = False) -> None:
+def validate(source: List_, zone: Zone = "", skip_invalid: SkipInvalid = False, as_json: Json = False) -> None:
     """Check every row of a list, and what its rows say of each other; costs nothing."""
     from spare_core.takedown.conflicts import compare
+    from spare_core.takedown.doubts import doubts
     from spare_core.takedown.reading import read_list
+    from spare_core.takedown.times import read_zone
 
-    found = read_list(source)
+    found = read_list(source, read_zone(zone))
+    remarks = doubts(found, datetime.now(UTC))
     compared = compare(row.request for row in found.rows)
     bad = [*map(str, found.problems), *map(str, compared.conflicts)]
     lines = [
@@ -51,11 +57,12 @@ def validate(source: List_, skip_invalid: SkipInvalid = False, as_json: Json = F
         *bad,
         *(f"{again}: asks for the same as {first}, and is done with it" for again, first in compared.repeated.items()),
         *(f"{target}: taken back by {by}" for target, by in compared.withdrawn.items()),
+        *(f"look again: {one}" for one in remarks),
     ]
     report = {
         "list": source, "good": len(found.rows), "problems": [problem._asdict() for problem in found.problems],
         "conflicts": [conflict._asdict() for conflict in compared.conflicts], "repeated": compared.repeated,
-        "withdrawn": compared.withdrawn,
+        "withdrawn": compared.withdrawn, "remarks": [one._asdict() for one in remarks],
     }  # fmt: skip
     print_result(report, as_json, "\n".join(lines))
     if compared.conflicts or (found.problems and not skip_invalid):
@@ -68,16 +75,20 @@ def plan(
     source: List_,
     store: StoreUri,
     deadlines: Annotated[str | None, typer.Option(help="YAML file of days by regime; default: SPARE's own")] = None,
+    zone: Zone = "",
     skip_invalid: SkipInvalid = False,
     as_json: Json = False,
 ) -> None:
     """What would be done about a list, when, and why, given what the ledger knows; changes nothing."""
+    from spare_core.takedown.doubts import doubts
     from spare_core.takedown.planning import DEADLINES, read_deadlines
     from spare_core.takedown.planning import plan as make_plan
     from spare_core.takedown.reading import read_list
+    from spare_core.takedown.times import read_zone
 
     days = read_deadlines(deadlines or DEADLINES)
-    found = read_list(source)
+    found = read_list(source, read_zone(zone))
+    remarks = doubts(found, datetime.now(UTC))
     if found.problems and not skip_invalid:
         raise InputError("; ".join(map(str, found.problems)))
     made = make_plan([row.request for row in found.rows], _ledger(store), days)
@@ -88,8 +99,10 @@ def plan(
             {"request_id": step.request.request_id, "action": step.action, "due_at": step.due_at.isoformat(),
              "reason": step.reason} for step in made.steps
         ],
+        "remarks": [one._asdict() for one in remarks],
     }  # fmt: skip
     lines = [step.as_line() for step in made.steps] + [str(one) for one in (*found.problems, *made.conflicts)]
+    lines += [f"look again: {one}" for one in remarks]
     print_result(report, as_json, "\n".join(lines))
     if made.conflicts:
         raise typer.Exit(2)

@@ -6,18 +6,16 @@ side differs only in the concept that is named.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from spare_core.concepts.names import alike, normalise
 from spare_core.errors import ConceptError
 
 Kind = Literal["style", "object", "person"]
 KINDS: Final[tuple[Kind, ...]] = ("style", "object", "person")
-_ARTICLES: Final = ("a", "an", "the")
-_WORD: Final = re.compile(r"[^\s,;:.!?\"'’()]+")
 MAX_CHARACTERS: Final = 300
 """Longest concept as text; the tokenizer's own limit is checked against the model that is loaded."""
 
@@ -120,43 +118,6 @@ class Erasure:
             contexts=tuple(values["contexts"]),
             aliases=tuple(values.get("aliases", ())),
         )
-
-
-def normalise(text: str) -> str:
-    """A concept as compared: NFKC, case-folded, single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def same_concept(a: str, b: str) -> bool:
-    """Whether two texts are one name: equal but for case, width and spacing."""
-    return normalise(a) == normalise(b)
-
-
-def bare_name(text: str) -> str:
-    """A name as it is compared with what must not contradict it: normalised, without an article, each word in the
-    singular. To a model "a cat" and "cats" are Cat."""
-    words = normalise(text).split()
-    return " ".join(map(_singular, words[1:] if len(words) > 1 and words[0] in _ARTICLES else words))
-
-
-def alike(a: str, b: str) -> bool:
-    """Whether two texts mean one concept to a model: equal but for an article and the plural."""
-    return bare_name(a) == bare_name(b)
-
-
-def bare_words(text: str) -> str:
-    """All words of a text in the singular, between single spaces and with one at each end: " a dog in the snow ". A
-    text mentions a name if these words of the name, without its article, are within those of the text."""
-    return f" {' '.join(map(_singular, _WORD.findall(normalise(text))))} "
-
-
-def _singular(word: str) -> str:
-    """By rule, so that both forms of a word become one; the result need not be a word."""
-    if len(word) <= 3 or word.endswith(("ss", "us", "is")):
-        return word
-    if word.endswith(("ches", "shes", "xes", "sses", "zes")):
-        return word[:-2]
-    return f"{word[:-3]}y" if word.endswith("ies") and len(word) > 4 else word.removesuffix("s")
 
 
 def text_problems(name: str, text: str) -> list[str]:

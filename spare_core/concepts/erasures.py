@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from spare_core.concepts.concept import Erasure, alike, bare_name, bare_words, normalise
+from spare_core.concepts.concept import Erasure
+from spare_core.concepts.names import alike, bare_name, bare_words, normalise
 from spare_core.errors import AdapterError, ConceptError
 
 _TITLE: Final = 8
@@ -141,8 +142,11 @@ class Erasures:
     def mentioned(self, text: str) -> str | None:
         """The first erased name whose words are among those of ``text``, which says more; None if there is none. To
         hold the model to what it draws for ``text`` would hold it to the concept."""
-        words = bare_words(text)
-        return next((name for own, name in self._names.items() if own in words), None)
+        whole = bare_words(text)
+        split = bare_words(whole.replace("-", " ")) if "-" in whole else whole
+        # A hot-dog is no dog, but Spider-Man is Spider Man.
+        words = ((split if " " in own.strip() else whole, own, name) for own, name in self._names.items())
+        return next((name for these, own, name in words if own in these), None)
 
     def other_words(self, words: Sequence[str]) -> list[str]:
         """Those that are no part of an erased name, also in the plural, however small: to a model that reads a word in

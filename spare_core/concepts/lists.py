@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from spare_core import built_in
-from spare_core.concepts.concept import KINDS, Erasure, Kind, bare_name
+from spare_core.concepts.concept import KINDS, Erasure, Kind
 from spare_core.concepts.defaults import DEFAULTS
 from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.names import bare_name
 from spare_core.errors import ConceptError, SettingsError
 from spare_core.store.fetching import read_yaml
 

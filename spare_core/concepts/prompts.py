@@ -6,9 +6,10 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
-from spare_core.concepts.concept import Erasure, bare_name
+from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.generic import TEMPLATES, generic_texts
+from spare_core.concepts.names import bare_name
 from spare_core.streams import stream_seed
 
 NULL: Final = ""

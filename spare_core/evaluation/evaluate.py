@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from spare_core.adapters.directory import StoredAdapter
 from spare_core.adapters.manifest import versions
-from spare_core.concepts.concept import Erasure, normalise, same_concept
+from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures, title_of
+from spare_core.concepts.names import normalise, same_concept
 from spare_core.errors import SettingsError
 from spare_core.evaluation.findings import Question, by_harm, by_presence, findings
 from spare_core.evaluation.grid import GridResult, base_grid, draw_grid, with_further

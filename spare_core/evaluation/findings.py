@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from spare_core.concepts.concept import same_concept
+from spare_core.concepts.names import same_concept
 from spare_core.evaluation.damage import compare
 from spare_core.evaluation.grid import GridResult
 from spare_core.evaluation.judgement import Reference

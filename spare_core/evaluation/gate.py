@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from spare_core.checks import field_problems
-from spare_core.concepts.concept import normalise
+from spare_core.concepts.names import normalise
 from spare_core.errors import SettingsError
 from spare_core.evaluation.gate_figures import Figures
 from spare_core.store.fetching import read_yaml_mapping

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from spare_core.concepts.concept import normalise
+from spare_core.concepts.names import normalise
 
 _ROUNDING: Final = 1e-9
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from spare_core.concepts.concept import normalise
+from spare_core.concepts.names import normalise
 from spare_core.errors import SettingsError
 
 OTHER: Final = -1

@@ -10,8 +10,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from spare_core.concepts.concept import normalise
 from spare_core.concepts.erasures import title_of
+from spare_core.concepts.names import normalise
 from spare_core.errors import InputError
 
 _FIGURES: Final = (("residual", "residual (1: nothing erased)", "Reds"), ("ua", "UA (1: forgotten)", "Greens"))

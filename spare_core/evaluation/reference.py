@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from spare_core.concepts.concept import normalise
+from spare_core.concepts.names import normalise
 from spare_core.errors import ImagesError
 from spare_core.evaluation.judgement import Judge, Reference
 from spare_core.evaluation.suite import Suite

@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from spare_core import built_in
-from spare_core.concepts.concept import Erasure, normalise
+from spare_core.concepts.concept import Erasure
+from spare_core.concepts.names import normalise
 from spare_core.errors import ConceptError, SettingsError
 from spare_core.files.addresses import is_s3
 from spare_core.store.fetching import local_path, read_yaml_mapping

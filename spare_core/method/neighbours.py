@@ -18,8 +18,9 @@ from typing import Final, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from spare_core.concepts.concept import Erasure, alike, bare_name
+from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.names import alike, bare_name
 from spare_core.concepts.prompts import NULL
 from spare_core.errors import ConceptError, InputError
 from spare_core.method.settings import EraseSettings

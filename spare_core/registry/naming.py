@@ -14,7 +14,7 @@ import unicodedata
 from typing import Final
 
 from spare_core import built_in
-from spare_core.concepts.concept import normalise
+from spare_core.concepts.names import normalise
 from spare_core.errors import RegistryInputError
 
 PREFIX: Final = "spare."

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from spare_core.adapters.directory import StoredAdapter, load_adapter
-from spare_core.concepts.concept import normalise
 from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.names import normalise
 from spare_core.errors import RegistryError, RegistryInputError
 from spare_core.evaluation.report_files import EVALUATION, read_report
 from spare_core.registry.client import asking, overwrite

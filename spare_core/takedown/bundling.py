@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from spare_core.concepts.concept import normalise, same_concept
 from spare_core.concepts.erasures import Erasures
+from spare_core.concepts.names import normalise, same_concept
 from spare_core.errors import GateRefused, LedgerConflict
 from spare_core.takedown.leases import lease
 from spare_core.takedown.ledger import REASON, Event, Ledger, Standing

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from spare_core.concepts.concept import bare_name, normalise
+from spare_core.concepts.names import bare_name, normalise
 from spare_core.takedown.request import AUTO, TakedownRequest
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from spare_core import built_in
-from spare_core.concepts.concept import Erasure, bare_name, same_concept
+from spare_core.concepts.concept import Erasure
+from spare_core.concepts.names import bare_name, same_concept
 from spare_core.errors import ConceptError, GateRefused, ImagesError
 from spare_core.files.addresses import is_s3
 from spare_core.method.neighbours import Neighbour, rank_neighbours

@@ -12,10 +12,11 @@ from typing import Any, Final
 
 from spare_core import built_in
 from spare_core.checks import Collected
-from spare_core.concepts.concept import KINDS, Erasure, Kind, bare_name, normalise, same_concept
+from spare_core.concepts.concept import KINDS, Erasure, Kind
 from spare_core.concepts.defaults import DEFAULTS
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.lists import build_erasure
+from spare_core.concepts.names import bare_name, normalise, same_concept
 from spare_core.errors import InputError, SettingsError, SpareError
 from spare_core.evaluation.gate import Policy
 from spare_core.evaluation.suite import Suite, domain_of, suite_of
@@ -25,6 +26,7 @@ from spare_core.models.files import find_model
 from spare_core.registry.naming import bundle_name, check_name
 from spare_core.runs.request import Request
 from spare_core.takedown.request import AUTO, TakedownRequest
+from spare_core.takedown.times import read_zone
 from spare_core.workflow.order import (
     Order,
     checked_suite,
@@ -168,6 +170,7 @@ def check_batch(parameters: Mapping[str, Any], problems_before: Sequence[str] = 
     suite = found.attempt(lambda: checked_suite({"seeds": 0, **given}, None), "suite", "model")
     policy = found.attempt(lambda: Policy.find(given["policy"]), "policy")
     bundle_policy = found.attempt(lambda: Policy.find(given["bundle_policy"] or given["policy"]), "bundle_policy")
+    found.attempt(lambda: read_zone(given["zone"]), "zone")
     minutes = found.attempt(lambda: _minutes(given["lease_minutes"]), "lease_minutes")
     name = found.attempt(lambda: check_name(given["name"] or bundle_name(given["model"], base or "")), "name", "model")
     if found.problems:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from spare_core.concepts.concept import bare_name, normalise, same_concept
+from spare_core.concepts.names import bare_name, normalise, same_concept
 from spare_core.errors import SettingsError
 from spare_core.store.fetching import read_yaml_mapping
 from spare_core.takedown.conflicts import Conflict, circles, compare

@@ -7,9 +7,11 @@ are data: a spreadsheet's formula is text, YAML's aliases (which can blow a smal
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 from collections.abc import Iterator
+from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -67,7 +69,7 @@ class _Raw(NamedTuple):
     problem: str = ""
 
 
-def read_lists(source: str | Path) -> list[TakedownList]:
+def read_lists(source: str | Path, zone: tzinfo = UTC) -> list[TakedownList]:
     """The list ``source``, or all lists that lie in the folder of that name, here or in S3, by name.
 
     Raises:
@@ -75,16 +77,18 @@ def read_lists(source: str | Path) -> list[TakedownList]:
         StoreError: if they cannot be fetched.
     """
     if Path(str(source)).suffix.lower() in _READERS:
-        return [read_list(source)]
+        return [read_list(source, zone)]
     folder = local_path(source, [f"*{suffix}" for suffix in _READERS])
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _READERS) if folder.is_dir() else []
     if not files:
         raise InputError(f"{source} is neither a takedown list nor a folder of lists; allowed: {', '.join(_READERS)}")
-    return [read_list(file)._replace(file=f"{str(source).rstrip('/')}/{file.relative_to(folder)}") for file in files]
+    return [
+        read_list(file, zone)._replace(file=f"{str(source).rstrip('/')}/{file.relative_to(folder)}") for file in files
+    ]
 
 
-def read_list(source: str | Path) -> TakedownList:
-    """The list in a .yaml, .jsonl or .csv file, here or in S3.
+def read_list(source: str | Path, zone: tzinfo = UTC) -> TakedownList:
+    """The list in a .yaml, .jsonl or .csv file, here or in S3. Times that name no zone are in ``zone``.
 
     Raises:
         InputError: if the file as a whole is no list: missing, too large, in no known encoding, or of another kind.
@@ -99,7 +103,7 @@ def read_list(source: str | Path) -> TakedownList:
         found = [("", raw.problem)] if raw.problem else []
         if not found:
             try:
-                rows.append(Row(raw.line, TakedownRequest.model_validate(raw.values)))
+                rows.append(Row(raw.line, TakedownRequest.model_validate(raw.values, context={"zone": zone})))
             except ValidationError as error:
                 found = list(_reasons(error))
         problems += [Problem(name, raw.line, field, reason) for field, reason in found]
@@ -119,7 +123,9 @@ def _text(path: Path, name: str) -> str:
     except OSError as error:
         raise InputError(f"cannot read {name}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{name} is not UTF-8: {error.reason} at byte {error.start}; save it as UTF-8") from None
+        raise InputError(
+            f"{name} is not UTF-8: {error.reason} at byte {error.start}; save it as UTF-8 (spreadsheets: CSV UTF-8)"
+        ) from None
 
 
 def _reasons(error: ValidationError) -> Iterator[tuple[str, str]]:
@@ -201,8 +207,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _csv(text: str, name: str) -> Iterator[_Raw]:
-    """A header of field names, then a row a request; commas, semicolons or tabs between cells, empty cells are left
-    out, several texts of a cell have ``|`` between them."""
+    """A header of field names, then a row a request; commas, semicolons or tabs between cells, empty cells and columns
+    without a name are left out, several texts of a cell have ``|`` between them."""
     first = text.lstrip("\r\n").partition("\n")[0]
     if first.lower().startswith("sep="):  # Excel's own way to say it
         delimiter, text = first.strip()[4:5] or ",", text.lstrip("\r\n").partition("\n")[2]
@@ -212,13 +218,14 @@ def _csv(text: str, name: str) -> Iterator[_Raw]:
     csv.field_size_limit(_MOST_BYTES)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        header = [cell.strip() for cell in next(rows, [])]
+        header = [_field(cell) for cell in next(rows, [])]
     except csv.Error as error:
         raise InputError(f"{name} is no CSV: {error}") from None
-    unknown = [cell for cell in header if cell not in _FIELDS]
-    twice = sorted({cell for cell in header if header.count(cell) > 1})
+    named = [cell for cell in header if cell]
+    unknown = [cell for cell in named if cell not in _FIELDS]
+    twice = sorted({cell for cell in named if header.count(cell) > 1})
     if unknown or twice or "request_id" not in header:
-        what = f"unknown {', '.join(map(repr, unknown))}" if unknown else f"{', '.join(twice)} twice" if twice else ""
+        what = ", ".join(map(_unknown, unknown)) if unknown else f"{', '.join(twice)} twice" if twice else ""
         raise InputError(f"{name}: its header has {what or 'no request_id'}; known: {', '.join(_FIELDS)}")
     line = rows.line_num
     while True:
@@ -232,12 +239,25 @@ def _csv(text: str, name: str) -> Iterator[_Raw]:
         start, line = line + 1 + skipped, rows.line_num
         if not any(cell.strip() for cell in cells):
             continue
-        if len(cells) > len(header):
+        place = next((i for i, cell in enumerate(cells) if cell.strip() and not (header[i:] and header[i])), None)
+        if place is not None:
+            shown = repr(cells[place].strip()[:_SHOWN])
             yield _Raw(
-                start, None, f"has {len(cells)} cells, the header {len(header)}; quote texts that hold {delimiter!r}"
-            )
+                start, None, f"has {shown} in column {place + 1}, which has no name in the header; name it there, or "
+                f"quote texts that hold {delimiter!r}"
+            )  # fmt: skip
             continue
         yield _Raw(start, {key: _cell(key, cell) for key, cell in zip(header, cells, strict=False) if cell.strip()})
+
+
+def _field(cell: str) -> str:
+    """A field as its column is called: "Request ID" is request_id."""
+    return "_".join(cell.strip().lower().replace("-", " ").replace("_", " ").split())
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, _FIELDS, n=1)
+    return f"unknown {name!r}{f' (meant: {near[0]}?)' if near else ''}"
 
 
 def _cell(field: str, text: str) -> Any:

@@ -6,7 +6,7 @@ reference: no personal data belongs in a list, and none gets into an artifact.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -16,12 +16,15 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
-from spare_core.concepts.concept import Erasure, same_concept, text_problems
+from spare_core.concepts.concept import Erasure, text_problems
+from spare_core.concepts.names import same_concept
 from spare_core.errors import ConceptError
+from spare_core.takedown.times import FORMS, read_time
 
 SCHEMA: Final = "spare.takedown/1"
 AUTO: Final = "auto"
@@ -31,7 +34,8 @@ REGIMES: Final = ("dmca", "gdpr", "dsa", "court_order", "internal", "other")
 Regime = Literal["dmca", "gdpr", "dsa", "court_order", "internal", "other"]
 Identity = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 """Goes into keys of the store as it is: no slash, no leading dot."""
-Reference = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}$")]
+Reference = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9._:/-]{0,99})?$")]
+Moment = Annotated[AwareDatetime, WithJsonSchema({"type": "string"})]
 Territory = Annotated[str, StringConstraints(pattern=r"^([A-Z]{2}|EU|EEA|worldwide)$")]
 
 
@@ -67,22 +71,34 @@ class TakedownRequest(BaseModel):
     images: tuple[ReferenceImage, ...] = Field((), description="pictures of it")
     regime: Regime = Field(description="under which it is asked for; decides how long there is")
     ground: Annotated[str, StringConstraints(max_length=2000)] = Field("", description="legal ground, in words")
-    received_at: AwareDatetime = Field(description="when it came in, with its time zone")
-    due_at: AwareDatetime | None = Field(None, description="until when it must be done; else by its regime")
+    received_at: Moment = Field(description="when it came in; of a day alone its start")
+    due_at: Moment | None = Field(
+        None, description="until when it must be done, of a day alone its end; else by its regime"
+    )
     territorial_scope: tuple[Territory, ...] = Field((), description="two-letter countries, EU, EEA or worldwide")
-    requester: Reference = Field(description="an opaque reference to who asks; never a name or an address")
+    requester: Reference = Field("", description="an opaque reference to who asks; never a name or an address")
     legal_hold: bool = Field(False, description="nothing may be done to it for now")
     authority_reference: Annotated[str, StringConstraints(max_length=200)] = Field("", description="of a court, say")
     notes: Annotated[str, StringConstraints(max_length=2000)] = Field("", description="for people")
 
-    @field_validator("regime", mode="before")
+    @field_validator("regime", "kind", "legal_hold", mode="before")
     @classmethod
-    def _regime(cls, value: Any) -> Any:
-        """A regime as people write it: GDPR Art. 17, court order."""
+    def _word(cls, value: Any, info: ValidationInfo) -> Any:
+        """One of a few words, as people write it: Style, GDPR Art. 17, court order, TRUE."""
         if not isinstance(value, str):
             return value
-        text = value.strip().lower().replace(" ", "_").replace("-", "_")
+        text = value.strip().lower()
+        if info.field_name != "regime":
+            return text or None
+        text = text.replace(" ", "_").replace("-", "_")
         return "gdpr" if text.startswith("gdpr") else text
+
+    @field_validator("territorial_scope", mode="before")
+    @classmethod
+    def _places(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return [one if not isinstance(one, str) else _territory(one) for one in value]
 
     @field_validator("concept", "surrogate", "aliases", "protect")
     @classmethod
@@ -98,11 +114,14 @@ class TakedownRequest(BaseModel):
 
     @field_validator("received_at", "due_at", mode="before")
     @classmethod
-    def _time(cls, value: Any) -> Any:
-        """Numbers would be read as seconds since 1970."""
-        if value is not None and not isinstance(value, str | datetime):
-            raise ValueError("write a date and a time with its zone, as in 2026-11-24T09:00:00Z")
-        return value
+    def _time(cls, value: Any, info: ValidationInfo) -> Any:
+        """A day or a time; one without a zone is in the ``zone`` of the context, else in UTC. No number: it would be
+        read as seconds since 1970."""
+        if value is None or isinstance(value, datetime):
+            return value
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError(f"it must be text; write {FORMS}")
+        return read_time(str(value), (info.context or {}).get("zone", UTC), end=info.field_name == "due_at")
 
     @model_validator(mode="after")
     def _consistent(self) -> TakedownRequest:
@@ -134,3 +153,9 @@ class TakedownRequest(BaseModel):
     def names(self) -> tuple[str, ...]:
         """All that is to be erased."""
         return (self.concept, *self.aliases) if self.concept else ()
+
+
+def _territory(text: str) -> str:
+    """A code of two letters, EU, EEA or worldwide, whatever its case."""
+    code = text.strip()
+    return code.lower() if code.lower() == "worldwide" else code.upper() if len(code) <= 3 else code

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spare_core.concepts.concept import normalise
+from spare_core.concepts.names import normalise
 from spare_core.takedown.ledger import Ledger, Standing
 from spare_core.takedown.request import TakedownRequest
 

@@ -14,6 +14,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,11 +26,13 @@ from spare_core.registry.tracking import stage_run
 from spare_core.store import Store
 from spare_core.takedown import work
 from spare_core.takedown.bundling import Deployed, claim, settle, wanted
+from spare_core.takedown.doubts import doubts
 from spare_core.takedown.ledger import Ledger
 from spare_core.takedown.parameters import Batch, check_batch
 from spare_core.takedown.planning import DEADLINES, read_deadlines
 from spare_core.takedown.reading import read_lists
 from spare_core.takedown.standings import unwanted
+from spare_core.takedown.times import read_zone
 from spare_core.workflow.environment import STORE, open_run_store, pipeline_run_id
 from spare_core.workflow.events import reported
 from spare_core.workflow.order import Champion, check_order
@@ -69,10 +72,12 @@ def plan_task(parameters: Mapping[str, Any]) -> Planned:
         ledger = _ledger(store)
         _check_same_model(ledger, batch)
         skip = parameters["skip_invalid"]
-        requests, left_out = [], []
-        for found in read_lists(parameters["requested"]) if parameters["requested"] else ():
+        requests, left_out, remarks = [], [], []
+        zone = read_zone(parameters["zone"])
+        for found in read_lists(parameters["requested"], zone) if parameters["requested"] else ():
             requests += [row.request for row in found.rows]
             left_out += [str(problem) for problem in found.problems]
+            remarks += [str(doubt) for doubt in doubts(found, datetime.now(UTC))]
         if left_out and not skip:
             raise InputError("; ".join(left_out))
         with stage_run(f"takedowns of {batch.name}", "plan", pipeline_run_id()) as run:
@@ -80,9 +85,13 @@ def plan_task(parameters: Mapping[str, Any]) -> Planned:
             taken = work.take_in(ledger, requests, parameters["requested"], deadlines, skip)
             again, most = parameters["retry_failed"], int(parameters["most"])
             chosen = work.plan_open(ledger, pipeline_run_id(), batch.wrong_with, batch.about(), again, most)
-        results |= {"requests": chosen, "new": taken.new, "left_out": [*left_out, *taken.left_out]}
+        results |= {
+            "requests": chosen, "new": taken.new, "left_out": [*left_out, *taken.left_out], "remarks": remarks,
+        }  # fmt: skip
         for line in results["left_out"]:
             print(f"left out: {line}", flush=True)
+        for line in remarks:
+            print(f"look again: {line}", flush=True)
         return Planned(batch.to_json(), chosen)
 
 

@@ -30,7 +30,7 @@ from spare_core.store.fetching import local_path
 SCHEMA: Final = "spare.order/1"
 _TEXTS: Final = (
     "model", "erase", "surrogate", "kind", "images", "template", "suite", "policy", "name", "request_id", "requested",
-    "deadlines", "bundle_policy",
+    "deadlines", "bundle_policy", "zone",
 )  # fmt: skip
 _LISTS: Final = ("keep", "contexts", "without")
 _NAMED: Final = ("model", "erase", "surrogate")

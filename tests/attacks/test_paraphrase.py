@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spare_core.attacks.paraphrase import NAME, free_prompts, phrases
-from spare_core.concepts.concept import normalise
+from spare_core.concepts.names import normalise
 
 
 @pytest.mark.parametrize("concept", ["Cat", "Neon Lines", "on fire", "X", "Ab", "crème brûlée", "Glasses"])

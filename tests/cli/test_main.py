@@ -157,6 +157,13 @@ def test_every_problem_of_a_request_is_told_at_once_and_a_missing_model_first(tm
     assert places == sorted(places)
 
 
+def test_several_names_in_one_are_asked_about_before_any_work(sd1_dir: Path, tmp_path: Path) -> None:
+    """The rank stops this one before it costs anything."""
+    command = _erase(sd1_dir, tmp_path / "out", erase="Neon Lines, Rust", rank=999)
+    done = CliRunner().invoke(app, [str(argument) for argument in command])
+    assert done.stderr.startswith("look again: 'Neon Lines, Rust' is taken as one name; if it is 'Neon Lines', 'Rust',")
+
+
 def test_the_version_is_the_installed_one() -> None:
     assert CliRunner().invoke(app, ["--version"]).stdout == f"spare {importlib.metadata.version('spare-unlearning')}\n"
 

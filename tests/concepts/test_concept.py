@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spare_core.concepts.concept import KINDS, MAX_CHARACTERS, Erasure, alike, normalise, same_concept
+from spare_core.concepts.concept import KINDS, MAX_CHARACTERS, Erasure
 from spare_core.concepts.defaults import DEFAULTS
+from spare_core.concepts.names import alike, names_within, normalise, same_concept
 from spare_core.errors import ConceptError
 
 WORDS = st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=40)
@@ -101,7 +102,34 @@ def test_a_word_and_its_plural_are_alike(one: str, many: str) -> None:
     assert alike(one, many)
 
 
-@pytest.mark.parametrize(("a", "b"), [("Neon Lines", "NeonLines"), ("a", "the"), ("gas", "ga"), ("bus", "bu")])
+@pytest.mark.parametrize(("a", "b"), [
+    ("O'Keeffe", "O\u2019Keeffe"), ("Spider-Man", "spider\u2010man"), ("\u201cX\u201d", '"x"'),
+    ("A\u2013B", "a-b"),
+])  # fmt: skip
+def test_typeset_quotes_and_dashes_are_those_that_are_typed(a: str, b: str) -> None:
+    assert same_concept(a, b)
+
+
+@pytest.mark.parametrize(("a", "b"), [
+    ("Spider-Man", "Spider Man"), ("Salvador Dal\u00ed", "salvador dali"), ("Watercolour", "watercolors"),
+    ("a grey theatre", "gray theaters"), ("Doughnuts", "donut"), ("Joan Mir\u00f3", "Joan Miro\u0301"),
+])  # fmt: skip
+def test_accents_hyphens_and_british_spelling_do_not_make_another_name(a: str, b: str) -> None:
+    assert alike(a, b)
+
+
+@pytest.mark.parametrize(("text", "names"), [
+    ("Neon Lines, Rust", ["Neon Lines", "Rust"]), ("Cat|Dog", ["Cat", "Dog"]),
+    ("Cat,Dog; Cow / Pig", ["Cat", "Dog", "Cow", "Pig"]), ("Martin Luther King, Jr.", []), ("Steins;Gate", []),
+    ("1,000 Paintings", []), ("AC/DC", []), ("Neon Lines", []), ("", []),
+])  # fmt: skip
+def test_a_list_in_a_name_is_told_from_a_name(text: str, names: list[str]) -> None:
+    assert names_within(text) == names
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [("が", "か"), ("Neon Lines", "NeonLines"), ("a", "the"), ("gas", "ga"), ("bus", "bu")]
+)
 def test_other_words_make_another_concept(a: str, b: str) -> None:
     assert not same_concept(a, b)
     assert not alike(a, b)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spare_core.concepts.concept import normalise, same_concept
+from spare_core.concepts.names import normalise, same_concept
 from spare_core.errors import RegistryInputError
 from spare_core.registry.naming import bundle_name, check_name, concept_slug, model_name
 

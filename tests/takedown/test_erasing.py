@@ -32,8 +32,8 @@ SETTINGS = EraseSettings(
 )  # fmt: skip
 GIVEN: dict[str, Any] = {
     "model": "canvas", "requested": "", "skip_invalid": False, "retry_failed": False, "most": 0.0, "deadlines": "",
-    "candidates": {}, "settings": {"rank": 4.0}, "bundle_settings": {}, "suite": "", "seeds": 1.0, "policy": "default",
-    "bundle_policy": "", "name": "", "promote": True, "lease_minutes": 15.0,
+    "zone": "", "candidates": {}, "settings": {"rank": 4.0}, "bundle_settings": {}, "suite": "", "seeds": 1.0,
+    "policy": "default", "bundle_policy": "", "name": "", "promote": True, "lease_minutes": 15.0,
 }  # fmt: skip
 
 
@@ -141,13 +141,15 @@ def test_everything_wrong_with_the_parameters_is_told_at_once() -> None:
     wrong = {
         "model": "nowhere/at/all", "most": -1.0, "candidates": {"animal": ["Dog"], "style": "Photo"},
         "bundle_settings": {"rank": 0}, "settings": {"stpes": 1}, "name": "../x", "lease_minutes": 0,
-        "suite": "none.yaml", "policy": "none.yaml", "bundle_policy": "nil.yaml", "skip_invalid": "yes",
+        "suite": "none.yaml", "policy": "none.yaml", "bundle_policy": "nil.yaml", "zone": "Berlin",
+        "skip_invalid": "yes",
     }  # fmt: skip
     with pytest.raises(SettingsError) as caught:
         check_batch({**GIVEN, **wrong})
     told = "\n".join(caught.value.problems)
     for part in ("nowhere/at/all", "most is -1.0", "'animal'", "candidates of 'style'", "rank is 0", "stpes", "../x",
-                 "none.yaml", "nil.yaml", "lease_minutes is 0", "skip_invalid is 'yes'"):  # fmt: skip
+                 "none.yaml", "nil.yaml", "zone is 'Berlin'", "lease_minutes is 0",
+                 "skip_invalid is 'yes'"):  # fmt: skip
         assert part in told, part
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 from spare_core.cli.main import app
 from spare_core.errors import InputError
 from spare_core.takedown.conflicts import compare
+from spare_core.takedown.doubts import doubts
 from spare_core.takedown.reading import TakedownList, read_list
 from spare_core.takedown.request import TakedownRequest
 from spare_core.takedown.schema import FILE, written
@@ -120,6 +123,51 @@ def test_spreadsheets_are_read_however_they_write(tmp_path: Path, dialect: str, 
     assert [(one.line, one.request.concept) for one in found.rows] == [(5, "Neon Lines")]
 
 
+def test_a_spreadsheets_columns_may_be_called_as_people_do_and_padded(tmp_path: Path) -> None:
+    """Columns without a name count only if something is in them, which is refused with its place."""
+    names = ["Request ID", "concept ", "KIND", "Surrogate", "regime", "Received-At", "requester"]
+    header = ";".join([*names, "", " "])
+    values = ";".join(row(kind=" Style", regime="DMCA", received_at="24.11.2026").values())
+    text = f"{header}\n{values};;\n{values};;;;\n;;;;;;;;\n{values.replace('R-1', 'R-2')};urgent;\n{values};;;;x\n"
+    found = read(tmp_path, text, "list.csv")
+    assert [one.line for one in found.rows] == [2, 3]
+    assert found.rows[0].request == request(received_at="2026-11-24T00:00:00Z")
+    assert [(one.line, one.reason.partition(",")[0]) for one in found.problems] == [
+        (5, "has 'urgent' in column 8"), (6, "has 'x' in column 11"),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match=r"unknown 'concpt' \(meant: concept\?\); known"):
+        read(tmp_path, "request_id,concpt\n1,x", "list.csv")
+
+
+def test_a_day_is_in_the_zone_that_the_list_is_read_in(tmp_path: Path) -> None:
+    path = written_as(tmp_path, ".csv", [row(received_at="2026-11-24", due_at="2026-12-01")])
+    (found,) = read_list(path, ZoneInfo("Europe/Berlin")).rows
+    assert found.request.received_at == datetime(2026, 11, 23, 23, tzinfo=UTC)
+    assert found.request.due_at == datetime(2026, 12, 1, 22, 59, 59, tzinfo=UTC)
+    assert found.request.model_dump(mode="json")["received_at"] == "2026-11-24T00:00:00+01:00"
+
+
+def test_what_may_be_meant_otherwise_is_told(tmp_path: Path) -> None:
+    rows = [
+        row(concept="Neon Lines, Rust", aliases=["Steins;Gate", "Martin Luther King, Jr.", "a | b"]),
+        row(request_id="R-2", received_at="2062-11-24", due_at="2066-01-01"),
+        row(request_id="R-3", received_at="2016-11-24"),
+        row(request_id="R-4", concept="Georgia O'Keeffe", aliases=["O'Keeffe", "O'Keeffes"]),
+        row(request_id="R-5", concept="Georgia O\u2019Keeffe"),
+        row(request_id="R-6", concept="the O'Keeffes", aliases=["Spider Man"]),
+        row(request_id="R-7", concept="Spider-Men", aliases=["Spider-Man"]),
+    ]
+    found = doubts(read_list(written_as(tmp_path, ".jsonl", rows)), datetime(2026, 11, 26, tzinfo=UTC))
+    assert [(one.line, one.field) for one in found] == [
+        (1, "concept"), (1, "aliases"), (2, "received_at"), (2, "due_at"), (3, "received_at"),
+        (6, "concept"), (7, "concept"),
+    ]  # fmt: skip
+    assert "'Neon Lines, Rust' is taken as one name; if it is 'Neon Lines', 'Rust'" in found[0].reason
+    assert found[4].reason == "2016-11-24 00:00 UTC is 10 years ago"
+    assert '"the O\'Keeffes" is "O\'Keeffe" of R-4, written otherwise' in found[5].reason
+    assert "'Spider-Man' is 'Spider Man' of R-6" in found[6].reason
+
+
 def test_excels_own_first_line_is_understood(tmp_path: Path) -> None:
     text = "sep=;\r\n" + ";".join(GOOD) + "\r\n" + ";".join(GOOD.values()) + "\r\n" + ";".join(row(kind="x").values())
     found = read(tmp_path, text, "list.csv")
@@ -139,8 +187,9 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"protect": ["neon lines"]}, "", "both to be erased and to be kept"),
     ({"kind": "colour"}, "kind", "'colour'"),
     ({"regime": "none"}, "regime", "'none'"),
-    ({"received_at": "2026-11-24T09:00:00"}, "received_at", "timezone"),
-    ({"received_at": 1764000000}, "received_at", "write a date and a time with its zone"),
+    ({"received_at": "soon"}, "received_at", "this is no day; write 2026-11-24"),
+    ({"received_at": 1764000000}, "received_at", "seconds since 1970, write 2025-11-24T16:00:00Z"),
+    ({"received_at": True}, "received_at", "it must be text"),
     ({"due_at": "2026-11-23T09:00:00Z"}, "", "due_at 2026-11-23T09:00:00+00:00 is before received_at"),
     ({"territorial_scope": ["Germany"]}, "territorial_scope.0", "'Germany'"),
     ({"images": [{"uri": "s3://b/x.png", "sha256": "abc"}]}, "images.0.sha256", "'abc'"),
@@ -215,7 +264,7 @@ def test_the_committed_schema_is_what_the_model_says() -> None:
     """Stale? python -m spare_core.takedown.schema"""
     assert FILE.read_text(encoding="utf-8") == written()
     assert set(json.loads(written())["$defs"]["request"]["required"]) == {
-        "request_id", "regime", "received_at", "requester",
+        "request_id", "regime", "received_at",
     }  # fmt: skip
 
 
