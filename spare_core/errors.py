@@ -12,6 +12,7 @@
     │   ├── OutputError                    the output folder is in use or not ours
     │   └── StageError                     what an earlier stage left is missing, damaged or another request's
     ├── TrainingError                      a loss or a prediction that is not finite
+    ├── DeviceMemoryError                  what is computed at once does not fit into the memory
     ├── StorageError              exit 2   the disk would not take what was written
     ├── StoreError                exit 1   the object storage did not do what was asked
     │   ├── StoreUnavailable               it cannot be reached, or stays busy after all retries
@@ -86,6 +87,26 @@ class StageError(InputError):
 
 class TrainingError(SpareError):
     """A loss or a prediction stopped being finite."""
+
+
+class DeviceMemoryError(SpareError):
+    """What is computed at once does not fit into the memory of the device."""
+
+
+_FULL = ("out of memory", "can't allocate memory", "cannot allocate memory")
+
+
+def explained(error: Exception) -> SpareError | None:
+    """What a library's error means where that is known: memory that was not enough, by whatever name torch's devices
+    call it."""
+    said = " ".join(str(error).split())
+    full = isinstance(error, RuntimeError) and any(one in said.lower() for one in _FULL)
+    if not (full or isinstance(error, MemoryError)):
+        return None
+    return DeviceMemoryError(
+        f"the memory was not enough ({said.partition('. ')[0] or type(error).__name__}); give --low-memory (setting "
+        "low_memory: true), a smaller batch_size or resolution, or end what else uses the device"
+    )
 
 
 class StorageError(SpareError):

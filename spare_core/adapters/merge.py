@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from spare_core.adapters.low_rank import DeltaUpdate, LowRankUpdate
 from spare_core.errors import AdapterError, ModelError
-from spare_core.models.digest import DTYPES, read_header, weight_files
-from spare_core.models.files import ModelFiles
+from spare_core.models.digest import DTYPES, read_header
+from spare_core.models.files import ModelFiles, find_model
 
 _DTYPES: Final = {name: getattr(torch, DTYPES[name]) for name in ("F64", "F32", "F16", "BF16")}
 """Types of weights that something can be added to."""
@@ -38,17 +37,17 @@ def merge(
 ) -> tuple[dict[str, tuple[float, float]], list[str]]:
     """Copy a pipeline to the empty ``folder`` with W + Δ in place of W.
 
-    Every other byte stays, dtype and shards too. Returns the :func:`squared_error` that rounding to that dtype makes in
-    each layer, and the files that were not copied.
+    Every other byte of what is loaded stays, dtype and shards too. Returns the :func:`squared_error` that rounding to
+    that dtype makes in each layer, and the files that were not copied.
 
     Raises:
         AdapterError: if a layer is missing or has another shape.
         ModelError: if a weight is of a type that nothing can be added to.
     """
     denoiser = files.components[0]
-    weights = weight_files(files.path / denoiser, files.variant)
-    places = _find_places(weights, updates)
-    left_out = _copy_others(files, folder) + _copy_denoiser(files.path / denoiser, weights, folder / denoiser)
+    _find_places(files.weight_files(denoiser), updates)  # before anything is copied
+    left_out = _copy(files, folder)
+    places = _find_places(find_model(str(folder)).weight_files(denoiser), updates)
     missed = {
         name: _add(folder / denoiser, places[name], update.delta().detach().float().cpu())
         for name, update in updates.items()
@@ -94,35 +93,37 @@ def _add(folder: Path, place: _Place, delta: Tensor) -> tuple[float, float]:
     return squared_error(merged.double() - base.double(), delta)
 
 
-def _copy_others(files: ModelFiles, folder: Path) -> list[str]:
-    """Copy the other components and the documents beside them; returns what was left out.
+def _copy(files: ModelFiles, folder: Path) -> list[str]:
+    """Copy the components and the documents beside them, under names that load where nobody names a variant; returns
+    what was left out.
 
-    A whole checkpoint beside the components still holds what the merge erases: only what is known to be harmless goes.
+    A whole checkpoint beside the components still holds what the merge erases, and so do other variants of the
+    denoiser's weights, which would load without a word: only what is loaded, and what is known to be harmless, goes.
     """
-    index = json.loads((files.path / "model_index.json").read_text(encoding="utf-8"))
-    components = {name for name, classes in index.items() if isinstance(classes, list) and any(classes)}
-    left_out = []
+    absent, left_out, present = files.absent(), [], set[str]()
+    for component, kind in files.index.items():
+        if isinstance(kind, list) and all(kind) and component not in absent:
+            present.add(component)
+            left_out += _copy_component(files, component, folder / component)
     for item in sorted(files.path.iterdir()):
-        if item.is_dir() and item.name in components:
-            if item.name != files.components[0]:
-                shutil.copytree(item, folder / item.name)
-        elif item.is_file() and item.suffix in _DOCUMENTS:
+        if item.is_file() and item.suffix in _DOCUMENTS and item.name != "model_index.json":
             shutil.copyfile(item, folder / item.name)
-        else:
+        elif item.name not in (*present, "model_index.json"):
             left_out.append(item.name)
+    (folder / "model_index.json").write_text(files.present_index(), encoding="utf-8")
     return left_out
 
 
-def _copy_denoiser(component: Path, weights: Sequence[Path], folder: Path) -> list[str]:
-    """Copy the denoiser's configuration and ``weights``; returns what was left out.
-
-    Other variants of the weights would load without a word, and nothing would be erased: none goes along.
-    """
+def _copy_component(files: ModelFiles, component: str, folder: Path) -> list[str]:
     folder.mkdir()
-    left_out = []
-    for item in sorted(component.iterdir()):
-        if item in weights or item.suffix == ".json":
-            shutil.copyfile(item, folder / item.name)
+    copied = set()
+    for name, item in files.plain_files(component):
+        if isinstance(item, Path):
+            shutil.copyfile(item, folder / name)
+            copied.add(item.name)
         else:
-            left_out.append(f"{component.name}/{item.name}")
-    return left_out
+            (folder / name).write_text(item, encoding="utf-8")
+            copied.add(name)
+    return [
+        f"{component}/{item.name}" for item in sorted((files.path / component).iterdir()) if item.name not in copied
+    ]

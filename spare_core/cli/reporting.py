@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from spare_core.errors import SpareError
+from spare_core.errors import SpareError, explained
 
 Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON document on stdout")]
 
@@ -29,6 +29,12 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
         except SpareError as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
+        except (RuntimeError, MemoryError) as error:
+            known = explained(error)
+            if known is None:
+                raise
+            print(f"error: {known}", file=sys.stderr)
+            raise typer.Exit(known.exit_code) from None
         except KeyboardInterrupt:
             print(f"stopped{_GOES_ON.get(command.__name__, '')}", file=sys.stderr)
             raise typer.Exit(130) from None

@@ -6,6 +6,7 @@ Those answers are what self-distillation needs from its teacher, at latents that
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -204,14 +205,33 @@ def predict_rows(denoiser: Denoiser, table: Conditioning, noisy: Tensor, timeste
 
     Raises:
         TrainingError: if one is not finite.
+        torch.OutOfMemoryError: if not even one fits.
     """
     parts = []
     for index in torch.arange(len(noisy)).split(denoiser.batch_rows(noisy.shape[-1])):
-        batch = noisy[index].to(denoiser.device), timesteps[index].to(denoiser.device)
-        parts.append(denoiser.predict(*batch, table[rows[index]]).cpu())
+        parts += _predict_fitting(denoiser, table, noisy[index], timesteps[index], rows[index])
     found = torch.cat(parts)
     if not torch.isfinite(found).all():
         raise TrainingError(
             f"predictions are not finite ({denoiser.dtype}); use --dtype float32, or a lower --lr if an adapter is on"
         )
     return found
+
+
+def _predict_fitting(
+    denoiser: Denoiser, table: Conditioning, noisy: Tensor, timesteps: Tensor, rows: Tensor
+) -> list[Tensor]:
+    """The same of a few at once, halved where the device's memory is too small for them."""
+    try:
+        return [denoiser.predict(noisy.to(denoiser.device), timesteps.to(denoiser.device), table[rows]).cpu()]
+    except torch.OutOfMemoryError:
+        if len(noisy) == 1:
+            raise
+    # Only here, when the error and the tensors that its frames hold are gone.
+    half = len(noisy) // 2
+    warnings.warn(f"{len(noisy)} predictions at once do not fit into the memory; {half} are tried", stacklevel=4)
+    return [
+        part
+        for some in (slice(None, half), slice(half, None))
+        for part in _predict_fitting(denoiser, table, noisy[some], timesteps[some], rows[some])
+    ]

@@ -31,16 +31,49 @@ DTYPES: Final = {
     "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
 }  # fmt: skip
 """Names of safetensors' types in torch."""
-VARIANTS: Final = (None, "fp16")
-"""Kinds of weight files, in the order in which they are looked for."""
+_STEMS: Final = ("diffusion_pytorch_model", "model")
+"""How diffusers calls the files of weights, and transformers."""
+_NAME: Final = re.compile(
+    rf"(?:{'|'.join(_STEMS)})(?:\.(?P<variant>[A-Za-z0-9_-]+?))?(?:-\d+-of-\d+)?\.safetensors"
+    r"(?:\.index(?:\.(?P<of_index>[A-Za-z0-9_-]+))?\.json)?"
+)
+
+
+def variants(folder: Path) -> list[str | None]:
+    """The variants that a component's folder holds weights of, in the order in which they are preferred: None, which is
+    loaded where nobody asks for another, fp16, then the others by name."""
+    matches = (_NAME.fullmatch(file.name) for file in folder.glob("*.safetensors*"))
+    found = {match["variant"] or match["of_index"] for match in matches if match}
+    whole = {variant for variant in found if weight_files(folder, variant)}
+    return sorted(whole, key=lambda variant: (variant is not None, variant != "fp16", variant or ""))
 
 
 def weight_files(folder: Path, variant: str | None) -> list[Path]:
-    """The safetensors files of one variant, shards in order."""
-    pattern = re.compile(
-        r"(diffusion_pytorch_model|model)" + (rf"\.{variant}" if variant else "") + r"(-\d+-of-\d+)?\.safetensors"
-    )
-    return sorted(file for file in folder.glob("*.safetensors") if pattern.fullmatch(file.name))
+    """The safetensors files that are loaded of one variant, whatever else lies beside them: the shards that an index
+    names, or the one file. Where both are there, diffusers takes the shards and transformers the file.
+
+    Raises:
+        ValueError: if an index cannot be read, or names what is no file of the folder.
+    """
+    infix = f".{variant}" if variant else ""
+    for stem in _STEMS:
+        file, index = folder / f"{stem}{infix}.safetensors", folder / f"{stem}.safetensors.index{infix}.json"
+        single = [file] if file.is_file() else []
+        sharded = _shards(index) if index.is_file() and not (single and stem == "model") else []
+        if sharded or single:
+            return sharded or single
+    return []
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted({*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{index} is no index of shards; fetch it again") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not (index.parent / name).is_file():
+            raise ValueError(f"{index} names the shard {name!r}, which is not there; fetch it again")
+    return [index.parent / name for name in names]
 
 
 def plain_name(name: str) -> str:
@@ -95,10 +128,10 @@ def digest_of_folder(folder: Path) -> str:
     """The digest of a diffusers directory; of the first variant that it has weights of.
 
     Raises:
-        OSError, KeyError, ValueError: if it is none of a supported kind.
+        OSError, LookupError, ValueError: if it is none of a supported kind.
     """
     pipeline_class = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
     components = ARCHITECTURES[pipeline_class]
-    variant = next(one for one in VARIANTS if weight_files(folder / components[0], one))
+    variant = variants(folder / components[0])[0]
     files = {one: weight_files(folder / one, variant) for one in components}
     return digest((one, chain.from_iterable(map(entries, files[one]))) for one in components)

@@ -5,35 +5,51 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from safetensors import SafetensorError, safe_open
 
 from spare_core import built_in
 from spare_core.errors import ModelError
 from spare_core.files.addresses import is_s3
-from spare_core.models.digest import ARCHITECTURES, VARIANTS, WANTED, Entry, digest, entries, plain_name, weight_files
+from spare_core.models.digest import (
+    ARCHITECTURES,
+    WANTED,
+    Entry,
+    digest,
+    entries,
+    plain_name,
+    read_header,
+    variants,
+    weight_files,
+)
 from spare_core.models.promises import check_promises
 from spare_core.store.fetching import local_path
 
 if TYPE_CHECKING:
     import torch
 
+_SHARD: Final = re.compile(r"-\d+-of-\d+$")
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_TEXTS: Final = (".json", ".txt", ".model")
+_WITHOUT_WEIGHTS: Final = ("Scheduler", "Tokenizer", "TokenizerFast", "Processor", "FeatureExtractor")
+"""How the classes of a pipeline's parts end that are no networks."""
 _PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A checked diffusers directory; ``variant`` is the file variant to load ("fp16") or None."""
+    """A checked diffusers directory; ``variant`` is the file variant to load ("fp16") or None; ``index`` what its
+    model_index.json says."""
 
     source: str
     path: Path
     pipeline_class: str
     variant: str | None
+    index: Mapping[str, Any]
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -50,6 +66,50 @@ class ModelFiles:
             with _readable(file), safe_open(file, "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 - safe_open is no mapping
                     yield plain_name(name), opened.get_tensor(name)
+
+    def absent(self) -> list[str]:
+        """Components that the index lists and that have no weights here, though they are networks: a safety checker,
+        say, that was never fetched. The pipeline that we load has none of them; a stock tool would fail at it."""
+        listed = (name for name, kind in self.index.items() if isinstance(kind, list) and all(kind))
+        return [
+            name
+            for name in listed
+            if not str(self.index[name][1]).endswith(_WITHOUT_WEIGHTS) and not _has_weights(self.path / name)
+        ]
+
+    def present_index(self) -> str:
+        """The content of a model_index.json that lists only what is here: what a copy of the files needs to load."""
+        gone = self.absent()
+        index = {**self.index, **{name: [None, None] for name in gone}}
+        if "safety_checker" in gone:
+            index["requires_safety_checker"] = False
+        return json.dumps(index, indent=2) + "\n"
+
+    def plain_files(self, component: str) -> Iterator[tuple[str, Path | str]]:
+        """What a copy of a component needs, under the names that are looked for where nobody names a variant: its
+        configuration and vocabulary, and the weights that are loaded. An index is written anew, as text.
+
+        Raises:
+            ModelError: if the weights are pickles only.
+        """
+        folder = self.path / component
+        weights = weight_files(folder, self.variant) or [
+            file for variant in variants(folder)[:1] for file in weight_files(folder, variant)
+        ]
+        if not weights and any(file.suffix in _PICKLES for file in folder.iterdir()):
+            raise ModelError(f"{folder} holds its weights as a pickle only; save it as safetensors first")
+        for file in weights:
+            yield _without_variant(file.name), file
+        if len(weights) > 1:
+            index = weights[0].with_name(f"{_stem(weights[0])}.safetensors.index.json")
+            if self.variant:
+                places = {name: _without_variant(file.name) for file in weights for name in read_header(file)[0]}
+                yield index.name, json.dumps({"metadata": {}, "weight_map": places}, indent=2)
+            else:
+                yield index.name, index
+        for file in sorted(folder.iterdir()):
+            if file.is_file() and file.suffix in _TEXTS and ".safetensors.index." not in file.name:
+                yield file.name, file
 
     def digest(self) -> str:
         """The digest of these weights, see :func:`spare_core.models.digest.digest`."""
@@ -141,24 +201,55 @@ def _check(source: str, path: Path) -> ModelFiles:
     try:
         listed = json.loads(index.read_text(encoding="utf-8"))
         pipeline_class = listed["_class_name"]
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise ModelError(f"{index} does not name a pipeline class; is the download complete?") from None
     if not isinstance(pipeline_class, str) or pipeline_class not in ARCHITECTURES:
         allowed = ", ".join(ARCHITECTURES)
         raise ModelError(f"{path} holds a {pipeline_class}; supported: {allowed}")
-    variants = {_variant(path / part) for part in (*ARCHITECTURES[pipeline_class], "vae")}
-    if None in variants and len(variants) > 1:
-        raise ModelError(f"{path} holds some components only as fp16 variant and others only without; fetch one kind")
+    parts = (*ARCHITECTURES[pipeline_class], "vae")
+    for part in parts:
+        if part in listed and not (isinstance(listed[part], list) and all(listed[part])):
+            raise ModelError(
+                f"{index} names no {part} ({json.dumps(listed[part])}): the model was published without; save the "
+                "whole pipeline, with the one that it is used with"
+            )
+    common = set.intersection(*({*_variants(path / part)} for part in parts))
+    if not common:
+        kinds = "; ".join(f"{part}: {', '.join(map(_called, variants(path / part)))}" for part in parts)
+        raise ModelError(f"{path} holds no variant of weights of all its parts ({kinds}); fetch one of all")
     check_promises(path, pipeline_class)
-    return ModelFiles(source, path, pipeline_class, variants.pop())
+    chosen = next(one for one in _variants(path / parts[0]) if one in common)
+    return ModelFiles(source, path, pipeline_class, chosen, listed)
 
 
-def _variant(folder: Path) -> str | None:
-    """None for plain weights, "fp16" where only that variant is there."""
-    for variant in VARIANTS:
-        if weight_files(folder, variant):
-            return variant
+def _variants(folder: Path) -> list[str | None]:
+    """Those that there are weights of, at least one."""
+    try:
+        found = variants(folder)
+    except ValueError as error:
+        raise ModelError(str(error)) from None
+    if found:
+        return found
     pickles = sorted(file.name for file in folder.glob("*") if file.suffix in _PICKLES)
     if pickles:
         raise ModelError(f"{folder} holds {pickles[0]}, a pickle; only safetensors are read, convert it first")
     raise ModelError(f"{folder} holds no safetensors weights; is the download complete?")
+
+
+def _has_weights(folder: Path) -> bool:
+    return folder.is_dir() and any(file.suffix in (".safetensors", *_PICKLES) for file in folder.iterdir())
+
+
+def _called(variant: str | None) -> str:
+    return f"only as {variant}" if variant else "without a variant"
+
+
+def _stem(file: Path) -> str:
+    return file.name.partition(".")[0].partition("-")[0]
+
+
+def _without_variant(name: str) -> str:
+    """``model.fp16.safetensors`` as ``model.safetensors``, ``model.fp16-00001-of-00002.safetensors`` likewise."""
+    stem, _, rest = name.removesuffix(".safetensors").partition(".")
+    shard = _SHARD.search(rest)
+    return f"{stem}{shard[0] if shard else ''}.safetensors"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from spare_core.errors import ModelError
@@ -32,7 +33,7 @@ def load_pipeline(files: ModelFiles, dtype: torch.dtype) -> Any:
     """The diffusers pipeline of a model, its weights in ``dtype``.
 
     Raises:
-        ModelError: if diffusers cannot load it, or weights of a text encoder did not load.
+        ModelError: if diffusers cannot load it, or a weight is missing, did not load, or is not finite.
     """
     import diffusers
     import transformers
@@ -41,15 +42,56 @@ def load_pipeline(files: ModelFiles, dtype: torch.dtype) -> Any:
     transformers.utils.logging.disable_progress_bar()
     pipeline_class = getattr(diffusers, files.pipeline_class)
     unchecked = {} if "XL" in files.pipeline_class else {"safety_checker": None, "requires_safety_checker": False}
+    common = {"dtype": dtype, "use_safetensors": True, "variant": files.variant}
     try:
-        pipeline = pipeline_class.from_pretrained(
-            files.path, dtype=dtype, use_safetensors=True, variant=files.variant, **unchecked
-        )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ModelError(f"diffusers cannot load {files.path}: {error}") from None
+        whole = {
+            name: _whole(files, name, getattr(diffusers, files.index[name][1]), common)
+            for name in (files.components[0], "vae")
+        }
+        pipeline = pipeline_class.from_pretrained(files.path, **common, **whole, **unchecked)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"diffusers cannot load {files.path}: {' '.join(str(error).split())}") from None
+    for component in (*files.components, "vae"):
+        _check_finite(files, component, getattr(pipeline, component))
     for component in files.components[1:]:
         _check_loaded(files, component, getattr(pipeline, component))
     return pipeline
+
+
+def _whole(files: ModelFiles, component: str, kind: Any, common: dict[str, Any]) -> nn.Module:
+    """A network of diffusers' whose every weight was in its files: of one that was not, diffusers leaves a shape
+    without numbers, and says so at its first use.
+
+    Raises:
+        ModelError: naming what is missing.
+    """
+    module, report = kind.from_pretrained(files.path, subfolder=component, output_loading_info=True, **common)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        several = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(
+            f"{files.path / component} lacks the weight {missing[0]!r}{several}, which its config.json asks for; fetch "
+            "it again, or give the config.json that belongs to these weights"
+        )
+    loaded: nn.Module = module
+    return loaded
+
+
+def _check_finite(files: ModelFiles, component: str, module: nn.Module) -> None:
+    """Refuse weights that are no numbers: every prediction of theirs is none either, which reads as a failed training.
+
+    Raises:
+        ModelError: naming the first.
+    """
+    weights = dict(module.named_parameters())
+    # By their largest: one pass, and no sum that could overflow.
+    largest = torch.stack([one.float() for one in torch._foreach_norm([*weights.values()], float("inf"))])
+    if not torch.isfinite(largest).all():
+        first = [*weights][int((~torch.isfinite(largest)).nonzero()[0])]
+        raise ModelError(
+            f"{files.path / component}: weight {first!r} has values that are not finite (NaN or infinite); fetch it "
+            "again, or save it in a type that holds it"
+        )
 
 
 def check_same_schedule(files: ModelFiles, own: Any, ours: Any) -> None:

@@ -14,9 +14,7 @@ Wherever it comes from, what is loaded must have the digest that the adapter was
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,8 +23,7 @@ from spare_core.adapters.manifest import LORA, MANIFEST
 from spare_core.errors import ModelError, RegistryInputError
 from spare_core.files.addresses import is_s3
 from spare_core.models import digest
-from spare_core.models.digest import weight_files
-from spare_core.models.files import HUB_ID, ModelFiles, find_model
+from spare_core.models.files import HUB_ID, find_model
 from spare_core.registry.client import asking
 from spare_core.registry.spare_adapter_loader import BUNDLED
 
@@ -35,7 +32,6 @@ _DIGEST: Final = "spare_base_digest.py"
 """The name by which the loader imports what computes the base's digest."""
 _STEPS: Final = 20
 _GUIDANCE: Final = 4.0
-_TEXTS: Final = (".json", ".txt", ".model")
 
 
 def package(folder: Path, stored: StoredAdapter, model: Any) -> None:
@@ -118,28 +114,9 @@ def _bundle(stored: StoredAdapter, source: str) -> dict[str, Path | str]:
             f"{source!r} is not the base model that {stored.folder} was trained for ({stored.base_digest[:12]}…); "
             "put that one in its place, or erase again"
         )
-    index = json.loads((files.path / "model_index.json").read_text(encoding="utf-8"))
-    bundle: dict[str, Path | str] = {}
-    for component, names in index.items():
-        if not isinstance(names, list) or names[0] is None:
-            continue
-        if (files.path / component).is_dir():
-            bundle |= {f"{component}/{name}": file for name, file in _component(files, component)}
-        else:
-            index[component] = [None, None]  # a safety checker, say, that was never downloaded
-    return {**bundle, "model_index.json": json.dumps(index, indent=2)}
-
-
-def _component(files: ModelFiles, component: str) -> Iterator[tuple[str, Path]]:
-    """Configuration, vocabulary and safetensors of a component; names lose the variant: the flavour reads none."""
-    folder = files.path / component
-    weights = weight_files(folder, files.variant) or weight_files(folder, None)
-    if not weights and any(file.suffix in (".bin", ".pt", ".pth", ".ckpt") for file in folder.iterdir()):
-        raise ModelError(f"{folder} holds its weights as a pickle only; save it as safetensors first")
-    if files.variant and len(weights) > 1:
-        raise ModelError(f"{folder} holds shards of the variant {files.variant!r}; save the model without variant")
-    for file in weights:
-        yield file.name.replace(f".{files.variant}.", "."), file
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and file.suffix in _TEXTS:
-            yield file.name, file
+    bundle: dict[str, Path | str] = {"model_index.json": files.present_index()}
+    absent = files.absent()
+    for component, names in files.index.items():
+        if isinstance(names, list) and all(names) and component not in absent:
+            bundle |= {f"{component}/{name}": file for name, file in files.plain_files(component)}
+    return bundle

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from spare_core.errors import SpareError
+from spare_core.errors import SpareError, explained
 
 _PREFIX: Final = "spare: "
 
@@ -31,6 +31,9 @@ def reported(stage: str) -> Iterator[dict[str, Any]]:
         _fail(stage, str(error), error.exit_code)
         raise SystemExit(error.exit_code) from None
     except Exception as error:
+        if known := explained(error):
+            _fail(stage, str(known), known.exit_code)
+            raise SystemExit(known.exit_code) from None
         _fail(stage, f"{type(error).__name__}: {error}", 1)
         raise
     _tell(stage, "done", **results)

@@ -335,7 +335,10 @@ def test_what_exists_is_never_overwritten(lora: StoredAdapter, sd1: UNetDenoiser
         *(("diffusers", call) for call in ("os.fsync", "pathlib.Path.write_bytes", "pathlib.Path.rename")),
         *(("kohya", call) for call in ("os.fsync", "pathlib.Path.write_bytes", "pathlib.Path.replace")),
         *(("sparse", call) for call in ("os.fsync", "pathlib.Path.write_bytes", "pathlib.Path.rename")),
-        *(("merged", call) for call in ("os.fsync", "shutil.copyfile", "shutil.copytree", "pathlib.Path.rename")),
+        *(
+            ("merged", call)
+            for call in ("os.fsync", "shutil.copyfile", "pathlib.Path.write_text", "pathlib.Path.rename")
+        ),
     ],
 )
 def test_a_full_disk_leaves_nothing_behind(
@@ -343,7 +346,7 @@ def test_a_full_disk_leaves_nothing_behind(
 ) -> None:
     """Wherever it fills up."""
 
-    def no_space(*_: object) -> None:
+    def no_space(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(call, no_space)

@@ -129,6 +129,30 @@ def test_without_guidance_the_empty_prompt_is_asked_only_where_all_is() -> None:
     assert sum(len(call.noisy) for call in toy.calls) == 4 * (3 * 2 + 2)
 
 
+class _Short(ToyDenoiser):
+    """A toy on a device with room for so many rows."""
+
+    room = 2
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        if len(noisy) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().predict(noisy, timesteps, conditioning)
+
+
+def test_where_the_memory_is_too_small_fewer_are_asked_at_once_and_it_says_so() -> None:
+    asked = [Query((CONCEPT, SURROGATE, NULL_ROW), i % 2, 2) for i in range(3)]
+    expected = sample_trajectories(ToyDenoiser(timed=True), TABLE, asked, 2, 2.0, seeded())
+    short = _Short(timed=True)
+    with pytest.warns(UserWarning, match="9 predictions at once do not fit into the memory; 4 are tried"):
+        found = sample_trajectories(short, TABLE, asked, 2, 2.0, seeded())
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.predictions, other.predictions)
+    short.room = 0
+    with pytest.warns(UserWarning), pytest.raises(torch.OutOfMemoryError):
+        sample_trajectories(short, TABLE, asked, 2, 2.0, seeded())
+
+
 def test_answers_that_are_not_finite_stop_the_sampling() -> None:
     with pytest.raises(TrainingError, match=r"not finite .*--dtype float32"):
         sample_trajectories(

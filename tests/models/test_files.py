@@ -48,11 +48,14 @@ def rewrite(file: Path, change: Callable[[Tensors], Tensors]) -> None:
 
 def split(file: Path, parts: int) -> None:
     """Write a safetensors file's tensors into as many files, as diffusers does with large models."""
-    tensors = load_file(file)
+    tensors, places = load_file(file), {}
     file.unlink()
     for i in range(parts):
         shard = {name: tensors[name] for name in sorted(tensors)[i::parts]}
-        save_file(shard, file.with_name(f"{file.stem}-{i + 1:05}-of-{parts:05}.safetensors"))
+        name = f"{file.stem}-{i + 1:05}-of-{parts:05}.safetensors"
+        save_file(shard, file.with_name(name))
+        places |= dict.fromkeys(shard, name)
+    file.with_name(f"{file.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
 def toggled(tensors: Tensors) -> Tensors:
@@ -252,4 +255,4 @@ def test_a_file_of_something_else(model: Path) -> None:
 
 def test_variants_are_not_mixed(model: Path) -> None:
     (model / UNET).rename(model / "unet/diffusion_pytorch_model.fp16.safetensors")
-    refused(model, "only as fp16 variant")
+    refused(model, "unet: only as fp16; text_encoder: without a variant")
