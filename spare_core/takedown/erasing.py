@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from spare_core import built_in
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.names import bare_name, same_concept
 from spare_core.errors import ConceptError, GateRefused, ImagesError
@@ -141,12 +140,10 @@ def choose(batch: Batch, request: TakedownRequest, denoiser: UNetDenoiser, unwan
 def _facts(batch: Batch, chosen: Chosen) -> dict[str, Any]:
     """Facts for the ledger; ``row`` is what a bundle erases it by."""
     erasure = chosen.erasure
-    # A built-in model keeps all others, whatever the bundle holds then.
-    keep = list(erasure.keep) if built_in.find(batch.model) is None else []
     return {
         "row": {
-            "concept": erasure.concept, "surrogate": erasure.surrogate, "kind": erasure.kind, "keep": keep,
-            "aliases": list(erasure.aliases),
+            "concept": erasure.concept, "surrogate": erasure.surrogate, "kind": erasure.kind,
+            "keep": list(erasure.keep), "aliases": list(erasure.aliases),
         },
         "watched": chosen.watched,
         "distances": {one.name: round(one.distance, 4) for one in chosen.ranked},

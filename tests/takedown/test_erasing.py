@@ -20,7 +20,7 @@ from spare_core.method.settings import EraseSettings
 from spare_core.models.unet import UNetDenoiser
 from spare_core.store.base import sha256
 from spare_core.takedown import erasing
-from spare_core.takedown.erasing import check_pictures, choose
+from spare_core.takedown.erasing import Chosen, check_pictures, choose
 from spare_core.takedown.parameters import Batch, check_batch
 from spare_core.workflow.order import suite_digest
 from tests.takedown.test_lists import request
@@ -131,10 +131,12 @@ def test_what_a_request_protects_is_kept_besides_what_its_model_keeps() -> None:
     """Canvas160 keeps few of its own accord; names that are no objects of its say nothing of an object."""
     batch = check_batch({**GIVEN, "model": "canvas160"})
     asked = request(concept="Giraffe", kind="object", surrogate="Camel", protect=["zebra", "Rust", "Camel", "dog"])
-    kept = batch.erasure(asked, "Camel", ["Horse", "Giraffe"]).keep
+    erasure = batch.erasure(asked, "Camel", ["Horse", "Giraffe"])
+    kept = erasure.keep
     alone = batch.erasure(request(concept="Giraffe", kind="object", surrogate="Camel"), "Camel").keep
     assert {*kept} - {*alone} == {"Zebra", "Horse"}
     assert len(kept) == len(alone) + 2
+    assert erasing._facts(batch, Chosen(erasure, [], []))["row"]["keep"] == [*kept], "and by the bundle"
 
 
 def test_everything_wrong_with_the_parameters_is_told_at_once() -> None:
