@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from pipelines.definition import read_definition
 from spare_core.errors import SettingsError
+from spare_core.files.strict_yaml import read_yaml_text
 
 _EXACT = 2**53
 """KFP carries every number as a double: above this, whole numbers are no longer exact."""
@@ -131,9 +131,9 @@ def _flow(text: str) -> Any:
     """What JSON or YAML text holds, as JSON can carry it; ``None`` if it is neither."""
     try:
         # YAML takes all of JSON but keys of more than 1,024 characters.
-        value = _json(text) or yaml.load(text, _JsonLikeLoader)
+        value = _json(text) or read_yaml_text(text)
         return json.loads(json.dumps(value, allow_nan=False))
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
         return None
 
 
@@ -143,21 +143,6 @@ def _json(text: str) -> Any:
     except json.JSONDecodeError:
         return None
 
-
-class _JsonLikeLoader(yaml.SafeLoader):
-    """YAML with the scalars of JSON only, so that a style called "No" stays a text."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 yaml's own way: add_implicit_resolver fills it
-
-
-_NUMBER = r"-?(0|[1-9][0-9]*)"
-for _tag, _pattern, _first in (
-    ("null", "null", "n"),
-    ("bool", "true|false", "tf"),
-    ("int", _NUMBER, "-0123456789"),
-    ("float", _NUMBER + r"(\.[0-9]+)?([eE][-+]?[0-9]+)?", "-0123456789"),
-):
-    _JsonLikeLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 _TYPES = pipeline_spec_pb2.ParameterType
 _READERS: dict[int, Callable[[str], Any]] = {

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-import yaml
 
 from spare_core.errors import SettingsError
+from spare_core.files.strict_yaml import read_yaml_text
 from spare_core.method.settings import EraseSettings
 from spare_core.models.device import Device, Precision
 
@@ -61,7 +61,7 @@ def read_settings(config: str | None, options: dict[str, Any], pairs: Sequence[s
         if not equals:
             raise SettingsError([f"--set {pair!r} is no NAME=VALUE, as in --set gamma=2"])
         try:
-            given[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            given[name.strip()] = read_yaml_text(value)
+        except ValueError:
             raise SettingsError([f"--set {pair!r}: {value!r} is no value; write it as in a file of settings"]) from None
     return EraseSettings.from_file(config, **given) if config else EraseSettings.from_mapping(given)

@@ -4,7 +4,7 @@ A suite of one's own is a YAML file::
 
     extends: unlearncanvas        # optional: start from a built-in suite and change what is named below
     name: my suite                # optional: the file's name
-    styles: [Neon Lines, Rust]    # at least two; quote what YAML reads as something else, such as "On"
+    styles: [Neon Lines, Rust]    # at least two; quote what YAML reads as something else, such as "1984"
     objects: [a cat, a dog]       # at least two
     template: "A {object} image in {style} style."   # optional: this one
     seeds: [188, 288]             # each starts one picture of every cell

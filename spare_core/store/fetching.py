@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from spare_core.errors import InputError, SettingsError
 from spare_core.files.addresses import is_s3
+from spare_core.files.strict_yaml import read_yaml_text
 from spare_core.store.base import OnBytes, no_progress
 from spare_core.store.cache import fetch
 
@@ -43,8 +42,8 @@ def read_yaml(source: str | Path) -> Any:
     """
     path = local_path(source)
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return read_yaml_text(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise SettingsError([f"cannot read {source}: {error}"]) from None
 
 

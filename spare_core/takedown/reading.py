@@ -17,9 +17,9 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 from pydantic import ValidationError
-from yaml.events import AliasEvent
 
 from spare_core.errors import InputError
+from spare_core.files.strict_yaml import Texts, check_aliases, repeated
 from spare_core.store.fetching import local_path
 from spare_core.takedown.request import SCHEMA, TakedownRequest
 
@@ -148,10 +148,12 @@ def _reasons(error: ValidationError) -> Iterator[tuple[str, str]]:
 
 def _yaml(text: str, name: str) -> Iterator[_Raw]:
     """A list of mappings, or a mapping with ``schema`` and that list as ``requests``."""
-    loader = _Loader(text)
+    loader = Texts(text)
     try:
-        if any(isinstance(event, AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
-            raise InputError(f"{name} uses YAML's aliases (*name); write each value out")
+        try:
+            check_aliases(text)
+        except ValueError as error:
+            raise InputError(f"{name}: {error}") from None
         root = loader.get_single_node()
         if isinstance(root, yaml.MappingNode):
             keys = {str(key.value): value for key, value in root.value}
@@ -166,24 +168,12 @@ def _yaml(text: str, name: str) -> Iterator[_Raw]:
             if not isinstance(node, yaml.MappingNode):
                 yield _Raw(line, None, "is no mapping of names to values")
                 continue
-            names = [key.value for key, _ in node.value]
-            twice = sorted({str(key) for key in names if names.count(key) > 1})
-            problem = f"names {', '.join(twice)} twice" if twice else ""
+            problem = next(repeated(node), "").partition(": ")[2]
             yield _Raw(line, loader.construct_object(node, deep=True), problem)
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{name} is no YAML: {' '.join(str(error).split())}") from None
     finally:
         loader.dispose()
-
-
-class _Loader(yaml.CSafeLoader):
-    """YAML whose only scalars besides texts are true, false and null: a concept called "No" or "1984" stays a text."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {  # noqa: RUF012 yaml's own way
-        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("bool", "null")]
-        for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
-        if first in ("t", "f", "n", "~", "")
-    }
 
 
 def _jsonl(text: str, name: str) -> Iterator[_Raw]:

@@ -105,7 +105,7 @@ def test_a_file_may_extend_a_built_in_suite(tmp_path: Path) -> None:
 def test_all_faults_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
     text = """
 styles: [Rust, rust]
-objects: [a cat, on]
+objects: [a cat, true]
 seeds: [1, 1]
 steps: 0
 guidance: much
