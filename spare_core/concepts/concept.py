@@ -125,7 +125,12 @@ def text_problems(name: str, text: str) -> list[str]:
     if not isinstance(text, str):
         return [f"the {name} is {text!r}; it must be text"]
     if not text.replace("\u200d", "").strip():
-        return [f"the {name} is empty; write it as people do, e.g. 'Neon Lines'"]
+        said = (
+            "name what is to be drawn instead, as in 'a photograph' or 'a dog'"
+            if name == "surrogate"
+            else ("write it as people do, e.g. 'Neon Lines'")
+        )
+        return [f"the {name} is empty; {said}"]
     bad = [c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") and c != "\u200d"]
     if bad:
         return [f"the {name} {text!r} contains the control or invisible character U+{ord(bad[0]):04X}; remove it"]

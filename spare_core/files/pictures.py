@@ -23,9 +23,12 @@ def load_images(folder: Path, side: int) -> Tensor:
     """
     if not folder.is_dir():
         raise ImagesError(f"{folder} is not a folder; give a folder of {', '.join(_SUFFIXES)} files")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
+    # "._a.jpg" is what macOS writes beside a.jpg.
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in _SUFFIXES and not f.name.startswith("."))
     if not files:
-        raise ImagesError(f"{folder} holds no images; looked for {', '.join(_SUFFIXES)}")
+        inside = sorted(one.name for one in folder.iterdir() if one.is_dir())
+        hint = f"; it holds the folder {inside[0]!r}: give that one" if inside else ""
+        raise ImagesError(f"{folder} holds no images; looked for {', '.join(_SUFFIXES)}{hint}")
     pixels, bad = [], []
     for file in files:
         try:

@@ -48,6 +48,17 @@ def variants(folder: Path) -> list[str | None]:
     return sorted(whole, key=lambda variant: (variant is not None, variant != "fp16", variant or ""))
 
 
+def common_variant(folders: Iterable[Path]) -> str | None:
+    """The variant that is loaded of a pipeline whose components lie in ``folders``: the first that all of them have.
+
+    Raises:
+        LookupError: if there is none.
+        ValueError: see :func:`weight_files`.
+    """
+    each = [variants(folder) for folder in folders]
+    return [one for one in each[0] if all(one in found for found in each)][0]  # noqa: RUF015 an error that is caught
+
+
 def weight_files(folder: Path, variant: str | None) -> list[Path]:
     """The safetensors files that are loaded of one variant, whatever else lies beside them: the shards that an index
     names, or the one file. Where both are there, diffusers takes the shards and transformers the file.
@@ -132,6 +143,6 @@ def digest_of_folder(folder: Path) -> str:
     """
     pipeline_class = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
     components = ARCHITECTURES[pipeline_class]
-    variant = variants(folder / components[0])[0]
+    variant = common_variant([folder / one for one in (*components, "vae")])
     files = {one: weight_files(folder / one, variant) for one in components}
     return digest((one, chain.from_iterable(map(entries, files[one]))) for one in components)

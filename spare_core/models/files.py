@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
@@ -19,6 +19,7 @@ from spare_core.models.digest import (
     ARCHITECTURES,
     WANTED,
     Entry,
+    common_variant,
     digest,
     entries,
     plain_name,
@@ -33,7 +34,11 @@ if TYPE_CHECKING:
     import torch
 
 _SHARD: Final = re.compile(r"-\d+-of-\d+$")
-HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_ID: Final = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+_HUB_PAGE: Final = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)"
+    r"(?:/tree/(?P<revision>[\w./-]+?))?/?(?:[?#].*)?"
+)
 _TEXTS: Final = (".json", ".txt", ".model")
 _WITHOUT_WEIGHTS: Final = ("Scheduler", "Tokenizer", "TokenizerFast", "Processor", "FeatureExtractor")
 """How the classes of a pipeline's parts end that are no networks."""
@@ -68,8 +73,9 @@ class ModelFiles:
                     yield plain_name(name), opened.get_tensor(name)
 
     def absent(self) -> list[str]:
-        """Components that the index lists and that have no weights here, though they are networks: a safety checker,
-        say, that was never fetched. The pipeline that we load has none of them; a stock tool would fail at it."""
+        """Components that the index lists and that have no safetensors here, though they are networks: a safety
+        checker, say, that was never fetched or is a pickle. The pipeline that we load has none of them, and a stock
+        tool would fail at the one and read the other."""
         listed = (name for name, kind in self.index.items() if isinstance(kind, list) and all(kind))
         return [
             name
@@ -87,17 +93,11 @@ class ModelFiles:
 
     def plain_files(self, component: str) -> Iterator[tuple[str, Path | str]]:
         """What a copy of a component needs, under the names that are looked for where nobody names a variant: its
-        configuration and vocabulary, and the weights that are loaded. An index is written anew, as text.
-
-        Raises:
-            ModelError: if the weights are pickles only.
-        """
+        configuration and vocabulary, and the weights that are loaded. An index is written anew, as text."""
         folder = self.path / component
         weights = weight_files(folder, self.variant) or [
             file for variant in variants(folder)[:1] for file in weight_files(folder, variant)
         ]
-        if not weights and any(file.suffix in _PICKLES for file in folder.iterdir()):
-            raise ModelError(f"{folder} holds its weights as a pickle only; save it as safetensors first")
         for file in weights:
             yield _without_variant(file.name), file
         if len(weights) > 1:
@@ -136,7 +136,7 @@ def check_source(source: str) -> None:
     Raises:
         ModelError: if ``source`` names no built-in model, no usable local directory, no address and no hub id.
     """
-    if not is_s3(source) and not _on_hub(source):
+    if not is_s3(source) and hub_model(source) is None:
         find_model(source)
 
 
@@ -159,33 +159,44 @@ def find_model(source: str, on_progress: Callable[[int, int], None] = lambda don
         except ModelError as error:
             raise ModelError(f"model {source!r}: {error}") from None
     if _exists(source):
-        return _check(source, Path(source))
-    if _on_hub(source):
-        return _check(source, _download(source))
+        return _check(source, Path(source).expanduser())
+    if (hub := hub_model(source)) is not None:
+        return _check(source, _download(hub))
     raise ModelError(
         f"there is no model {source!r}; give {' or '.join(map(repr, built_in.names()))}, a local diffusers directory, "
         "s3://bucket/prefix, or a hub id 'org/name'"
     )
 
 
+class HubModel(NamedTuple):
+    """A model on the hub, at a revision or the latest."""
+
+    name: str
+    revision: str | None
+
+
+def hub_model(source: str) -> HubModel | None:
+    """What ``source`` names on the hub: ``org/name``, ``org/name@revision`` or the address of its page; None if it is a
+    path here, or can be nothing there."""
+    found = _HUB_PAGE.fullmatch(source) or (None if _exists(source) else _HUB_ID.fullmatch(source))
+    return HubModel(found["name"], found["revision"]) if found else None
+
+
 def _exists(source: str) -> bool:
     try:
-        return Path(source).exists()
-    except OSError as error:
-        raise ModelError(f"model {source[:60]!r}… is no usable path: {error.strerror}") from None
+        return Path(source).expanduser().exists()
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(f"model {source[:60]!r} is no usable path: {reason}") from None
 
 
-def _on_hub(source: str) -> bool:
-    """Whether ``source`` can only be a hub id."""
-    return not _exists(source) and HUB_ID.fullmatch(source) is not None and not source.startswith((".", "/"))
-
-
-def _download(hub_id: str) -> Path:
+def _download(hub: HubModel) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    hub_id = hub.name if hub.revision is None else f"{hub.name}@{hub.revision}"
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[*WANTED]))
+        return Path(snapshot_download(hub.name, revision=hub.revision, allow_patterns=[*WANTED]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
@@ -196,6 +207,11 @@ def _download(hub_id: str) -> Path:
 
 def _check(source: str, path: Path) -> ModelFiles:
     index = path / "model_index.json"
+    if path.is_file() and path.suffix in (".safetensors", *_PICKLES):
+        raise ModelError(
+            f"{path} is one file, and a diffusers directory is read; write one with diffusers' own "
+            f"StableDiffusionPipeline.from_single_file({path.name!r}).save_pretrained(DIR), and give DIR"
+        )
     if not index.is_file():
         raise ModelError(f"{path} is not a diffusers pipeline directory: it has no model_index.json")
     try:
@@ -213,23 +229,24 @@ def _check(source: str, path: Path) -> ModelFiles:
                 f"{index} names no {part} ({json.dumps(listed[part])}): the model was published without; save the "
                 "whole pipeline, with the one that it is used with"
             )
-    common = set.intersection(*({*_variants(path / part)} for part in parts))
-    if not common:
+    for part in parts:
+        _check_weights(path / part)
+    try:
+        chosen = common_variant(path / part for part in parts)
+    except LookupError:
         kinds = "; ".join(f"{part}: {', '.join(map(_called, variants(path / part)))}" for part in parts)
-        raise ModelError(f"{path} holds no variant of weights of all its parts ({kinds}); fetch one of all")
+        raise ModelError(f"{path} holds no variant of weights of all its parts ({kinds}); fetch one of all") from None
     check_promises(path, pipeline_class)
-    chosen = next(one for one in _variants(path / parts[0]) if one in common)
     return ModelFiles(source, path, pipeline_class, chosen, listed)
 
 
-def _variants(folder: Path) -> list[str | None]:
-    """Those that there are weights of, at least one."""
+def _check_weights(folder: Path) -> None:
+    """Refuse a component that has no weights, of any variant."""
     try:
-        found = variants(folder)
+        if variants(folder):
+            return
     except ValueError as error:
         raise ModelError(str(error)) from None
-    if found:
-        return found
     pickles = sorted(file.name for file in folder.glob("*") if file.suffix in _PICKLES)
     if pickles:
         raise ModelError(f"{folder} holds {pickles[0]}, a pickle; only safetensors are read, convert it first")
@@ -237,7 +254,7 @@ def _variants(folder: Path) -> list[str | None]:
 
 
 def _has_weights(folder: Path) -> bool:
-    return folder.is_dir() and any(file.suffix in (".safetensors", *_PICKLES) for file in folder.iterdir())
+    return folder.is_dir() and bool(variants(folder))
 
 
 def _called(variant: str | None) -> str:

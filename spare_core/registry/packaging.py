@@ -23,7 +23,7 @@ from spare_core.adapters.manifest import LORA, MANIFEST
 from spare_core.errors import ModelError, RegistryInputError
 from spare_core.files.addresses import is_s3
 from spare_core.models import digest
-from spare_core.models.files import HUB_ID, find_model
+from spare_core.models.files import find_model, hub_model
 from spare_core.registry.client import asking
 from spare_core.registry.spare_adapter_loader import BUNDLED
 
@@ -45,8 +45,9 @@ def package(folder: Path, stored: StoredAdapter, model: Any) -> None:
 
     check_lora(stored)
     source = str(stored.manifest["base"]["source"])
-    bundled = not is_s3(source) and (Path(source).exists() or not HUB_ID.fullmatch(source))
-    reference = BUNDLED if bundled else source
+    hub = None if is_s3(source) else hub_model(source)
+    bundled = not is_s3(source) and hub is None
+    reference = BUNDLED if bundled else hub.name if hub else source
     base = _bundle(stored, source) if bundled else {}
     adapter = folder.with_name(f"{folder.name}-adapter")
     adapter.mkdir()
@@ -65,6 +66,8 @@ def package(folder: Path, stored: StoredAdapter, model: Any) -> None:
     pyfunc = model.flavors["python_function"]
     pyfunc["config"] = {"base_model": reference, "device": None, "torch_dtype": "auto"}
     pyfunc["loader_module"] = _LOADER.stem
+    if hub and hub.revision:
+        model.flavors["diffusers"]["base_model_revision"] = hub.revision
     model.save(str(folder / "MLmodel"))
     for name, file in base.items():
         place = folder / BUNDLED / name

@@ -24,3 +24,13 @@ def test_every_unreadable_picture_is_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"no picture")
     with pytest.raises(ImagesError, match=r"2 of 3 images.*text\.jpg.*torn\.png"):
         load_images(tmp_path, 8)
+
+
+def test_what_macos_writes_beside_pictures_is_none_and_a_folder_below_is_named(tmp_path: Path) -> None:
+    (tmp_path / "10_monet").mkdir()
+    with pytest.raises(ImagesError, match="it holds the folder '10_monet': give that one"):
+        load_images(tmp_path, 8)
+    Image.new("RGB", (8, 8)).save(tmp_path / "10_monet" / "a.png")
+    (tmp_path / "10_monet" / "._a.png").write_bytes(b"Mac OS X")
+    (tmp_path / "10_monet" / "a.txt").write_text("a picture by Monet")
+    assert len(load_images(tmp_path / "10_monet", 8)) == 1

@@ -18,7 +18,8 @@ from spare_core.files.strict_yaml import Values, read_yaml_text
     ("On", "On"), ("no", "no"), ("Yes", "Yes"), ("y", "y"), ("1:30", "1:30"), ("2026-11-24", "2026-11-24"),
     ("0x10", "0x10"), ("1_000", "1_000"), ("true", True), ("FALSE", False), ("~", None), ("", None), ("null", None),
     ("12", 12), ("-3", -3), ("010", "010"), ("1e-4", 1e-4), ("1.", 1.0), (".5", 0.5), ("1E3", 1000.0),
-    (".inf", math.inf), ("'12'", "12"), ("=x", "=x"), ("[On, 1, 2.5]", ["On", 1, 2.5]), ("{a: {b: no}}", {"a": {"b": "no"}}),
+    (".inf", math.inf), ("'12'", "12"), ("=x", "=x"), ("[On, 1, 2.5]", ["On", 1, 2.5]),
+    ("{a: {b: no}}", {"a": {"b": "no"}}),
 ])  # fmt: skip
 def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
     assert read_yaml_text(text) == value

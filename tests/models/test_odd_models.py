@@ -18,7 +18,7 @@ from spare_core.adapters.directory import load_adapter, save_adapter
 from spare_core.adapters.export import export_adapter
 from spare_core.errors import ModelError
 from spare_core.models.digest import variants, weight_files
-from spare_core.models.files import find_model
+from spare_core.models.files import find_model, hub_model
 from spare_core.models.loading import load_denoiser
 from tests.support.adapters import load_tiny, manifest_for, random_adapter
 
@@ -177,3 +177,30 @@ def test_an_index_that_names_another_class_is_one_line(model: Path, value: list[
     with pytest.raises(ModelError) as caught:
         load_denoiser(str(model), "cpu", "float32")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("source", "name", "revision"), [
+    ("org/name", "org/name", None), ("org/name@fp16", "org/name", "fp16"),
+    ("org/name@refs/pr/1", "org/name", "refs/pr/1"),
+    ("https://huggingface.co/org/na.me", "org/na.me", None), ("https://huggingface.co/org/name/", "org/name", None),
+    ("https://hf.co/org/name/tree/main", "org/name", "main"),
+    ("https://huggingface.co/org/name/tree/fp16?not-for-all=1", "org/name", "fp16"),
+])  # fmt: skip
+def test_a_hubs_model_is_named_as_people_do(source: str, name: str, revision: str | None) -> None:
+    assert hub_model(source) == (name, revision)
+
+
+@pytest.mark.parametrize(
+    "source", ["", "name", "./org/name", "a/b/c", "org/name@", "https://example.org/org/name", "../x"]
+)
+def test_what_cannot_be_on_the_hub_is_not_looked_for_there(source: str) -> None:
+    assert hub_model(source) is None
+
+
+def test_the_home_folder_is_understood_and_a_single_file_answered(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_model("~/model").path == model
+    with pytest.raises(ModelError, match=r"is one file, .*from_single_file\('diffusion_pytorch_model.safetensors'\)"):
+        find_model(str(model / UNET))

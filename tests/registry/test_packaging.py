@@ -9,6 +9,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow.models import Model
+from safetensors.torch import load_file, save_file
 
 from spare_core.adapters.directory import StoredAdapter, load_adapter
 from spare_core.errors import ModelError
@@ -55,13 +56,21 @@ def test_a_base_kept_as_a_variant_and_without_its_safety_checker_draws(
     assert model.predict(["a cat"], params={"num_inference_steps": 1})[0].startswith(b"\x89PNG")
 
 
-def test_shards_of_a_variant_are_refused_with_what_to_do(base: Path, stored: StoredAdapter, tmp_path: Path) -> None:
+def test_shards_of_a_variant_lose_its_name(base: Path, stored: StoredAdapter, tmp_path: Path) -> None:
+    """The flavour asks for no variant."""
     for file in weights(base):
-        file.rename(file.with_suffix(".fp16.safetensors"))
-    vae = base / "vae" / "diffusion_pytorch_model.fp16.safetensors"
-    shutil.copyfile(vae, vae.with_name("diffusion_pytorch_model.fp16-00001-of-00001.safetensors"))
-    with pytest.raises(ModelError, match=r"shards of the variant 'fp16'"):
-        package(tmp_path / "model", stored, Model())
+        name, tensors = file.name.partition(".")[0], load_file(file)
+        shard = f"{name}.fp16-00001-of-00002.safetensors", f"{name}.fp16-00002-of-00002.safetensors"
+        places = {key: shard[i % 2] for i, key in enumerate(sorted(tensors))}
+        for one in shard:
+            save_file(
+                {key: tensors[key] for key in places if places[key] == one}, file.with_name(one), {"format": "pt"}
+            )
+        index = file.with_name(f"{name}.safetensors.index.fp16.json")
+        index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        file.unlink()
+    package(tmp_path / "model", stored, Model())
+    assert loads(tmp_path / "model")
 
 
 def test_a_component_that_is_a_pickle_is_not_packed_along(base: Path, stored: StoredAdapter, tmp_path: Path) -> None:
@@ -70,8 +79,9 @@ def test_a_component_that_is_a_pickle_is_not_packed_along(base: Path, stored: St
     (base / "model_index.json").write_text(json.dumps(index))
     (base / "safety_checker").mkdir()
     (base / "safety_checker" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    with pytest.raises(ModelError, match="as a pickle only"):
-        package(tmp_path / "model", stored, Model())
+    package(tmp_path / "model", stored, Model())
+    assert not (tmp_path / "model" / "base" / "safety_checker").exists()
+    assert loads(tmp_path / "model")
 
 
 def test_a_base_that_is_not_here_any_more_is_said_so(base: Path, stored: StoredAdapter, tmp_path: Path) -> None:
