@@ -105,6 +105,12 @@ def read_rows(source: str | Path) -> list[Any]:
 def _row_problems(row: Any) -> list[str]:
     if not isinstance(row, Mapping):
         return [f"it is {row!r}; it must map names to values, as in {{concept: Cat, surrogate: Dog}}"]
+    if {"target", "neutral"} & row.keys() and "concept" not in row:
+        return [
+            "it is in the form of LECO's and SPM's prompts; write {concept: TARGET, surrogate: WHAT IS DRAWN INSTEAD, "
+            "kind: style, object or person}: target is the concept, neutral the surrogate, which must not be empty; "
+            "the rest are settings"
+        ]
     problems = [f"unknown name {name!r}; known: {', '.join(ROW)}" for name in row if name not in ROW]
     problems += [f"{name} is missing" for name in ("concept", "surrogate") if name not in row]
     for name in row.keys() & ROW.keys():

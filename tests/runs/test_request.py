@@ -43,13 +43,15 @@ def test_everything_that_is_wrong_with_a_list_is_told_at_once() -> None:
         {"concept": "Cat", "surrogate": "Dog", "keeps": ["Fish"], "keep": "Fish"},
         {"concept": "Neon Line", "surrogate": "Photo"},
         {"concept": 3, "surrogate": "Photo"},
+        {"target": "van gogh", "positive": "van gogh", "unconditional": "", "neutral": "", "action": "erase"},
     ]
     with pytest.raises(SettingsError) as caught:
         build_erasures("canvas", rows)
     said = caught.value.problems
-    assert [text.partition(":")[0] for text in said] == [f"request {n}" for n in (2, 3, 4, 4, 5, 6)]
+    assert [text.partition(":")[0] for text in said] == [f"request {n}" for n in (2, 3, 4, 4, 5, 6, 7)]
     for text, part in zip(said, ["it is 'Cat'", "surrogate is missing", "unknown name 'keeps'", "keep is 'Fish'",
-                                 "nearest: 'Neon Lines'", "concept is 3; it must be text"], strict=True):  # fmt: skip
+                                 "nearest: 'Neon Lines'", "concept is 3; it must be text",
+                                 "target is the concept, neutral the surrogate"], strict=True):  # fmt: skip
         assert part in text
 
 
