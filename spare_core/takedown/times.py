@@ -24,6 +24,7 @@ _CLOCK: Final = re.compile(
     r"(?:\s*(?P<half>[ap])\.?m\.?)?\s*(?P<zone>Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?",
     re.IGNORECASE,
 )
+_ZONE_NAME: Final = re.compile(r".*\d:\d\d(?::\d\d)?\s*([A-Za-z]{2,5})")
 _YEAR_FIRST: Final = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})")
 _DOTTED: Final = re.compile(r"(\d{1,2})\.\s?(\d{1,2})\.\s?(\d{4})")
 _YEAR_LAST: Final = re.compile(r"(\d{1,2})([-/])(\d{1,2})\2(\d{4})")
@@ -61,6 +62,8 @@ def read_time(text: str, zone: tzinfo, end: bool) -> datetime:
         raise ValueError(_meaning(text))
     text = _WEEKDAY.sub("", text, count=1) if _WEEKDAY.match(text) else text
     clock = _CLOCK.fullmatch(text)
+    if clock is None and (named := _ZONE_NAME.fullmatch(text)):
+        raise ValueError(f"{named[1]!r} may be several zones; write its distance to UTC, as in 09:00+01:00")
     day = _day(clock["day"] if clock else text)
     if clock is None:
         return datetime.combine(day, _LAST if end else time(), zone)

@@ -62,7 +62,7 @@ def test_the_afternoon_is_told_from_the_morning() -> None:
     ("24 Brumaire 2026", "'Brumaire' is no month in English"),
     ("2026-11-24 25:00", "hour must be in"),
     ("2026-11-24 13:00 pm", "no am or pm"),
-    ("2026-11-24 09:00 CET", "this is no day"),
+    ("2026-11-24 09:00 CET", "'CET' may be several zones; write its distance to UTC"),
     ("next Tuesday", "this is no day; write 2026-11-24"),
     ("", "this is no day"),
 ])  # fmt: skip
