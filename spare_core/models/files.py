@@ -39,6 +39,7 @@ _HUB_PAGE: Final = re.compile(
     r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)"
     r"(?:/tree/(?P<revision>[\w./-]+?))?/?(?:[?#].*)?"
 )
+_COMPONENT: Final = re.compile(r"[A-Za-z0-9_]+")
 _TEXTS: Final = (".json", ".txt", ".model")
 _WITHOUT_WEIGHTS: Final = ("Scheduler", "Tokenizer", "TokenizerFast", "Processor", "FeatureExtractor")
 """How the classes of a pipeline's parts end that are no networks."""
@@ -73,14 +74,15 @@ class ModelFiles:
                     yield plain_name(name), opened.get_tensor(name)
 
     def absent(self) -> list[str]:
-        """Components that the index lists and that have no safetensors here, though they are networks: a safety
-        checker, say, that was never fetched or is a pickle. The pipeline that we load has none of them, and a stock
-        tool would fail at the one and read the other."""
+        """Components that the index lists and that are not here, or have no safetensors though they are networks: a
+        safety checker, say, that was never fetched or is a pickle. The pipeline that we load has none of them, and a
+        stock tool would fail at the one and read the other."""
         listed = (name for name, kind in self.index.items() if isinstance(kind, list) and all(kind))
         return [
             name
             for name in listed
-            if not str(self.index[name][1]).endswith(_WITHOUT_WEIGHTS) and not _has_weights(self.path / name)
+            if not (self.path / name).is_dir()
+            or not (str(self.index[name][1]).endswith(_WITHOUT_WEIGHTS) or variants(self.path / name))
         ]
 
     def present_index(self) -> str:
@@ -222,6 +224,9 @@ def _check(source: str, path: Path) -> ModelFiles:
     if not isinstance(pipeline_class, str) or pipeline_class not in ARCHITECTURES:
         allowed = ", ".join(ARCHITECTURES)
         raise ModelError(f"{path} holds a {pipeline_class}; supported: {allowed}")
+    odd = [name for name, kind in listed.items() if isinstance(kind, list) and not _COMPONENT.fullmatch(name)]
+    if odd:  # it is a folder's name here, and in every copy that is made
+        raise ModelError(f"{index} names a component {odd[0]!r}; a name is made of letters, digits and underscores")
     parts = (*ARCHITECTURES[pipeline_class], "vae")
     for part in parts:
         if part in listed and not (isinstance(listed[part], list) and all(listed[part])):
@@ -251,10 +256,6 @@ def _check_weights(folder: Path) -> None:
     if pickles:
         raise ModelError(f"{folder} holds {pickles[0]}, a pickle; only safetensors are read, convert it first")
     raise ModelError(f"{folder} holds no safetensors weights; is the download complete?")
-
-
-def _has_weights(folder: Path) -> bool:
-    return folder.is_dir() and bool(variants(folder))
 
 
 def _called(variant: str | None) -> str:

@@ -41,7 +41,11 @@ def load_pipeline(files: ModelFiles, dtype: torch.dtype) -> Any:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     pipeline_class = getattr(diffusers, files.pipeline_class)
-    unchecked = {} if "XL" in files.pipeline_class else {"safety_checker": None, "requires_safety_checker": False}
+    unchecked: dict[str, Any] = (
+        {} if "XL" in files.pipeline_class else {"safety_checker": None, "requires_safety_checker": False}
+    )
+    # What is listed but not there, and does not matter to us.
+    unchecked |= {name: None for name in files.absent() if not name.startswith(("tokenizer", "scheduler"))}
     common = {"dtype": dtype, "use_safetensors": True, "variant": files.variant}
     try:
         whole = {

@@ -139,6 +139,23 @@ def test_what_a_model_lists_but_has_no_weights_of_is_not_in_what_is_delivered(mo
     assert DiffusionPipeline.from_pretrained(tmp_path / "merged").safety_checker is None
 
 
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/b", ".", ""])
+def test_a_component_is_no_path(model: Path, name: str) -> None:
+    """It is copied to where it says."""
+    edit(model / "model_index.json", **{name: ["diffusers", "AutoencoderKL"]})
+    with pytest.raises(ModelError, match="names a component"):
+        find_model(str(model))
+
+
+def test_a_part_that_is_listed_but_not_there_at_all_is_left_out(model: Path, tmp_path: Path) -> None:
+    edit(model / "model_index.json", feature_extractor=["transformers", "CLIPImageProcessor"])
+    base = load_tiny(model)
+    assert base.files.absent() == ["feature_extractor"]
+    save_adapter(tmp_path / "adapter", random_adapter(base, "channel"), "unet", manifest_for(base))
+    export_adapter(load_adapter(tmp_path / "adapter"), "merged", tmp_path / "merged", str(model))
+    assert DiffusionPipeline.from_pretrained(tmp_path / "merged").feature_extractor is None
+
+
 def without(word: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
     return lambda tensors: {name: tensor for name, tensor in tensors.items() if word not in name}
 
