@@ -16,7 +16,7 @@ from image.build import ROOT
 from image.conftest import NETWORK, STORE, TAG
 from image.docker_runner import options
 from image.engine import docker
-from tests.support.tiny import build_sd1
+from tests.tiny import build_sd1
 
 PASSWORD = "correct horse battery"
 START_SECONDS = 90
