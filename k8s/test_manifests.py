@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from k8s.argo import cron_workflow
 from k8s.conftest import HERE, containers, executors, images, named, pods
 from pipelines import platform
-from spare_core.evaluation.gate import DEFAULT_POLICY
+from spare_core.evaluation.gate import DEFAULT, POLICIES
 from spare_core.registry.naming import check_name
 
 BY_HAND = {"Job spare-promote"}
@@ -251,7 +251,7 @@ def test_what_a_pod_may_reach_is_what_it_asks_for(objects):
 
 
 def test_the_policies_are_the_ones_that_come_with_spare(objects):
-    assert named(objects, "ConfigMap")["spare-policies"]["data"]["default.yaml"] == DEFAULT_POLICY.read_text()
+    assert named(objects, "ConfigMap")["spare-policies"]["data"]["default.yaml"] == POLICIES[DEFAULT].read_text()
 
 
 def test_the_pipelines_as_custom_resources_are_those_that_are_submitted(prod, compiled):
