@@ -37,7 +37,7 @@ def bundle_name(source: str, base_digest: str) -> str:
 
 
 def concept_slug(concept: str) -> str:
-    """At most 51 of ``a-z 0-9 -``: equal for the same concept (:func:`spare_core.concepts.concept.same_concept`), else
+    """At most 51 of ``a-z 0-9 -``: equal for the same concept (:func:`spare_core.concepts.names.same_concept`), else
     not."""
     text = normalise(concept)
     slug = _slug(text)
