@@ -100,11 +100,9 @@ def _copy(files: ModelFiles, folder: Path) -> list[str]:
     A whole checkpoint beside the components still holds what the merge erases, and so do other variants of the
     denoiser's weights, which would load without a word: only what is loaded, and what is known to be harmless, goes.
     """
-    absent, left_out, present = files.absent(), [], set[str]()
-    for component, kind in files.index.items():
-        if isinstance(kind, list) and all(kind) and component not in absent:
-            present.add(component)
-            left_out += _copy_component(files, component, folder / component)
+    present, left_out = files.present(), []
+    for component in present:
+        left_out += _copy_component(files, component, folder / component)
     for item in sorted(files.path.iterdir()):
         if item.is_file() and item.suffix in _DOCUMENTS and item.name != "model_index.json":
             shutil.copyfile(item, folder / item.name)

@@ -128,7 +128,7 @@ def text_problems(name: str, text: str) -> list[str]:
         said = (
             "name what is to be drawn instead, as in 'a photograph' or 'a dog'"
             if name == "surrogate"
-            else ("write it as people do, e.g. 'Neon Lines'")
+            else "write it as people do, e.g. 'Neon Lines'"
         )
         return [f"the {name} is empty; {said}"]
     bad = [c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") and c != "\u200d"]

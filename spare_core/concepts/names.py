@@ -12,8 +12,8 @@ _BETWEEN: Final = re.compile(r"\s*\|\s*|\s*(?<!\d),(?!\d)\s*|\s*,\s+|\s*;\s+|\s+
 _PARTICLES: Final = ("jr", "sr", "ii", "iii", "iv", "md", "phd", "esq", "inc", "ltd", "llc")
 _TYPED: Final = str.maketrans({
     **dict.fromkeys("\u2018\u2019\u201a\u201b\u02bc\u02b9\u0060\u2032", "'"),
-    **dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb", '"'),
-    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u00ad", "-"),
+    **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb", '"'),
+    **dict.fromkeys("\u2010\u2012\u2013\u2014\u2015\u2212\u00ad", "-"),
 })  # fmt: skip
 """Quotes and dashes as typesetters have them, and as they are typed."""
 _AMERICAN: Final = {

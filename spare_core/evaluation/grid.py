@@ -19,7 +19,7 @@ from spare_core.evaluation.judgement import Judge, Judgement
 from spare_core.evaluation.metrics import Column, Outcomes
 from spare_core.evaluation.suite import Cells, Domain, Suite
 from spare_core.models.denoiser import Denoiser
-from spare_core.runs.base_cache import cache_key, decoder_digest, default_folder, keep, read_kept
+from spare_core.runs.base_cache import cache_key, default_folder, keep, read_kept
 
 THUMBNAIL: Final = 128
 """Longest side of a stored picture in pixels."""
@@ -193,7 +193,7 @@ def _cache_key(denoiser: Denoiser, base_digest: str, suite: Suite, judge: Judge,
     facts: dict[str, Any] = {
         "format": _FORMAT,
         "base": base_digest,
-        "decoder": decoder_digest(denoiser),
+        "decoder": denoiser.files.decoder_digest,
         "suite": suite.sampling(),
         "cells": None if cells is None else [part.tolist() for part in cells],
         "side": suite.resolution or denoiser.resolution,

@@ -25,7 +25,7 @@ from spare_core.method.settings import EraseSettings
 from spare_core.method.trajectories import Query, predict_rows, sample_trajectories
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import Denoiser
-from spare_core.runs.base_cache import cache_key, decoder_digest, default_folder, keep, read_kept
+from spare_core.runs.base_cache import cache_key, default_folder, keep, read_kept
 from spare_core.streams import stream, stream_seed
 
 _FORMAT: Final = 1
@@ -71,7 +71,7 @@ class SuiteDrift:
         facts = {
             "format": _FORMAT,
             "base": base_digest,
-            "decoder": decoder_digest(self.denoiser),
+            "decoder": self.denoiser.files.decoder_digest,
             "prompts": [self._text(one) for one in self.asked],
             "sampling": [self.settings.example_steps, self.settings.guidance, self.settings.resolution],
         }

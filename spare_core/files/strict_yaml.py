@@ -27,9 +27,6 @@ class Texts(yaml.CSafeLoader):
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 yaml's own way: add_implicit_resolver fills it
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-
 
 class Values(Texts):
     """Numbers too."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -73,17 +75,24 @@ class ModelFiles:
                 for name in opened.keys():  # noqa: SIM118 - safe_open is no mapping
                     yield plain_name(name), opened.get_tensor(name)
 
-    def absent(self) -> list[str]:
-        """Components that the index lists and that are not here, or have no safetensors though they are networks: a
-        safety checker, say, that was never fetched or is a pickle. The pipeline that we load has none of them, and a
-        stock tool would fail at the one and read the other."""
-        listed = (name for name, kind in self.index.items() if isinstance(kind, list) and all(kind))
+    def present(self) -> list[str]:
+        """Components that the index lists and that are here, with safetensors if they are networks."""
         return [
             name
-            for name in listed
-            if not (self.path / name).is_dir()
-            or not (str(self.index[name][1]).endswith(_WITHOUT_WEIGHTS) or variants(self.path / name))
+            for name in self._listed
+            if (self.path / name).is_dir()
+            and (str(self.index[name][1]).endswith(_WITHOUT_WEIGHTS) or variants(self.path / name))
         ]
+
+    def absent(self) -> list[str]:
+        """The others that it lists: a safety checker, say, that was never fetched or is a pickle. The pipeline that we
+        load has none of them, and a stock tool would fail at the one and read the other."""
+        present = self.present()
+        return [name for name in self._listed if name not in present]
+
+    @property
+    def _listed(self) -> list[str]:
+        return [name for name, kind in self.index.items() if isinstance(kind, list) and all(kind)]
 
     def present_index(self) -> str:
         """The content of a model_index.json that lists only what is here: what a copy of the files needs to load."""
@@ -116,6 +125,19 @@ class ModelFiles:
     def digest(self) -> str:
         """The digest of these weights, see :func:`spare_core.models.digest.digest`."""
         return digest((component, self._entries(component)) for component in self.components)
+
+    @cached_property
+    def decoder_digest(self) -> str:
+        """sha256 of the parts that :meth:`digest` leaves out though they shape pictures: VAE and noise schedule."""
+        import torch  # only here: what checks a model before any work does without it
+
+        hasher = hashlib.sha256()
+        for name, tensor in sorted(self.tensors("vae"), key=lambda item: item[0]):
+            hasher.update(name.encode() + tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for name in ("vae/config.json", "scheduler/scheduler_config.json"):
+            path = self.path / name
+            hasher.update(path.read_bytes() if path.is_file() else b"")
+        return hasher.hexdigest()
 
     def _entries(self, component: str) -> Iterator[Entry]:
         for file in self.weight_files(component):

@@ -118,8 +118,6 @@ def _bundle(stored: StoredAdapter, source: str) -> dict[str, Path | str]:
             "put that one in its place, or erase again"
         )
     bundle: dict[str, Path | str] = {"model_index.json": files.present_index()}
-    absent = files.absent()
-    for component, names in files.index.items():
-        if isinstance(names, list) and all(names) and component not in absent:
-            bundle |= {f"{component}/{name}": file for name, file in files.plain_files(component)}
+    for component in files.present():
+        bundle |= {f"{component}/{name}": file for name, file in files.plain_files(component)}
     return bundle

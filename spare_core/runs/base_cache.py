@@ -67,17 +67,6 @@ def _path(folder: Path, key: str) -> Path:
     return folder / f"{key}.safetensors"
 
 
-def decoder_digest(denoiser: Denoiser) -> str:
-    """sha256 of the parts that a base digest leaves out though they shape its pictures: VAE and noise schedule."""
-    hasher = hashlib.sha256()
-    for name, tensor in sorted(denoiser.files.tensors("vae"), key=lambda item: item[0]):
-        hasher.update(name.encode() + tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    for name in ("vae/config.json", "scheduler/scheduler_config.json"):
-        path = denoiser.files.path / name
-        hasher.update(path.read_bytes() if path.is_file() else b"")
-    return hasher.hexdigest()
-
-
 def _content_digest(tensors: Mapping[str, Tensor]) -> str:
     hasher = hashlib.sha256()
     for name in sorted(tensors):
