@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel as UNet
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from spare_core.canvas.protocol import CANVAS
-from spare_core.canvas.training.tokenizer import MAX_LENGTH, write_tokenizer
+from spare_core.canvas.training.tokenizer import MAX_LENGTH, write_grid_tokenizer
 
 PIXELS = 16
 _WIDTH = 32
@@ -112,7 +112,7 @@ def _vae(scaling_factor: float) -> AutoencoderKL:
 
 
 def _tokenizer(folder: Path) -> CLIPTokenizer:
-    write_tokenizer(folder, CANVAS)
+    write_grid_tokenizer(folder, CANVAS)
     return CLIPTokenizer.from_pretrained(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from typing import Final
@@ -40,6 +41,7 @@ def same_concept(a: str, b: str) -> bool:
     return normalise(a) == normalise(b)
 
 
+@functools.lru_cache(maxsize=1 << 17)  # every erasure asks for those of a whole vocabulary, nine times
 def bare_name(text: str) -> str:
     """A name as it is compared with what must not contradict it: normalised, without an article, accents and hyphens,
     each word in the singular and spelt as in America. To people "a cat" and "cats" are Cat."""

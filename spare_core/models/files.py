@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
 from spare_core import built_in
 from spare_core.errors import ModelError
 from spare_core.files.addresses import is_s3
+from spare_core.models.checkpoint.convert import as_directory, check_checkpoint
 from spare_core.models.digest import (
     ARCHITECTURES,
     WANTED,
@@ -45,7 +46,11 @@ _COMPONENT: Final = re.compile(r"[A-Za-z0-9_]+")
 _TEXTS: Final = (".json", ".txt", ".model")
 _WITHOUT_WEIGHTS: Final = ("Scheduler", "Tokenizer", "TokenizerFast", "Processor", "FeatureExtractor")
 """How the classes of a pipeline's parts end that are no networks."""
+_SINGLE: Final = ".safetensors"
 _PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -155,18 +160,22 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def check_source(source: str) -> None:
-    """Refuse what cannot be a model, as far as this machine can tell without fetching anything.
+    """Refuse what cannot be a model, as far as this machine can tell without fetching or converting anything.
 
     Raises:
-        ModelError: if ``source`` names no built-in model, no usable local directory, no address and no hub id.
+        ModelError: if ``source`` names no built-in model, nothing usable on this machine, no address and no hub id.
     """
-    if not is_s3(source) and hub_model(source) is None:
+    if is_s3(source) or hub_model(source) is not None:
+        return
+    if _exists(source) and Path(source).expanduser().is_file():
+        _single_file(Path(source).expanduser(), check_checkpoint)
+    else:
         find_model(source)
 
 
 def find_model(source: str, on_progress: Callable[[int, int], None] = lambda done, total: None) -> ModelFiles:
-    """The checked files of ``source``: a built-in model's name, a local diffusers directory, ``s3://bucket/prefix``, or
-    a hub id.
+    """The checked files of ``source``: a built-in model's name, a local diffusers directory or single file,
+    ``s3://`` with either, or a hub id.
 
     ``on_progress`` is called with the bytes fetched from S3 and the bytes there are.
 
@@ -177,7 +186,8 @@ def find_model(source: str, on_progress: Callable[[int, int], None] = lambda don
     if (known := built_in.find(source)) is not None:
         return _check(source, known.pipeline)
     if is_s3(source):
-        path = local_path(source, WANTED, on_progress)
+        single = source.endswith((_SINGLE, *_PICKLES))
+        path = local_path(source, () if single else WANTED, on_progress)
         try:
             return _check(source, path)
         except ModelError as error:
@@ -187,8 +197,8 @@ def find_model(source: str, on_progress: Callable[[int, int], None] = lambda don
     if (hub := hub_model(source)) is not None:
         return _check(source, _download(hub))
     raise ModelError(
-        f"there is no model {source!r}; give {' or '.join(map(repr, built_in.names()))}, a local diffusers directory, "
-        "s3://bucket/prefix, or a hub id 'org/name'"
+        f"there is no model {source!r}; give {' or '.join(map(repr, built_in.names()))}, a local diffusers directory "
+        "or .safetensors file, s3://bucket/prefix, or a hub id 'org/name'"
     )
 
 
@@ -229,13 +239,29 @@ def _download(hub: HubModel) -> Path:
         ) from None
 
 
-def _check(source: str, path: Path) -> ModelFiles:
-    index = path / "model_index.json"
-    if path.is_file() and path.suffix in (".safetensors", *_PICKLES):
+def _single_file(path: Path, use: Callable[[Path], _T]) -> _T:
+    """What ``use`` makes of a model that is one file.
+
+    Raises:
+        ModelError: if it is no safetensors file.
+    """
+    if path.suffix in _PICKLES:
         raise ModelError(
-            f"{path} is one file, and a diffusers directory is read; write one with diffusers' own "
-            f"StableDiffusionPipeline.from_single_file({path.name!r}).save_pretrained(DIR), and give DIR"
+            f"{path} is a pickle, which can run code; only safetensors are read: take the .safetensors file that most "
+            "models come as, too, or convert it where you trust it"
         )
+    if path.suffix != _SINGLE:
+        raise ModelError(f"{path} is neither a diffusers directory nor a {_SINGLE} file")
+    whole = path.absolute().parents[1]
+    if (whole / "model_index.json").is_file():
+        raise ModelError(f"{path} is one part of the diffusers directory {whole}; give that")
+    return use(path)
+
+
+def _check(source: str, path: Path) -> ModelFiles:
+    if path.is_file():
+        path = _single_file(path, as_directory)
+    index = path / "model_index.json"
     if not index.is_file():
         raise ModelError(f"{path} is not a diffusers pipeline directory: it has no model_index.json")
     try:

@@ -21,7 +21,7 @@ from spare_core.canvas.renderer import STYLE_FUNCTIONS, render
 from spare_core.canvas.training.__main__ import train_model
 from spare_core.canvas.training.loop import mixed
 from spare_core.canvas.training.recipe import RECIPES
-from spare_core.canvas.training.tokenizer import learn_merges, write_tokenizer
+from spare_core.canvas.training.tokenizer import learn_merges, write_grid_tokenizer
 from spare_core.concepts.lists import build_erasure
 from spare_core.errors import ConceptError
 from spare_core.evaluation.grid import draw_grid
@@ -64,7 +64,7 @@ def test_every_word_of_the_grid_is_one_token(grid: Grid) -> None:
 
 @GRIDS
 def test_the_tokenizer_that_is_shipped_is_the_one_the_code_writes(grid: Grid, tmp_path: Path) -> None:
-    write_tokenizer(tmp_path, grid)
+    write_grid_tokenizer(tmp_path, grid)
     for file in tmp_path.iterdir():
         assert (grid.pipeline / "tokenizer" / file.name).read_bytes() == file.read_bytes()
 

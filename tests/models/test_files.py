@@ -203,7 +203,7 @@ def test_a_folder_without_an_index(model: Path) -> None:
 
 
 def test_a_file_is_no_model(model: Path) -> None:
-    refused(model / "model_index.json", "not a diffusers pipeline directory")
+    refused(model / "model_index.json", "neither a diffusers directory nor a .safetensors file")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"{}", b'"x"', b"\xff"])

@@ -18,7 +18,7 @@ from spare_core.adapters.directory import load_adapter, save_adapter
 from spare_core.adapters.export import export_adapter
 from spare_core.errors import ModelError
 from spare_core.models.digest import variants, weight_files
-from spare_core.models.files import find_model, hub_model
+from spare_core.models.files import check_source, find_model, hub_model
 from spare_core.models.loading import load_denoiser
 from tests.support.adapters import load_tiny, manifest_for, random_adapter
 
@@ -214,10 +214,11 @@ def test_what_cannot_be_on_the_hub_is_not_looked_for_there(source: str) -> None:
     assert hub_model(source) is None
 
 
-def test_the_home_folder_is_understood_and_a_single_file_answered(
+def test_the_home_folder_is_understood_and_a_part_of_a_directory_answered(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert find_model("~/model").path == model
-    with pytest.raises(ModelError, match=r"is one file, .*from_single_file\('diffusion_pytorch_model.safetensors'\)"):
-        find_model(str(model / UNET))
+    for ask in (check_source, find_model):
+        with pytest.raises(ModelError, match=rf"is one part of the diffusers directory {model}; give that"):
+            ask(str(model / UNET))

@@ -21,7 +21,7 @@ from spare_core.canvas.training.classifier import judge_accuracy, reconstruct, t
 from spare_core.canvas.training.dataset import Renderings, load_pictures
 from spare_core.canvas.training.denoiser import save_pipeline, train_denoiser
 from spare_core.canvas.training.recipe import RECIPES, Recipe
-from spare_core.canvas.training.tokenizer import write_tokenizer
+from spare_core.canvas.training.tokenizer import write_grid_tokenizer
 from spare_core.canvas.training.vae import encode, train_vae
 
 
@@ -47,7 +47,7 @@ def train_model(recipe: Recipe, work: Path, output: Path, seed: int, device: tor
     _say(f"pictures: {len(pictures.pixels)} to train on, {len(heldout.pixels)} held out", started)
 
     vae = train_vae(pictures, work, recipe, seed).eval()
-    write_tokenizer(work / "tokenizer", recipe.grid)
+    write_grid_tokenizer(work / "tokenizer", recipe.grid)
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     latents = encode(vae, pictures, torch.arange(len(pictures.pixels), device=device)) * vae.config.scaling_factor
     unet, text_encoder = train_denoiser(latents, pictures, tokenizer, work, recipe, seed)
@@ -55,7 +55,7 @@ def train_model(recipe: Recipe, work: Path, output: Path, seed: int, device: tor
 
     save_judge(output / "judge", judge, vae, heldout)
     save_pipeline(output / "pipeline", vae, unet, text_encoder, tokenizer)
-    write_tokenizer(output / "pipeline" / "tokenizer", recipe.grid)
+    write_grid_tokenizer(output / "pipeline" / "tokenizer", recipe.grid)
     _say(f"wrote {output}", started)
 
 
