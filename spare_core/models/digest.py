@@ -6,6 +6,7 @@ loaded: it needs nothing else of SPARE.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import mmap
@@ -37,6 +38,7 @@ _NAME: Final = re.compile(
     rf"(?:{'|'.join(_STEMS)})(?:\.(?P<variant>[A-Za-z0-9_-]+?))?(?:-\d+-of-\d+)?\.safetensors"
     r"(?:\.index(?:\.(?P<of_index>[A-Za-z0-9_-]+))?\.json)?"
 )
+_SHARD: Final = re.compile(r"-\d+-of-\d+\.safetensors$")
 
 
 def variants(folder: Path) -> list[str | None]:
@@ -45,7 +47,7 @@ def variants(folder: Path) -> list[str | None]:
     matches = (_NAME.fullmatch(file.name) for file in folder.glob("*.safetensors*"))
     found = {match["variant"] or match["of_index"] for match in matches if match}
     whole = {variant for variant in found if weight_files(folder, variant)}
-    return sorted(whole, key=lambda variant: (variant is not None, variant != "fp16", variant or ""))
+    return sorted(whole, key=_preference)
 
 
 def common_variant(folders: Iterable[Path]) -> str | None:
@@ -85,6 +87,43 @@ def _shards(index: Path) -> list[Path]:
         if not isinstance(name, str) or Path(name).name != name or not (index.parent / name).is_file():
             raise ValueError(f"{index} names the shard {name!r}, which is not there; fetch it again")
     return [index.parent / name for name in names]
+
+
+def of_one_variant(names: Iterable[str]) -> list[str]:
+    """Of the names of a pipeline's files, as ``unet/model.safetensors``, those of the variant that is loaded: nobody
+    fetches gigabytes of the others. All of them, where no variant is whole, so that it is told what is there."""
+    listed, parts = [*names], dict[str, dict[str, str | None]]()
+    for name in listed:
+        part, _, file = name.rpartition("/")
+        if part in ("unet", "vae") or part.startswith("text_encoder"):
+            match = _NAME.fullmatch(file)
+            if match:
+                parts.setdefault(part, {})[name] = match["variant"] or match["of_index"]
+    whole = [
+        {variant for name, variant in files.items() if not _SHARD.search(name)}  # one file, or the index of several
+        for files in parts.values()
+    ]
+    common = set[str | None]().union(*whole[:1]).intersection(*whole)
+    if not common:
+        return listed
+    chosen = min(common, key=_preference)
+    return [name for name in listed if parts.get(name.rpartition("/")[0], {}).get(name, chosen) == chosen]
+
+
+def wanted_of_hub(name: str, revision: str | None) -> list[str]:
+    """What to fetch of a hub's model: the files of the variant that is loaded. Where the hub does not answer, the
+    patterns of all: a copy that is here already is then found by them."""
+    from huggingface_hub import list_repo_files
+
+    try:
+        names = list_repo_files(name, revision=revision)
+    except OSError:
+        return [*WANTED]
+    return of_one_variant(one for one in names if any(fnmatch.fnmatchcase(one, pattern) for pattern in WANTED))
+
+
+def _preference(variant: str | None) -> tuple[bool, bool, str]:
+    return variant is not None, variant != "fp16", variant or ""
 
 
 def plain_name(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import re
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
@@ -25,11 +26,13 @@ from spare_core.models.digest import (
     common_variant,
     digest,
     entries,
+    of_one_variant,
     plain_name,
     read_header,
     variants,
     weight_files,
 )
+from spare_core.models.hub import download, hub_model, is_here
 from spare_core.models.promises import check_promises
 from spare_core.store.fetching import local_path
 
@@ -37,11 +40,6 @@ if TYPE_CHECKING:
     import torch
 
 _SHARD: Final = re.compile(r"-\d+-of-\d+$")
-_HUB_ID: Final = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-_HUB_PAGE: Final = re.compile(
-    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)"
-    r"(?:/tree/(?P<revision>[\w./-]+?))?/?(?:[?#].*)?"
-)
 _COMPONENT: Final = re.compile(r"[A-Za-z0-9_]+")
 _TEXTS: Final = (".json", ".txt", ".model")
 _WITHOUT_WEIGHTS: Final = ("Scheduler", "Tokenizer", "TokenizerFast", "Processor", "FeatureExtractor")
@@ -56,13 +54,14 @@ _T = TypeVar("_T")
 @dataclass(frozen=True)
 class ModelFiles:
     """A checked diffusers directory; ``variant`` is the file variant to load ("fp16") or None; ``index`` what its
-    model_index.json says."""
+    model_index.json says; ``revision`` the commit that a hub has it of."""
 
     source: str
     path: Path
     pipeline_class: str
     variant: str | None
     index: Mapping[str, Any]
+    revision: str | None = None
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -167,7 +166,7 @@ def check_source(source: str) -> None:
     """
     if is_s3(source) or hub_model(source) is not None:
         return
-    if _exists(source) and Path(source).expanduser().is_file():
+    if is_here(source) and Path(source).expanduser().is_file():
         _single_file(Path(source).expanduser(), check_checkpoint)
     else:
         find_model(source)
@@ -187,56 +186,20 @@ def find_model(source: str, on_progress: Callable[[int, int], None] = lambda don
         return _check(source, known.pipeline)
     if is_s3(source):
         single = source.endswith((_SINGLE, *_PICKLES))
-        path = local_path(source, () if single else WANTED, on_progress)
+        path = local_path(source, *((), on_progress) if single else (WANTED, on_progress, of_one_variant))
         try:
             return _check(source, path)
         except ModelError as error:
             raise ModelError(f"model {source!r}: {error}") from None
-    if _exists(source):
+    if is_here(source):
         return _check(source, Path(source).expanduser())
     if (hub := hub_model(source)) is not None:
-        return _check(source, _download(hub))
+        path, commit = download(hub)
+        return dataclasses.replace(_check(source, path), revision=commit)
     raise ModelError(
         f"there is no model {source!r}; give {' or '.join(map(repr, built_in.names()))}, a local diffusers directory "
         "or .safetensors file, s3://bucket/prefix, or a hub id 'org/name'"
     )
-
-
-class HubModel(NamedTuple):
-    """A model on the hub, at a revision or the latest."""
-
-    name: str
-    revision: str | None
-
-
-def hub_model(source: str) -> HubModel | None:
-    """What ``source`` names on the hub: ``org/name``, ``org/name@revision`` or the address of its page; None if it is a
-    path here, or can be nothing there."""
-    found = _HUB_PAGE.fullmatch(source) or (None if _exists(source) else _HUB_ID.fullmatch(source))
-    return HubModel(found["name"], found["revision"]) if found else None
-
-
-def _exists(source: str) -> bool:
-    try:
-        return Path(source).expanduser().exists()
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ModelError(f"model {source[:60]!r} is no usable path: {reason}") from None
-
-
-def _download(hub: HubModel) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    hub_id = hub.name if hub.revision is None else f"{hub.name}@{hub.revision}"
-    try:
-        return Path(snapshot_download(hub.name, revision=hub.revision, allow_patterns=[*WANTED]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"{hub_id!r} is no local directory, and the hub did not give it ({reason}); check the name, the network "
-            "and the HF_TOKEN environment variable"
-        ) from None
 
 
 def _single_file(path: Path, use: Callable[[Path], _T]) -> _T:

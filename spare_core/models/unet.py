@@ -321,6 +321,7 @@ class UNetDenoiser:
         """What a report says of the model."""
         return {
             "source": self.files.source,
+            **({"revision": self.files.revision} if self.files.revision else {}),
             "pipeline": self.files.pipeline_class,
             "prediction_type": self.scheduler.config.prediction_type,
             "device": self.device.type,

@@ -2,9 +2,9 @@
 
 What of the base goes along depends on where it is:
 
-- a hub id: nothing; the flavour pins the hub's latest commit;
+- a hub id: nothing; the commit that was erased from is pinned, else the flavour pins the latest;
 - ``s3://``: nothing; it is fetched when the adapter is loaded;
-- Canvas, or a local directory: the pipeline's files, in the folder ``base``. Nobody else could find them; who minds the
+- Canvas, a local directory, or a single file on this machine or a hub: the pipeline's files, in the folder ``base``. Nobody else could find them; who minds the
   room puts the base on S3 or a hub.
 
 Wherever it comes from, what is loaded must have the digest that the adapter was trained for.
@@ -23,7 +23,8 @@ from spare_core.adapters.manifest import LORA, MANIFEST
 from spare_core.errors import ModelError, RegistryInputError
 from spare_core.files.addresses import is_s3
 from spare_core.models import digest
-from spare_core.models.files import find_model, hub_model
+from spare_core.models.files import find_model
+from spare_core.models.hub import hub_model
 from spare_core.registry.client import asking
 from spare_core.registry.spare_adapter_loader import BUNDLED
 
@@ -46,7 +47,7 @@ def package(folder: Path, stored: StoredAdapter, model: Any) -> None:
     check_lora(stored)
     source = str(stored.manifest["base"]["source"])
     hub = None if is_s3(source) else hub_model(source)
-    bundled = not is_s3(source) and hub is None
+    bundled = not is_s3(source) and (hub is None or hub.file is not None)
     reference = BUNDLED if bundled else hub.name if hub else source
     base = _bundle(stored, source) if bundled else {}
     adapter = folder.with_name(f"{folder.name}-adapter")
@@ -66,8 +67,11 @@ def package(folder: Path, stored: StoredAdapter, model: Any) -> None:
     pyfunc = model.flavors["python_function"]
     pyfunc["config"] = {"base_model": reference, "device": None, "torch_dtype": "auto"}
     pyfunc["loader_module"] = _LOADER.stem
-    if hub and hub.revision:
-        model.flavors["diffusers"]["base_model_revision"] = hub.revision
+    if hub and not bundled:
+        # What was erased from; without it the flavour takes what is the hub's latest by now.
+        commit = stored.manifest["base"].get("revision") or hub.revision
+        if commit:
+            model.flavors["diffusers"]["base_model_revision"] = commit
     model.save(str(folder / "MLmodel"))
     for name, file in base.items():
         place = folder / BUNDLED / name

@@ -38,9 +38,9 @@ def _found(source: str, adapter: Path, revision: str | None) -> Path:
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download
-    from spare_base_digest import WANTED
+    from spare_base_digest import wanted_of_hub
 
-    return Path(snapshot_download(source, revision=revision, allow_patterns=[*WANTED]))
+    return Path(snapshot_download(source, revision=revision, allow_patterns=wanted_of_hub(source, revision)))
 
 
 def _fetched(uri: str) -> Path:

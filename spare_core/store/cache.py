@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,10 @@ from spare_core.store.eviction import allowed, shrink, use
 
 if TYPE_CHECKING:
     from spare_core.store.s3 import S3Store
+
+
+Narrow = Callable[[Sequence[str]], Sequence[str]]
+"""Of several names those that are meant."""
 
 
 def cache_folder() -> Path:
@@ -42,13 +46,16 @@ def cache_folder() -> Path:
         raise StorageError("this user has no home folder to keep a cache in; set SPARE_CACHE") from None
 
 
-def fetch(uri: str, on_progress: OnBytes = no_progress, wanted: Sequence[str] = ()) -> Path:
+def fetch(
+    uri: str, on_progress: OnBytes = no_progress, wanted: Sequence[str] = (), narrow: Narrow | None = None
+) -> Path:
     """An ``s3://`` folder or object as a local path, fetched if it is not in the cache; not to be written to.
 
     Args:
         uri: a bucket, a folder in it, or one object.
         on_progress: called with bytes done and bytes there are; starts again if objects changed on the way.
         wanted: only the names under ``uri`` that match one of these patterns; "*" also matches "/".
+        narrow: and of these only the ones that it returns.
 
     Raises:
         SettingsError: if ``uri`` is no such address.
@@ -61,13 +68,17 @@ def fetch(uri: str, on_progress: OnBytes = no_progress, wanted: Sequence[str] = 
     store = s3_store(address)
     from spare_core.store.downloads import until_unchanged
 
-    return until_unchanged(lambda: _fetch(store, address, wanted, on_progress))
+    return until_unchanged(lambda: _fetch(store, address, wanted, narrow, on_progress))
 
 
-def _fetch(store: S3Store, address: S3Address, wanted: Sequence[str], on_progress: OnBytes) -> Path:
+def _fetch(
+    store: S3Store, address: S3Address, wanted: Sequence[str], narrow: Narrow | None, on_progress: OnBytes
+) -> Path:
     from spare_core.store.downloads import download
 
     found = {entry.key: entry for entry in store.entries("", hasty=True) if _matches(entry.key, wanted)}
+    if narrow is not None:
+        found = {name: found[name] for name in narrow([*found])}
     single = None
     if not found and address.prefix and not wanted:
         folder, _, single = address.prefix.rpartition("/")

@@ -10,16 +10,22 @@ from spare_core.errors import InputError, SettingsError
 from spare_core.files.addresses import is_s3
 from spare_core.files.strict_yaml import read_yaml_text
 from spare_core.store.base import OnBytes, no_progress
-from spare_core.store.cache import fetch
+from spare_core.store.cache import Narrow, fetch
 
 
-def local_path(source: str | Path, wanted: Sequence[str] = (), on_progress: OnBytes = no_progress) -> Path:
+def local_path(
+    source: str | Path,
+    wanted: Sequence[str] = (),
+    on_progress: OnBytes = no_progress,
+    narrow: Narrow | None = None,
+) -> Path:
     """The local path of ``source``: a path as it is, whether or not something is there; the cached copy of an ``s3://``
     address.
 
     Args:
         source: a path, or the address of a folder or an object.
         wanted: of a folder in S3, fetch only the names that match one of these patterns.
+        narrow: and of these only the ones that it returns.
         on_progress: called with the bytes fetched and the bytes there are.
 
     Raises:
@@ -27,7 +33,7 @@ def local_path(source: str | Path, wanted: Sequence[str] = (), on_progress: OnBy
         InputError: if the address is malformed.
     """
     if is_s3(source):
-        return fetch(str(source), on_progress, wanted)
+        return fetch(str(source), on_progress, wanted, narrow)
     if str(source).startswith("s3:/"):
         raise InputError(f"{str(source)!r} is neither a path nor an address; write s3://bucket/prefix")
     return Path(source)

@@ -18,7 +18,8 @@ from spare_core.adapters.directory import load_adapter, save_adapter
 from spare_core.adapters.export import export_adapter
 from spare_core.errors import ModelError
 from spare_core.models.digest import variants, weight_files
-from spare_core.models.files import check_source, find_model, hub_model
+from spare_core.models.files import check_source, find_model
+from spare_core.models.hub import hub_model
 from spare_core.models.loading import load_denoiser
 from tests.support.adapters import load_tiny, manifest_for, random_adapter
 
@@ -204,7 +205,7 @@ def test_an_index_that_names_another_class_is_one_line(model: Path, value: list[
     ("https://huggingface.co/org/name/tree/fp16?not-for-all=1", "org/name", "fp16"),
 ])  # fmt: skip
 def test_a_hubs_model_is_named_as_people_do(source: str, name: str, revision: str | None) -> None:
-    assert hub_model(source) == (name, revision)
+    assert hub_model(source) == (name, revision, None)
 
 
 @pytest.mark.parametrize(
