@@ -4,8 +4,8 @@ What of the base goes along depends on where it is:
 
 - a hub id: nothing; the commit that was erased from is pinned, else the flavour pins the latest;
 - ``s3://``: nothing; it is fetched when the adapter is loaded;
-- Canvas, a local directory, or a single file on this machine or a hub: the pipeline's files, in the folder ``base``. Nobody else could find them; who minds the
-  room puts the base on S3 or a hub.
+- Canvas, a local directory, or a single file here or on a hub: the pipeline's files, in the folder ``base``. Nobody
+  else could find them; who minds the room puts the base on S3 or a hub.
 
 Wherever it comes from, what is loaded must have the digest that the adapter was trained for.
 

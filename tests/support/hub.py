@@ -55,7 +55,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def _entry(self, name: str, file: Path) -> dict[str, object]:
         return {"type": "file", "path": name, "size": file.stat().st_size, "oid": _etag(file)}
