@@ -25,12 +25,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
+from spare_core.adapters.card import CARD, model_card
 from spare_core.adapters.directory import StoredAdapter, check_base, sparse_tensors
 from spare_core.adapters.low_rank import DeltaUpdate, LowRankUpdate
 from spare_core.adapters.manifest import LORA, SPARSE, check_file
-from spare_core.adapters.merge import merge, squared_error
+from spare_core.adapters.merge import check_merged, merge, squared_error
+from spare_core.adapters.modelspec import modelspec, split, with_metadata
 from spare_core.errors import AdapterError, OutputError, SettingsError, StorageError
 from spare_core.files.atomic import write_bytes, write_tensors
 from spare_core.models.digest import ARCHITECTURES
@@ -39,6 +42,7 @@ from spare_core.models.files import find_model
 FORMATS: Final = ("diffusers", "kohya", "sparse", "merged")
 DEFAULT_RANK: Final = 16
 _METADATA: Final = {"format": "pt"}  # a single key: safetensors orders several at random, and the bytes must not vary
+_BASE_CARD: Final = "README.base.md"
 
 Updates = dict[str, LowRankUpdate | DeltaUpdate]
 Pairs = dict[str, tuple[Tensor, Tensor]]
@@ -58,6 +62,9 @@ def export_adapter(
     ``model``: the base, for "merged"; ``any_base`` merges into another one. ``rank``: of the approximation of a weight
     mask, at most that of the largest layer; None: 16.
 
+    Folders get a model card, kohya's file a header that says what it is (ModelSpec). A merged model is loaded once as
+    its user will, and compared weight by weight.
+
     Returns ``format``, ``path``, ``keys`` (tensors written; merged: weights changed), ``sha256`` (of the weights file;
     merged: the model's digest), ``adapter_sha256``, and ``relative_error``: None if exact, else ``overall``, ``worst``
     and ``worst_layer``; merged also ``left_out``, what was not copied because it may hold the base's own weights.
@@ -66,10 +73,10 @@ def export_adapter(
         SettingsError: for an unknown format, a rank where none belongs, or "merged" without a model.
         OutputError: if ``output`` exists, lies in the model's own directory, or has no .safetensors name for "kohya".
         AdapterError: if the adapter changes nothing, does not fit the model, or lacks what the format needs to know.
-        ModelError: if ``model`` is not the adapter's base.
+        ModelError: if ``model`` is not the adapter's base, or diffusers does not load what was merged as it is.
         StorageError: if the disk would not take it; nothing is left behind.
     """
-    _check_request(stored, format, output, model, rank)
+    check_export(stored, format, output, model, rank)
     updates = changing_layers(stored)
     writers: dict[str, Callable[[], dict[str, Any]]] = {
         "diffusers": lambda: _export_diffusers(stored, updates, output, rank),
@@ -80,7 +87,12 @@ def export_adapter(
     return {"format": format, "path": str(output), "adapter_sha256": stored.sha256, **writers[format]()}
 
 
-def _check_request(stored: StoredAdapter, format: str, output: Path, model: str | None, rank: int | None) -> None:
+def check_export(stored: StoredAdapter, format: str, output: Path, model: str | None, rank: int | None) -> None:
+    """Refuse a request for an export that cannot be met.
+
+    Raises:
+        SettingsError, OutputError: see :func:`export_adapter`.
+    """
     problems = []
     if format not in FORMATS:
         problems.append(f"format is {format!r}; allowed: {', '.join(FORMATS)}")
@@ -119,6 +131,7 @@ def _export_diffusers(stored: StoredAdapter, updates: Updates, output: Path, ran
             tensors |= {f"{component}.{name}.lora_B.weight": up for name, (_, up) in pairs.items()}
             write_tensors(folder / LORA, tensors, _METADATA)
             keys = len(tensors)
+        _write_card(stored, folder, "diffusers", error)
     return {"keys": keys, "sha256": _sha256(output / LORA), "relative_error": error}
 
 
@@ -131,7 +144,10 @@ def _export_kohya(stored: StoredAdapter, updates: Updates, output: Path, rank: i
         tensors[f"{names[name]}.lora_up.weight"] = up
         # Loaders scale by alpha / rank; the scale is in B already.
         tensors[f"{names[name]}.alpha"] = torch.tensor(float(len(down)))
-    write_tensors(output, tensors, _METADATA)
+    content = save(tensors)
+    rank = max(len(down) for down, _ in pairs.values())
+    described = modelspec(stored.folder, stored.manifest, rank, split(content)[1])
+    write_bytes(output, with_metadata(content, described))
     return {"keys": len(tensors), "sha256": _sha256(output), "relative_error": error}
 
 
@@ -238,6 +254,7 @@ def _export_sparse(stored: StoredAdapter, output: Path) -> dict[str, Any]:
     tensors = sparse_tensors(stored.adapter.updates)
     with _creating(output) as folder:
         write_tensors(folder / SPARSE, tensors, _METADATA)
+        _write_card(stored, folder, "sparse", None)
     return {"keys": len(tensors), "sha256": _sha256(output / SPARSE), "relative_error": None}
 
 
@@ -249,11 +266,20 @@ def _export_merged(stored: StoredAdapter, updates: Updates, output: Path, model:
         check_base(stored, files.digest(), model)
     with _creating(output) as folder:
         missed, left_out = merge(files, updates, folder)
+        check_merged(files, updates, folder)
         digest = find_model(str(folder)).digest()
-    return {"keys": len(updates), "sha256": digest, "relative_error": relative_error(missed), "left_out": left_out}
+        error = relative_error(missed)
+        if (folder / CARD).exists():  # the base's own has its licence
+            (folder / CARD).rename(folder / _BASE_CARD)
+        _write_card(stored, folder, "merged", error)
+    return {"keys": len(updates), "sha256": digest, "relative_error": error, "left_out": left_out}
 
 
 # Shared
+
+
+def _write_card(stored: StoredAdapter, folder: Path, format: str, error: Mapping[str, Any] | None) -> None:
+    write_bytes(folder / CARD, model_card(stored.manifest, format, error).encode())
 
 
 def changing_layers(stored: StoredAdapter) -> Updates:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from spare_core.adapters.low_rank import DeltaUpdate, LowRankUpdate
 from spare_core.errors import AdapterError, ModelError
-from spare_core.models.digest import DTYPES, read_header
+from spare_core.models.digest import DTYPES, plain_name, read_header
 from spare_core.models.files import ModelFiles, find_model
+from spare_core.models.pipelines import load_as_users_do
 
 _DTYPES: Final = {name: getattr(torch, DTYPES[name]) for name in ("F64", "F32", "F16", "BF16")}
 """Types of weights that something can be added to."""
@@ -53,6 +54,31 @@ def merge(
         for name, update in updates.items()
     }
     return missed, left_out
+
+
+def check_merged(files: ModelFiles, updates: Mapping[str, LowRankUpdate | DeltaUpdate], folder: Path) -> None:
+    """Load the merged pipeline by diffusers' own call with nothing but its path, and compare what is in memory then:
+    W + Δ where there is an update, W everywhere else.
+
+    Raises:
+        ModelError: if it does not load, or is something else.
+    """
+    denoiser = files.components[0]
+    _, first = next(iter(files.tensors(denoiser)))
+    loaded = load_as_users_do(folder, first.dtype)
+    for component in files.components:
+        weights = {plain_name(name): tensor for name, tensor in getattr(loaded, component).state_dict().items()}
+        for name, tensor in files.tensors(component):
+            update = updates.get(name.removesuffix(".weight")) if component == denoiser else None
+            if update is not None:
+                delta = update.delta().detach().double().cpu()
+                tensor = (tensor.double() + delta).to(tensor.dtype)
+            found = weights.get(name)
+            if found is not None and not torch.equal(found, tensor.to(found.dtype)):
+                raise ModelError(
+                    f"diffusers loads another {component} from what was written: weight {name!r} is not what it was "
+                    "merged to. Nothing is left of it; please report this"
+                )
 
 
 def squared_error(applied: Tensor, delta: Tensor) -> tuple[float, float]:

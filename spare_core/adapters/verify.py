@@ -43,6 +43,7 @@ def verify_adapter(folder: Path, model: str | None = None, any_base: bool = Fals
     if not any_base:
         check_base(stored, digest, model)
     report["base"] = "matches" if digest == stored.base_digest else "another base, as allowed"
+    report["in_stock_diffusers"] = _how_it_loads(denoiser)
     before, state = _probe(denoiser), _state(denoiser)
     with stored.adapter.to(denoiser.device).attached(denoiser):
         attached = _probe(denoiser)
@@ -50,7 +51,7 @@ def verify_adapter(folder: Path, model: str | None = None, any_base: bool = Fals
     if report["change_of_prediction"] == 0.0:
         raise AdapterError(f"{folder} changes no prediction of {model!r}; it does nothing")
     if LORA in stored.manifest["files"]:
-        report["diffusers_difference"] = _largest(_stock_probe(denoiser, stored), attached)
+        report["diffusers_difference"] = stock_difference(denoiser, stored, folder / LORA)
         if report["diffusers_difference"] > TOLERANCE:
             raise AdapterError(
                 f"{folder}: predictions under diffusers' load_lora_weights differ from the trained ones by "
@@ -86,18 +87,32 @@ def _probe(denoiser: UNetDenoiser) -> Tensor:
     return denoiser.predict(noisy, timesteps, denoiser.encode_prompts(["a picture"] * 4))
 
 
-def _stock_probe(denoiser: UNetDenoiser, stored: StoredAdapter) -> Tensor:
-    """Predictions with the adapter loaded, then unloaded, by diffusers itself."""
-    denoiser.pipeline.load_lora_weights(str(stored.folder), weight_name=LORA, adapter_name="spare")
+def stock_difference(denoiser: UNetDenoiser, stored: StoredAdapter, file: Path) -> float:
+    """How far predictions are apart at most with ``file`` loaded, then unloaded, by diffusers itself, and with the
+    adapter that it was made of.
+
+    Raises:
+        AdapterError: if diffusers does not find all of its layers.
+    """
+    with stored.adapter.to(denoiser.device).attached(denoiser):
+        trained = _probe(denoiser)
+    expected = sum(bool(update.delta().any()) for update in stored.adapter.updates.values())
+    denoiser.pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="spare")
     try:
         loaded = {name for name, _ in denoiser.weights.named_modules() if name.endswith(".lora_A.spare")}
-        if len(loaded) != len(stored.adapter.updates):
-            raise AdapterError(
-                f"diffusers applied {len(loaded)} of the {len(stored.adapter.updates)} layers of {stored.folder}"
-            )
-        return _probe(denoiser)
+        if len(loaded) < expected:
+            raise AdapterError(f"diffusers applied {len(loaded)} of the {expected} layers of {file}")
+        return _largest(_probe(denoiser), trained)
     finally:
         denoiser.pipeline.unload_lora_weights()
+
+
+def _how_it_loads(denoiser: UNetDenoiser) -> str:
+    """What who loads the base without us has to write for it."""
+    absent = denoiser.files.absent()
+    if not absent:
+        return "loads by its path alone"
+    return f"lists what is not there: give {', '.join(f'{name}=None' for name in absent)} to from_pretrained"
 
 
 def _largest(a: Tensor, b: Tensor) -> float:

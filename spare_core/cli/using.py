@@ -37,16 +37,26 @@ def export(
     adapter: Annotated[Path, typer.Argument(help="adapter directory")],
     format: Annotated[str, typer.Option(help="diffusers, kohya, sparse or merged")],
     output: Annotated[Path, typer.Option("--output", help="folder to write to; for kohya a .safetensors file")],
-    model: Annotated[str | None, typer.Option(help="the base model; needed for merged")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="the base model; needed for merged; for kohya it draws a preview beside the file")
+    ] = None,
     rank: Annotated[int | None, typer.Option(help="rank of a weight mask's approximation")] = None,
     any_base: AnyBase = False,
     as_json: Json = False,
 ) -> None:
     """Write an adapter in a form that other tools read."""
     from spare_core.adapters.directory import load_adapter
-    from spare_core.adapters.export import export_adapter
+    from spare_core.adapters.export import check_export, export_adapter
 
-    report = export_adapter(load_adapter(adapter), format, output, model, rank, any_base)
+    stored = load_adapter(adapter)
+    check_export(stored, format, output, model, rank)
+    preview = None
+    if format == "kohya" and model:
+        from spare_core.runs.preview import Preview
+
+        preview = Preview(stored, output, model, any_base)
+    report = export_adapter(stored, format, output, model, rank, any_base)
+    report |= preview.write() if preview else {}
     print_result(report, as_json, "\n".join(f"{name}: {value}" for name, value in report.items()))
 
 

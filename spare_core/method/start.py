@@ -12,6 +12,7 @@ from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.erasures import Erasures
 from spare_core.method.bank import Bank
 from spare_core.method.gather import ask, encode_texts, gathered_moments
+from spare_core.method.probes import asked_once
 from spare_core.method.residual import UNTOUCHED, Measurement, Meter
 from spare_core.method.search import climb
 from spare_core.method.settings import EraseSettings
@@ -21,7 +22,7 @@ from spare_core.models.denoiser import Denoiser
 _RIDGE: Final = 0.2
 _FACTOR: Final = 4.0
 """Where the search for the ridge starts, for one concept, and the ratio of neighbouring ones; at its end twice and half
-the best are tried."""
+the best are tried, for a long list the roots of these, too."""
 _RANGE: Final = (1e-3, 1e5)
 _KEYS: Final = 0.5
 """Ridge of the keys, for one concept. Values make up for what keys do wrong: it matters little."""
@@ -97,4 +98,6 @@ def best_start(
 
     best = climb(cost, _RIDGE * scale(erasures), (_FACTOR, 1 / _FACTOR), _RANGE)
     best = min((best, best * _FACTOR**0.5, best * _FACTOR**-0.5), key=cost)
+    if asked_once(len(erasures.names), settings):  # twice the ridge is too much or too little for a list
+        best = min((best, best * _FACTOR**0.25, best * _FACTOR**-0.25), key=cost)
     return min(untouched, solved(best), key=lambda start: start.measured.cost(settings.drift_price))

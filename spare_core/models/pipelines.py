@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,6 +61,23 @@ def load_pipeline(files: ModelFiles, dtype: torch.dtype) -> Any:
     for component in files.components[1:]:
         _check_loaded(files, component, getattr(pipeline, component))
     return pipeline
+
+
+def load_as_users_do(folder: Path, dtype: torch.dtype) -> Any:
+    """The pipeline that ``DiffusionPipeline.from_pretrained(folder)`` gives who knows nothing else of it; in ``dtype``,
+    which only saves memory.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    import diffusers
+
+    diffusers.utils.logging.disable_progress_bar()
+    try:
+        return diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        said = " ".join(str(error).split())
+        raise ModelError(f"stock diffusers does not load {folder} by its path alone: {said}") from None
 
 
 def _whole(files: ModelFiles, component: str, kind: Any, common: dict[str, Any]) -> nn.Module:

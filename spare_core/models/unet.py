@@ -323,6 +323,7 @@ class UNetDenoiser:
             "source": self.files.source,
             **({"revision": self.files.revision} if self.files.revision else {}),
             "pipeline": self.files.pipeline_class,
+            "resolution": self.resolution,
             "prediction_type": self.scheduler.config.prediction_type,
             "device": self.device.type,
             "dtype": str(self.dtype).removeprefix("torch."),

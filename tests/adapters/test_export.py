@@ -15,6 +15,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from spare_core.adapters.card import CARD
 from spare_core.adapters.directory import StoredAdapter, load_adapter, save_adapter
 from spare_core.adapters.export import FORMATS, export_adapter, nearest_low_rank, sgm_path
 from spare_core.adapters.low_rank import Adapter, LowRankUpdate
@@ -126,7 +127,7 @@ def kohya_paths_sdxl(unet: Any) -> dict[str, str]:
 def test_a_lora_adapter_is_exported_byte_for_byte(lora: StoredAdapter, tmp_path: Path) -> None:
     """What was digested and verified is what is handed on."""
     report = export_adapter(lora, "diffusers", tmp_path / "out", None)
-    assert [file.name for file in (tmp_path / "out").iterdir()] == [LORA]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {LORA, CARD}
     assert (tmp_path / "out" / LORA).read_bytes() == (lora.folder / LORA).read_bytes()
     assert report == {
         "format": "diffusers",

@@ -12,6 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
+from spare_core.adapters.card import CARD
 from spare_core.adapters.directory import StoredAdapter, load_adapter, save_adapter
 from spare_core.adapters.export import export_adapter
 from spare_core.errors import AdapterError, ModelError, OutputError, SettingsError
@@ -53,7 +54,7 @@ def test_a_merged_model_needs_no_adapter(each: UNetDenoiser, tmp_path: Path, kin
     base = {path.relative_to(each.files.path) for path in each.files.path.rglob("*") if path.is_file()}
     assert {
         path.relative_to(tmp_path / "merged") for path in (tmp_path / "merged").rglob("*") if path.is_file()
-    } == base
+    } == base | {Path(CARD)}
     differing = [name for name in base if digest(each.files.path / name) != digest(tmp_path / "merged" / name)]
     assert differing == [Path("unet/diffusion_pytorch_model.safetensors")]
     assert report["left_out"] == []
@@ -108,7 +109,7 @@ def test_a_half_precision_base_stays_half_and_no_base_weights_go_along(half_mode
         "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.non_ema.safetensors",
         "flax", "v1-5-pruned.ckpt", "v1-5-pruned.safetensors",
     ]  # fmt: skip
-    assert (tmp_path / "merged" / "README.md").is_file()
+    assert (tmp_path / "merged" / "README.base.md").is_file(), "it has the licence"
     assert sorted(path.name for path in (tmp_path / "merged" / "unet").iterdir()) == ["config.json", Path(plain).name]
     assert torch.allclose(predict(load_tiny(tmp_path / "merged")), predict(base, adapter), rtol=0, atol=1e-2)
 

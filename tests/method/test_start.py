@@ -83,3 +83,22 @@ def test_values_differ_by_the_ridge_and_keys_do_not(denoiser: UNetDenoiser) -> N
         assert torch.equal(one, other) == name.endswith("to_k"), name
         if name.endswith("to_v"):
             assert other.norm() < one.norm()
+
+
+@pytest.mark.parametrize(("heldout", "factor"), [(6, 2.0), (1, 2**0.5)])
+def test_the_ridge_is_the_best_of_its_neighbours_of_a_list_of_nearer_ones(
+    denoiser: UNetDenoiser, heldout: int, factor: float
+) -> None:
+    """``heldout`` says from how many names on it is a long list."""
+    settings = dataclasses.replace(SETTINGS, heldout=heldout)
+    both = Erasures(ERASURE, Erasure("Rust", "Winter", "style", ("Cubism",), "{context} in {concept}", ("a cat",)))
+    meter = Meter(denoiser, draw_held_out(denoiser, both, settings, "choose"))
+    fresh = Adapter.initialise(denoiser, random_masks(denoiser, "none"), 4, 4.0, 0)
+    prior = prior_moment(build_prior(denoiser, 40), denoiser, both)
+    bank = fill_bank(denoiser, both, settings)
+    found = best_start(fresh, denoiser, both, prior, bank, meter, settings)
+    assert found.ridge is not None
+    solver = Solver(fresh, denoiser, both, prior, bank, settings)
+    beside = [meter.measure(solver.solve(found.ridge * by)) for by in (factor, 1 / factor)]
+    costs = [one.cost(settings.drift_price) for one in (found.measured, *beside)]
+    assert costs[0] <= min(costs[1:])

@@ -52,7 +52,8 @@ def random_adapter(denoiser: UNetDenoiser, kind: MaskKind, rank: int = 4, seed: 
 def manifest_for(denoiser: UNetDenoiser) -> dict[str, Any]:
     """What ``spare.json`` must say for an adapter to be read and exported."""
     base = {"digest": denoiser.files.digest(), **denoiser.describe()}
-    return {**Erasure("Neon Lines", "Photo", "style", ("Rust",), "{concept}", ()).as_dict(), "base": base}
+    return {**Erasure("Neon Lines", "Photo", "style", ("Rust",), "{concept}", ()).as_dict(), "base": base,
+            "residual": 0.125, "residuals": {"Neon Lines": 0.125}, "mean_drift": 0.0625}  # fmt: skip
 
 
 def store(folder: Path, denoiser: UNetDenoiser, kind: MaskKind, seed: int = 0) -> tuple[Adapter, StoredAdapter]:
