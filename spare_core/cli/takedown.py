@@ -26,7 +26,10 @@ app = typer.Typer(
     name="takedown", help="Takedown lists: check them, plan them, see what is late.", no_args_is_help=True
 )
 
-List_ = Annotated[str, typer.Argument(metavar="LIST", help=".yaml, .jsonl or .csv file, local or s3://")]
+List_ = Annotated[
+    str,
+    typer.Argument(metavar="LIST", help="YAML, JSON, JSON lines or CSV, or a folder of them; local or s3://"),
+]
 StoreUri = Annotated[
     str, typer.Option("--store", envvar="SPARE_STORE", help="s3://bucket/prefix or folder that holds the ledger")
 ]

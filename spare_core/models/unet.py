@@ -287,6 +287,8 @@ class UNetDenoiser:
         side = resolution or self.resolution
         batch_size = batch_size or self.batch_rows(self.latent_shape(side)[-1]) // 2
         null = self.encode_prompts([""], side)
+        windows = conditioning.prompt_embeds.shape[1] // null.prompt_embeds.shape[1]
+        nothing = null.prompt_embeds.repeat(1, windows, 1)
         latents = []
         for start in range(0, len(seeds), batch_size):
             rows = slice(start, start + batch_size)
@@ -299,7 +301,7 @@ class UNetDenoiser:
             with self.autocast():
                 output = self.pipeline(
                     prompt_embeds=conditioning.prompt_embeds[rows],
-                    negative_prompt_embeds=null.prompt_embeds.expand(count, -1, -1),
+                    negative_prompt_embeds=nothing.expand(count, -1, -1),
                     **pooled,
                     generator=generators,
                     num_inference_steps=steps,

@@ -19,6 +19,7 @@ from spare_core.models.device import Device, Precision
 from spare_core.models.files import find_model
 from spare_core.models.loading import load_denoiser
 from spare_core.models.unet import UNetDenoiser
+from spare_core.models.windows import encode_windows, split_into_windows
 
 REPORT = "generate.json"
 
@@ -46,15 +47,15 @@ def generate_pictures(
     digest = find_model(model).digest() if adapters and not any_base else None
     stored = load_adapters(adapters, digest, model)
     denoiser = load_denoiser(model, device, dtype)
-    denoiser.check_prompts(prompts)
-    pixels = draw(denoiser, stored, prompts, [seed] * len(prompts), steps, guidance)
+    windows = [split_into_windows(denoiser, prompt) for prompt in prompts]
+    pixels = draw(denoiser, stored, windows, [seed] * len(prompts), steps, guidance)
     _clear(output)
     report = {"model": model, "adapters": [one.sha256 for one in stored], "steps": steps, "guidance": guidance}
     pictures = []
     for i, (prompt, picture) in enumerate(zip(prompts, pixels, strict=True)):
         name = f"{i:04d}-seed{seed}.png"
         write_bytes(output / name, png(picture))
-        pictures.append({"file": str(output / name), "prompt": prompt, "seed": seed})
+        pictures.append({"file": str(output / name), "prompt": prompt, "seed": seed, "windows": len(windows[i])})
     write_json(output / REPORT, {**report, "pictures": pictures})
     return {**report, "pictures": pictures}
 
@@ -69,16 +70,16 @@ def _clear(output: Path) -> None:
 def draw(
     denoiser: UNetDenoiser,
     adapters: Sequence[StoredAdapter],
-    prompts: Sequence[str],
+    prompts: Sequence[Sequence[str]],
     seeds: Sequence[int],
     steps: int,
     guidance: float,
 ) -> Tensor:
-    """RGB ``(B, 3, H, W)`` in [0, 1] on the CPU."""
+    """RGB ``(B, 3, H, W)`` in [0, 1] on the CPU, of prompts in windows."""
     with contextlib.ExitStack() as stack:
         for one in adapters:
             stack.enter_context(one.adapter.to(denoiser.device).attached(denoiser))
-        latents = denoiser.generate(prompts, seeds, steps, guidance)
+        latents = denoiser.sample(encode_windows(denoiser, prompts), seeds, steps, guidance)
     return denoiser.decode_latents(latents).cpu()
 
 

@@ -1,4 +1,4 @@
-"""Reading takedown lists: YAML, JSON lines, or CSV as spreadsheets write it.
+"""Reading takedown lists: YAML, JSON, JSON lines, or CSV as spreadsheets write it.
 
 Every row is checked, and all that is wrong with any of them is reported at once, with file, line and field. Values
 are data: a spreadsheet's formula is text, YAML's aliases (which can blow a small file up) are refused.
@@ -10,6 +10,7 @@ import csv
 import difflib
 import io
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, tzinfo
 from pathlib import Path
@@ -31,6 +32,19 @@ _LISTS: Final = ("aliases", "protect", "territorial_scope", "images")
 _SHOWN: Final = 80
 _PRIVATE: Final = ("requester", "notes", "ground")
 """What may hold personal data by mistake is not repeated in an error, which ends in a log."""
+
+
+_BLANK: Final = re.compile(r"\s*")
+_SHEETS: Final = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
+_SOMETHING_ELSE: Final = (
+    (b"pk\x03\x04", "a spreadsheet or another archive; save it as CSV UTF-8"),
+    (b"\xd0\xcf\x11\xe0", "a spreadsheet of an old Excel; save it as CSV UTF-8"),
+    (b"%pdf", "a PDF; write its requests as CSV, YAML or JSON"),
+    (b"<!doctype html", "a web page, perhaps one that asks for a login; fetch the list itself"),
+    (b"<html", "a web page, perhaps one that asks for a login; fetch the list itself"),
+    (b"version https://git-lfs", "a pointer of Git LFS; fetch the list itself (git lfs pull)"),
+)
+"""How files begin that are none, whatever they are called; in small letters."""
 
 
 class Problem(NamedTuple):
@@ -88,7 +102,7 @@ def read_lists(source: str | Path, zone: tzinfo = UTC) -> list[TakedownList]:
 
 
 def read_list(source: str | Path, zone: tzinfo = UTC) -> TakedownList:
-    """The list in a .yaml, .jsonl or .csv file, here or in S3. Times that name no zone are in ``zone``.
+    """The list in a YAML, JSON, JSON lines or CSV file, here or in S3. Times that name no zone are in ``zone``.
 
     Raises:
         InputError: if the file as a whole is no list: missing, too large, in no known encoding, or of another kind.
@@ -96,7 +110,8 @@ def read_list(source: str | Path, zone: tzinfo = UTC) -> TakedownList:
     """
     reader = _READERS.get(Path(str(source)).suffix.lower())
     if reader is None:
-        raise InputError(f"{source} is no takedown list by its name; allowed: {', '.join(_READERS)}")
+        sheet = ": save the spreadsheet as CSV UTF-8" if Path(str(source)).suffix.lower() in _SHEETS else ""
+        raise InputError(f"{source} is no takedown list by its name; allowed: {', '.join(_READERS)}{sheet}")
     name, text = str(source), _text(local_path(source), str(source))
     rows, problems = [], []
     for raw in reader(text, name):
@@ -118,6 +133,11 @@ def _text(path: Path, name: str) -> str:
         if path.stat().st_size > _MOST_BYTES:
             raise InputError(f"{name} has {path.stat().st_size >> 20} MiB; a list has at most {_MOST_BYTES >> 20}")
         content = path.read_bytes()
+        for sign, what in _SOMETHING_ELSE:
+            if content.lstrip()[: len(sign)].lower() == sign:
+                raise InputError(f"{name} is {what}")
+        if not content.strip():
+            raise InputError(f"{name} is empty")
         utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
         return content.decode("utf-16" if utf16 else "utf-8-sig")
     except OSError as error:
@@ -156,6 +176,8 @@ def _yaml(text: str, name: str) -> Iterator[_Raw]:
             raise InputError(f"{name}: {error}") from None
         root = loader.get_single_node()
         if isinstance(root, yaml.MappingNode):
+            if twice := next(repeated(root), ""):
+                raise InputError(f"{name}: {twice}")
             keys = {str(key.value): value for key, value in root.value}
             schema = keys.pop("schema", None)
             if schema is None or schema.value != SCHEMA or set(keys) != {"requests"}:
@@ -185,6 +207,27 @@ def _jsonl(text: str, name: str) -> Iterator[_Raw]:
         except (ValueError, RecursionError) as error:
             yield _Raw(line, None, f"is no JSON: {error}")
             continue
+        yield _Raw(line, values, "" if isinstance(values, dict) else "is no mapping of names to values")
+
+
+def _json(text: str, name: str) -> Iterator[_Raw]:
+    """One document: a list of objects, or an object with ``schema`` and that list as ``requests``."""
+    decoder = json.JSONDecoder(object_pairs_hook=_once)
+    try:
+        whole = decoder.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name} is no JSON: {error}") from None
+    rows, start = whole, text.find("[")
+    if isinstance(whole, dict):
+        rows = whole.get("requests") if whole.keys() == {"schema", "requests"} and whole["schema"] == SCHEMA else None
+        start = text.find("[", text.find('"requests"'))
+    if not isinstance(rows, list):
+        raise InputError(f"{name} must be a list of requests, or hold schema: {SCHEMA} and requests")
+    line, place = 1, 0
+    for values in rows:
+        start = _BLANK.match(text, start + 1).end()  # type: ignore[union-attr]  # it matches nothing, too
+        line, place = line + text.count("\n", place, start), start
+        start = _BLANK.match(text, decoder.raw_decode(text, start)[1]).end()  # type: ignore[union-attr]  # at the comma
         yield _Raw(line, values, "" if isinstance(values, dict) else "is no mapping of names to values")
 
 
@@ -260,4 +303,6 @@ def _cell(field: str, text: str) -> Any:
     return [{"uri": uri, "sha256": digest} for uri, _, digest in split]
 
 
-_READERS: Final = {".yaml": _yaml, ".yml": _yaml, ".jsonl": _jsonl, ".csv": _csv}
+_READERS: Final = {
+    ".yaml": _yaml, ".yml": _yaml, ".json": _json, ".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _csv,
+}  # fmt: skip

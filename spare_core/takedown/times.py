@@ -70,7 +70,7 @@ def read_time(text: str, zone: tzinfo, end: bool) -> datetime:
     try:
         return datetime.combine(day, _time(clock), _offset(clock["zone"], zone))
     except ValueError as error:
-        raise ValueError(f"{error}; write a time as in 09:00 or 17:30:00") from None
+        raise ValueError(f"{error}; write a time as in 09:00, 17:30:00 or 17:30+01:00") from None
 
 
 def _time(clock: re.Match[str]) -> time:
@@ -89,6 +89,8 @@ def _offset(text: str | None, zone: tzinfo) -> tzinfo:
         return UTC
     digits = text[1:].replace(":", "").ljust(4, "0")
     size = timedelta(hours=int(digits[:2]), minutes=int(digits[2:]))
+    if size >= timedelta(days=1):
+        raise ValueError(f"no place is {text} from UTC")
     return timezone(size if text[0] == "+" else -size)
 
 
