@@ -49,7 +49,7 @@ def main() -> None:
     sys.argv = command
     from diffusers import UNet2DConditionModel
 
-    from spare_core.cli.main import main as spare
+    from spare_core.cli import main as spare
 
     found = count_unet(UNet2DConditionModel)
     try:

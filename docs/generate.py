@@ -24,7 +24,7 @@ def pages() -> dict[str, str]:
 
 
 def _cli() -> str:
-    from spare_core.cli.main import app
+    from spare_core.cli.root import app
 
     command: Any = get_command(app)
     context: Any = command.make_context("spare", [], resilient_parsing=True)

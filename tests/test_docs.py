@@ -13,7 +13,7 @@ import pytest
 from typer.main import get_command
 
 from docs.generate import REFERENCE, pages
-from spare_core.cli.main import app
+from spare_core.cli.root import app
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]

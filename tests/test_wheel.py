@@ -40,7 +40,7 @@ def spare(installed: Path, folder: Path, *arguments: str) -> subprocess.Complete
     unset = ("MLFLOW_TRACKING_URI", "SPARE_STORE", "SPARE_CHECKPOINTS")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     environment["PYTHONPATH"] = str(installed)
-    command = [sys.executable, "-c", "from spare_core.cli.main import main; main()", *arguments]
+    command = [sys.executable, "-c", "from spare_core.cli import main; main()", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 

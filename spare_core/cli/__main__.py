@@ -1,6 +1,6 @@
 """``python -m spare_core.cli`` is ``spare``."""
 
-from spare_core.cli.main import main
+from spare_core.cli import main
 
 if __name__ == "__main__":
     main()

@@ -20,7 +20,7 @@ from spare_core.adapters.card import CARD, model_card, plain
 from spare_core.adapters.directory import StoredAdapter
 from spare_core.adapters.export import export_adapter
 from spare_core.adapters.modelspec import split, with_metadata
-from spare_core.cli.main import app
+from spare_core.cli.root import app
 from spare_core.errors import ModelError, OutputError
 from spare_core.runs.preview import Preview
 from tests.support.adapters import load_tiny, store

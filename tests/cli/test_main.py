@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from spare_core.cli.main import app
+from spare_core.cli.root import app
 from spare_core.method.settings import EraseSettings
 from tests.support import forking
 from tests.tiny import PIXELS

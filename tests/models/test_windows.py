@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from spare_core.cli.main import app
+from spare_core.cli.root import app
 from spare_core.errors import ConceptError
 from spare_core.models.unet import UNetDenoiser
 from spare_core.models.windows import encode_windows, split_into_windows

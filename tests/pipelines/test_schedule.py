@@ -10,7 +10,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from pipelines.definition import TAKEDOWN, read_definition
-from spare_core.cli.main import app
+from spare_core.cli.root import app
 from tests.pipelines.test_submit import no_settings_of_this_machine  # noqa: F401
 from tests.support.run_service import RunService, run_service
 

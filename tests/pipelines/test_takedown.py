@@ -14,7 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from spare_core.cli.main import app
+from spare_core.cli.root import app
 from spare_core.store import open_store
 from spare_core.takedown.ledger import Ledger
 from tests.support.workplaces import SETTINGS, Workplace, wait_until

@@ -13,7 +13,7 @@ from mlflow.models import Model
 from typer.testing import CliRunner
 
 from spare_core.adapters.directory import load_adapter
-from spare_core.cli.main import app
+from spare_core.cli.root import app
 from spare_core.registry.packaging import package
 from tests.support.checkpoints import save_both
 

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from spare_core.cli.main import app
+from spare_core.cli.root import app
 from spare_core.concepts.erasures import Erasures
 from spare_core.concepts.lists import build_erasure
 from spare_core.errors import InputError, ModelError, ObjectMissing, SettingsError

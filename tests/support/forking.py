@@ -38,7 +38,7 @@ MLflow's server runs its app: that is started after the database was opened, whi
 ADDRESS = "SPARE_TESTS_FORKS"
 _START, _STAY = b"+", b"."
 IMPORTED = (
-    "spare_core.cli.main", "spare_core.takedown.tasks", "spare_core.runs.stages", "spare_core.runs.compose",
+    "spare_core.cli.root", "spare_core.takedown.tasks", "spare_core.runs.stages", "spare_core.runs.compose",
     "spare_core.evaluation.html", "spare_core.registry.registering", "mlflow", "mlflow.diffusers", "peft", "kfp.local",
     "pipelines.local", "pipelines.warm", "boto3", "mlflow.store.tracking.sqlalchemy_store",
     "mlflow.store.model_registry.sqlalchemy_store", "mlflow.cli", "mlflow.server",

@@ -16,7 +16,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from spare_core.cli.main import app
+from spare_core.cli.root import app
 from spare_core.errors import InputError
 from spare_core.takedown.conflicts import compare
 from spare_core.takedown.doubts import doubts

@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from spare_core.cli.main import app
+from spare_core.cli.root import app
 from spare_core.errors import SettingsError
 from spare_core.store import Store, open_store
 from spare_core.takedown.ledger import Event, Ledger, in_chunks

@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
+from spare_core.cli import pipeline
 from spare_core.cli.attacking import attack
 from spare_core.cli.erasing import compose, erase
 from spare_core.cli.evaluating import evaluate
-from spare_core.cli.pipeline import demo, run, submit
 from spare_core.cli.registry import app as registry
 from spare_core.cli.takedown import app as takedown
 from spare_core.cli.using import export, generate, verify
@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 GROUPS = {
     "On your model": (erase, evaluate, attack, generate, verify, export, compose),
-    "As a pipeline": (demo, run, submit),
+    "As a pipeline": (pipeline.demo, pipeline.run, pipeline.submit),
 }
 for panel, commands in GROUPS.items():
     for command in commands:
@@ -35,7 +35,7 @@ for group in (registry, takedown):
     app.add_typer(group, rich_help_panel="Records")
 
 
-def main() -> None:
+def run() -> None:
     """Run the command line."""
     # Imports make objects by the million, and all stay: Python's collector, looking through them again and again, takes
     # 0.4 s of a start and 0.9 s of an exit.
