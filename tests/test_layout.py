@@ -17,7 +17,7 @@ FLOORS = (
 """The rooms of spare_core from the ground up. A room imports from floors below it and from itself only. The package
 itself is the door: it imports the two rooms that register what others look up by name, and may not be imported from
 within."""
-EARLIER = {"model_files", "artifact", "denoiser"}
+EARLIER = {"model_files", "artifact", "denoiser", "spare_base_digest"}
 """Names of release 0.1.0: the first one for adapters that it registered, the others for scripts that import them."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "peft", "huggingface_hub", "matplotlib")
@@ -136,12 +136,13 @@ def test_the_loader_inside_adapters_of_release_0_1_0_finds_what_it_imports() -> 
 
 
 def test_scripts_that_import_names_of_release_0_1_0_still_do() -> None:
-    from spare_core import artifact, denoiser
+    from spare_core import artifact, denoiser, spare_base_digest
     from spare_core.adapters import directory
-    from spare_core.models import loading
+    from spare_core.models import digest, loading
 
     assert (artifact.load_adapter, artifact.save_adapter) == (directory.load_adapter, directory.save_adapter)
     assert denoiser.load_denoiser is loading.load_denoiser
+    assert spare_base_digest.digest_of_folder is digest.digest_of_folder
 
 
 def test_the_first_task_and_the_gate_import_no_torch() -> None:
