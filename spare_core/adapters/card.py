@@ -16,7 +16,7 @@ from spare_core.models.hub import hub_model
 CARD: Final = "README.md"
 _LISTED: Final = 20
 """Names of a long list that the card has; the others are in spare.json."""
-_MARKS: Final = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
+_MARKS: Final = re.compile(r"([\\`*_\[\]|~$])")
 _USE: Final = {
     "diffusers": (
         'pipeline.load_lora_weights("THIS FOLDER", weight_name="pytorch_lora_weights.safetensors")\n'
@@ -46,8 +46,9 @@ def model_card(manifest: Mapping[str, Any], format: str, error: Mapping[str, Any
     worst = sorted(parts, key=lambda name: -residuals.get(name, 0.0))
     rows = [f"| {plain(name)} | {plain(parts[name])} | {_figure(residuals.get(name))} |" for name in worst[:_LISTED]]
     more = [f"\nThe {_LISTED} with the highest residual of {len(parts)}."] if len(parts) > _LISTED else []
+    how = "Rounded to the base's type of numbers" if format == "merged" else "This form is an approximation"
     inexact = [
-        f"This form is an approximation: relative error {error['overall']:.3g} over all layers, "
+        f"{how}: relative error {error['overall']:.3g} over all layers, "
         f"{error['worst']:.3g} in the worst."
     ] if error and error["overall"] > 0 else []  # fmt: skip
     return "\n".join([

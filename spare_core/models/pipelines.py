@@ -71,8 +71,10 @@ def load_as_users_do(folder: Path, dtype: torch.dtype) -> Any:
         ModelError: if there is none.
     """
     import diffusers
+    import transformers
 
     diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     try:
         return diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
