@@ -21,8 +21,9 @@ from spare_core.models.denoiser import Denoiser
 
 _RIDGE: Final = 0.2
 _FACTOR: Final = 4.0
-"""Where the search for the ridge starts, for one concept, and the ratio of neighbouring ones; at its end twice and half
-the best are tried, for a long list the roots of these, too."""
+_FACTOR_OF_A_LIST: Final = 2.0
+"""Where the search for the ridge starts, for one concept, and the ratio of neighbouring ones; at its end the two between
+the best and its neighbours are tried. Of a long list half the ridge is too much, and twice that too little."""
 _RANGE: Final = (1e-3, 1e5)
 _KEYS: Final = 0.5
 """Ridge of the keys, for one concept. Values make up for what keys do wrong: it matters little."""
@@ -96,8 +97,7 @@ def best_start(
     def cost(ridge: float) -> float:
         return solved(ridge).measured.cost(settings.drift_price)
 
-    best = climb(cost, _RIDGE * scale(erasures), (_FACTOR, 1 / _FACTOR), _RANGE)
-    best = min((best, best * _FACTOR**0.5, best * _FACTOR**-0.5), key=cost)
-    if asked_once(len(erasures.names), settings):  # twice the ridge is too much or too little for a list
-        best = min((best, best * _FACTOR**0.25, best * _FACTOR**-0.25), key=cost)
+    factor = _FACTOR_OF_A_LIST if asked_once(len(erasures.names), settings) else _FACTOR
+    best = climb(cost, _RIDGE * scale(erasures), (factor, 1 / factor), _RANGE)
+    best = min((best, best * factor**0.5, best * factor**-0.5), key=cost)
     return min(untouched, solved(best), key=lambda start: start.measured.cost(settings.drift_price))
