@@ -23,7 +23,7 @@ _RIDGE: Final = 0.2
 _FACTOR: Final = 4.0
 _FACTOR_OF_A_LIST: Final = 2.0
 """Where the search for the ridge starts, for one concept, and the ratio of neighbouring ones; at its end the two between
-the best and its neighbours are tried. Of a long list half the ridge is too much, and twice that too little."""
+the best and them are tried. Of a long list half the ridge is too much, and twice that too little."""
 _RANGE: Final = (1e-3, 1e5)
 _KEYS: Final = 0.5
 """Ridge of the keys, for one concept. Values make up for what keys do wrong: it matters little."""
