@@ -22,8 +22,8 @@ from spare_core.models.denoiser import Denoiser
 _RIDGE: Final = 0.2
 _FACTOR: Final = 4.0
 _FACTOR_OF_A_LIST: Final = 2.0
-"""Where the search for the ridge starts, for one concept, and the ratio of neighbouring ones; at its end the two between
-the best and them are tried. Of a long list half the ridge is too much, and twice that too little."""
+"""Where the search for the ridge starts, for one concept, and the ratio of neighbours; at its end the two between them
+and the best are tried. Of a long list half the ridge is too much, and twice that too little."""
 _RANGE: Final = (1e-3, 1e5)
 _KEYS: Final = 0.5
 """Ridge of the keys, for one concept. Values make up for what keys do wrong: it matters little."""
