@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     import torch
 
 _SHARD: Final = re.compile(r"-\d+-of-\d+$")
+_PACKED: Final = ("I8", "U8", "U16", "U32", "I16")
+"""Types that quantized weights come in; whole numbers of 32 bits and more are places of tokens."""
 _COMPONENT: Final = re.compile(r"[A-Za-z0-9_]+")
 _TEXTS: Final = (".json", ".txt", ".model")
 _WITHOUT_WEIGHTS: Final = ("Scheduler", "Tokenizer", "TokenizerFast", "Processor", "FeatureExtractor")
@@ -235,6 +237,11 @@ def _check(source: str, path: Path) -> ModelFiles:
     if not isinstance(pipeline_class, str) or pipeline_class not in ARCHITECTURES:
         allowed = ", ".join(ARCHITECTURES)
         raise ModelError(f"{path} holds a {pipeline_class}; supported: {allowed}")
+    crooked = [name for name, kind in listed.items() if isinstance(kind, list) and len(kind) != 2]
+    if crooked and crooked[0] != "_class_name":
+        raise ModelError(
+            f"{index} says {json.dumps(listed[crooked[0]])} of {crooked[0]!r}; it takes a library and a class"
+        )
     odd = [name for name, kind in listed.items() if isinstance(kind, list) and not _COMPONENT.fullmatch(name)]
     if odd:  # it is a folder's name here, and in every copy that is made
         raise ModelError(f"{index} names a component {odd[0]!r}; a name is made of letters, digits and underscores")
@@ -252,8 +259,28 @@ def _check(source: str, path: Path) -> ModelFiles:
     except LookupError:
         kinds = "; ".join(f"{part}: {', '.join(map(_called, variants(path / part)))}" for part in parts)
         raise ModelError(f"{path} holds no variant of weights of all its parts ({kinds}); fetch one of all") from None
-    check_promises(path, pipeline_class)
-    return ModelFiles(source, path, pipeline_class, chosen, listed)
+    check_promises(path, pipeline_class, ARCHITECTURES[pipeline_class][1:])
+    files = ModelFiles(source, path, pipeline_class, chosen, listed)
+    for part in parts:
+        for file in files.weight_files(part):
+            _check_readable(file)
+    return files
+
+
+def _check_readable(file: Path) -> None:
+    """Refuse a file that is none, by its header, and numbers that stand for others by a scale that is kept elsewhere.
+
+    Raises:
+        ModelError: naming the file.
+    """
+    with _readable(file):
+        header, _ = read_header(file)
+    for name, entry in header.items():
+        if entry["dtype"] in _PACKED:
+            raise ModelError(
+                f"{file}: {name!r} is stored as {entry['dtype']}: quantized weights cannot be erased from; give those "
+                "they were made of"
+            )
 
 
 def _check_weights(folder: Path) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import gc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +15,11 @@ from torch import nn
 from spare_core.errors import ModelError
 from spare_core.models.digest import plain_name
 from spare_core.models.files import ModelFiles
+
+_LOADING: Final = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, IndexError, SafetensorError
+)  # fmt: skip
+"""What the libraries raise about files and configurations that are wrong."""
 
 
 @contextlib.contextmanager
@@ -54,8 +59,13 @@ def load_pipeline(files: ModelFiles, dtype: torch.dtype) -> Any:
             for name in (files.components[0], "vae")
         }
         pipeline = pipeline_class.from_pretrained(files.path, **common, **whole, **unchecked)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"diffusers cannot load {files.path}: {' '.join(str(error).split())}") from None
+    except Exception as error:
+        if not isinstance(error, _LOADING) and type(error) is not Exception:  # what tokenizers raises
+            raise
+        said = " ".join(str(error).split())
+        if "look at the above report" in said:  # which transformers has printed
+            said = "the weights of a text encoder have other sizes than its config.json says; fetch both again"
+        raise ModelError(f"diffusers cannot load {files.path}: {said}") from None
     for component in (*files.components, "vae"):
         _check_finite(files, component, getattr(pipeline, component))
     for component in files.components[1:]:
@@ -77,7 +87,7 @@ def load_as_users_do(folder: Path, dtype: torch.dtype) -> Any:
     transformers.utils.logging.disable_progress_bar()
     try:
         return diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except _LOADING as error:
         said = " ".join(str(error).split())
         raise ModelError(f"stock diffusers does not load {folder} by its path alone: {said}") from None
 
