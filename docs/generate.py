@@ -13,6 +13,11 @@ from typer.main import get_command
 import spare_core.errors
 from spare_core.evaluation.gate import POLICIES, Policy
 from spare_core.method.settings import EraseSettings
+from spare_core.models.checkpoint.layout import NO_MODELS
+from spare_core.models.digest import ARCHITECTURES, WANTED
+from spare_core.models.promises import rules
+from spare_core.takedown.reading import READERS
+from spare_core.takedown.request import TakedownRequest
 
 REFERENCE = Path(__file__).parent / "reference"
 _MADE = "<!-- Made by `python -m docs.generate`; do not edit. -->\n\n"
@@ -20,7 +25,10 @@ _MADE = "<!-- Made by `python -m docs.generate`; do not edit. -->\n\n"
 
 def pages() -> dict[str, str]:
     """The content of each page by its name."""
-    return {"cli.md": _cli(), "settings.md": _settings(), "exit-codes.md": _exit_codes()}
+    return {
+        "cli.md": _cli(), "settings.md": _settings(), "exit-codes.md": _exit_codes(),
+        "input-fields.md": _input_fields(),
+    }  # fmt: skip
 
 
 def _cli() -> str:
@@ -51,6 +59,25 @@ def _settings() -> str:
         _row(Policy, field, " | ".join(str(getattr(one, field.name)) for one in known))
         for field in dataclasses.fields(Policy)
     )
+
+
+def _input_fields() -> str:
+    """What is checked of what people bring, from the lists that it is checked by."""
+    known = ", ".join(f"`{name}` ({', '.join(parts)})" for name, parts in ARCHITECTURES.items())
+    text = (
+        f"{_MADE}# What inputs may say\n\nThe lists that inputs are checked by; [what people have](inputs.md) says "
+        f"more of each.\n\n## Models\n\nPipelines, and the parts whose weights name them: {known}. Fetched from a hub "
+        f"or from S3: {', '.join(f'`{pattern}`' for pattern in WANTED)}, of one variant of weights.\n\n"
+        "| file | field | understood | |\n|---|---|---|---|\n"
+    )
+    text += "".join(f"| `{file}` | `{field}` | {allowed} | {why} |\n" for file, field, allowed, why in rules())
+    text += "\n## Files of one model that are none\n\n| a name in it holds | it is |\n|---|---|\n"
+    text += "".join(f"| {', '.join(f'`{one}`' for one in signs)} | {what} |\n" for signs, what in NO_MODELS)
+    fields = ", ".join(f"`{name}`" for name in TakedownRequest.model_fields)
+    text += (
+        f"\n## Takedown lists\n\nBy their names: {', '.join(f'`{suffix}`' for suffix in READERS)}. Fields: {fields}.\n"
+    )
+    return text
 
 
 def _row(owner: type, field: dataclasses.Field[Any], value: str) -> str:

@@ -41,7 +41,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
                     yield page.name, shlex.split(line, comments=True)[1:]
 
 
-@pytest.mark.parametrize("name", ["cli.md", "settings.md", "exit-codes.md"])
+@pytest.mark.parametrize("name", ["cli.md", "settings.md", "exit-codes.md", "input-fields.md"])
 def test_pages_made_from_the_code_are_as_made(name: str) -> None:
     assert (REFERENCE / name).read_text(encoding="utf-8") == pages()[name], "run `make docs`"
 

@@ -63,6 +63,17 @@ _VAE: Final = (
 _ADDED: Final = {"StableDiffusionPipeline": None, "StableDiffusionXLPipeline": "text_time"}
 
 
+def rules() -> Iterator[tuple[str, str, str, str]]:
+    """Every rule that holds for any model, for the documentation: file, field, what is understood, and why."""
+    files = {
+        "unet/config.json": (*_UNET, _PLAIN), "scheduler/scheduler_config.json": _SCHEDULER,
+        "vae/config.json": (*_VAE, _PLAIN), "text_encoder/config.json": (_PLAIN,),
+    }  # fmt: skip
+    for file, those in files.items():
+        for rule in those:
+            yield file, rule.field, rule.allowed, rule.why
+
+
 def check_promises(path: Path, pipeline_class: str, text_encoders: Sequence[str]) -> None:
     """Refuse a pipeline directory whose parts say something that the method does not understand.
 

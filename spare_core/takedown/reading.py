@@ -90,12 +90,12 @@ def read_lists(source: str | Path, zone: tzinfo = UTC) -> list[TakedownList]:
         InputError: see :func:`read_list`; also for a folder without any.
         StoreError: if they cannot be fetched.
     """
-    if Path(str(source)).suffix.lower() in _READERS:
+    if Path(str(source)).suffix.lower() in READERS:
         return [read_list(source, zone)]
-    folder = local_path(source, [f"*{suffix}" for suffix in _READERS])
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _READERS) if folder.is_dir() else []
+    folder = local_path(source, [f"*{suffix}" for suffix in READERS])
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in READERS) if folder.is_dir() else []
     if not files:
-        raise InputError(f"{source} is neither a takedown list nor a folder of lists; allowed: {', '.join(_READERS)}")
+        raise InputError(f"{source} is neither a takedown list nor a folder of lists; allowed: {', '.join(READERS)}")
     return [
         read_list(file, zone)._replace(file=f"{str(source).rstrip('/')}/{file.relative_to(folder)}") for file in files
     ]
@@ -108,10 +108,10 @@ def read_list(source: str | Path, zone: tzinfo = UTC) -> TakedownList:
         InputError: if the file as a whole is no list: missing, too large, in no known encoding, or of another kind.
         StoreError: if it cannot be fetched.
     """
-    reader = _READERS.get(Path(str(source)).suffix.lower())
+    reader = READERS.get(Path(str(source)).suffix.lower())
     if reader is None:
         sheet = ": save the spreadsheet as CSV UTF-8" if Path(str(source)).suffix.lower() in _SHEETS else ""
-        raise InputError(f"{source} is no takedown list by its name; allowed: {', '.join(_READERS)}{sheet}")
+        raise InputError(f"{source} is no takedown list by its name; allowed: {', '.join(READERS)}{sheet}")
     name, text = str(source), _text(local_path(source), str(source))
     rows, problems = [], []
     for raw in reader(text, name):
@@ -303,6 +303,6 @@ def _cell(field: str, text: str) -> Any:
     return [{"uri": uri, "sha256": digest} for uri, _, digest in split]
 
 
-_READERS: Final = {
+READERS: Final = {
     ".yaml": _yaml, ".yml": _yaml, ".json": _json, ".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _csv,
 }  # fmt: skip

@@ -23,7 +23,7 @@ OPEN_CLIP: Final = "cond_stage_model.model."
 XL_CLIP: Final = "conditioner.embedders.0.transformer.text_model."
 XL_OPEN_CLIP: Final = "conditioner.embedders.1.model."
 """Where the original code keeps the parts."""
-_NO_MODELS: Final = (
+NO_MODELS: Final = (
     (("lora_unet_", "lora_te", "lora_A.weight", "lora_B.weight", ".lora_down.", ".lora_up."), "a LoRA, not a model"),
     (("model.diffusion_model.joint_blocks", "joint_blocks."), "an SD 3 model, which is not supported yet"),
     (("double_blocks.", "transformer_blocks.0.ff_context"), "a FLUX model, which is not supported yet"),
@@ -92,7 +92,7 @@ def read_layout(file: Path) -> Layout:
 
 
 def _kind(file: Path, header: Mapping[str, Any]) -> str:
-    for signs, what in _NO_MODELS:
+    for signs, what in NO_MODELS:
         if any(sign in name for name in header for sign in signs):
             raise ModelError(f"{file} is {what}")
     parts = {
