@@ -218,24 +218,17 @@ def end_request(request_id: str, status: Outcome, tags: Mapping[str, str] | None
     return str(parent.info.run_id)
 
 
-def end_pipeline_run(kfp_run_id: str, status: Outcome, tags: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Close the requests that a KFP run worked on; of each, by its id, what went wrong in the stages that did not
-    finish. Of several, ``status`` is that of those in which something did.
-
-    Empty if no stage of that run ever reached MLflow.
-    """
+def stages_of(kfp_run_id: str) -> dict[str, dict[str, str]]:
+    """The requests that a KFP run worked on; of each, by its id, the stages that reached MLflow, and what went wrong in
+    them: "" in those that finished."""
     client = connect()
     experiment = _experiment(client)
-    wrong: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, str]] = {}
     for run in _find(client, experiment, _RUN_KEY, sha256_of(kfp_run_id)):
-        stages = wrong.setdefault(run.data.tags[REQUEST], {})
-        if run.info.status != "FINISHED":
-            error = run.data.tags.get("spare.error", "it was killed, or its machine was lost")
-            stages[run.data.tags["spare.stage"]] = error
-    for request_id, stages in wrong.items():
-        errors = {f"spare.error.{stage}": error for stage, error in stages.items()}
-        end_request(request_id, status if stages or len(wrong) == 1 else "FINISHED", {**tags, **errors})
-    return wrong
+        error = run.data.tags.get("spare.error", "it was killed, or its machine was lost")
+        stages = found.setdefault(run.data.tags[REQUEST], {})
+        stages[run.data.tags["spare.stage"]] = "" if run.info.status == "FINISHED" else error
+    return found
 
 
 def _check_ids(request_id: str, stage: str, kfp_run_id: str) -> None:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from spare_core.concepts.prompts import all_prompts
 from spare_core.errors import GateRefused, RegistryInputError
@@ -25,7 +25,7 @@ from spare_core.registry.client import check_server, connect
 from spare_core.registry.evidence import evaluation_in, manifest_in, read_document
 from spare_core.registry.models import EVIDENCE
 from spare_core.registry.naming import bundle_name, check_name
-from spare_core.registry.tracking import StageRun, end_pipeline_run, stage_run
+from spare_core.registry.tracking import Outcome, StageRun, end_request, stage_run, stages_of
 from spare_core.store import Store
 from spare_core.workflow.environment import CHECKPOINTS, STORE, open_run_store, pipeline_run_id
 from spare_core.workflow.events import reported
@@ -34,6 +34,14 @@ from spare_core.workflow.order import Champion, Order, check_order, request_id_o
 
 if TYPE_CHECKING:
     from spare_core.runs.stages import Work
+
+
+_WENT_WELL: Final = ("SUCCEEDED", "COMPLETE", "CACHED")
+_CANCELLED: Final = ("CANCELED", "CANCELLED", "CANCELING")
+_FAILED: Final = ("FAILED", "ERROR")
+"""What KFP calls how a run ended: the local runner's words, and those of ML Metadata, which its backend hands on."""
+_LAST: Final = "gate"
+"""The stage that every request comes past, promoted or not."""
 
 
 class Checked(NamedTuple):
@@ -317,11 +325,34 @@ def finish_task(state: str, message: str) -> dict[str, Any]:
 
 
 def end_runs(state: str, message: str) -> dict[str, dict[str, str]]:
-    """Close what this pipeline run opened in MLflow; of each request what went wrong, by stage."""
-    status = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED", "CANCELED": "KILLED"}.get(state, "FAILED")
-    tags = {"spare.outcome": state} | ({"spare.outcome.message": message} if message else {})
+    """Close what this pipeline run opened in MLflow; of each request what went wrong, by stage.
+
+    ``state`` is how the tasks before ended: KFP's local runner says SUCCEEDED where its backend says COMPLETE, a state
+    of ML Metadata's, or one of a run that is still going on. So what the stages recorded decides; KFP's word only says
+    that somebody cancelled the run, or that a task failed which could not record anything. ``message`` is never filled
+    by KFP's backend: then the stages' own errors take its place.
+    """
     check_server()  # an MLflow that is down has ended the run already: not for minutes more
-    return end_pipeline_run(pipeline_run_id(), status, tags)  # type: ignore[arg-type]
+    requests = stages_of(pipeline_run_id())
+    found = {}
+    for request_id, stages in requests.items():
+        wrong = found[request_id] = {stage: error for stage, error in stages.items() if error}
+        said = message or "; ".join(f"{stage}: {error}" for stage, error in wrong.items())
+        tags = {"spare.outcome": state, **({"spare.outcome.message": said} if said else {})}
+        tags |= {f"spare.error.{stage}": error for stage, error in wrong.items()}
+        end_request(request_id, outcome(state, stages, len(requests) == 1), tags)
+    return found
+
+
+def outcome(state: str, stages: Mapping[str, str], alone: bool) -> Outcome:
+    """What became of a request whose ``stages`` recorded these errors ("": none), in a run of KFP's ``state``;
+    ``alone``: the run worked on no other one."""
+    if state in _WENT_WELL:
+        return "FINISHED"
+    if any(stages.values()) or (alone and state in (*_CANCELLED, *_FAILED)):
+        return "KILLED" if state in _CANCELLED else "FAILED"
+    # Of several requests this one's stages went well; of a single one that which every request comes past says it.
+    return "FINISHED" if not alone or _LAST in stages else "FAILED"
 
 
 class _Task(NamedTuple):

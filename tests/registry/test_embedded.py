@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from spare_core.evaluation.gate import Policy
 from spare_core.models.unet import UNetDenoiser
 from spare_core.registry import promotions
 from spare_core.registry.client import check_server, connect, embedded_uri, tracking_uri
-from spare_core.registry.tracking import end_pipeline_run, stage_run
 from spare_core.store import open_store
 from tests.support.registrations import register_one
 
@@ -45,26 +43,6 @@ def test_an_adapter_is_registered_promoted_and_found_in_the_folder(
     assert not (tmp_path / "mlruns").exists(), "nothing beside what was asked for"
 
 
-def test_a_pipeline_runs_end_names_what_failed_and_what_was_killed() -> None:
-    with stage_run("request 1", "prepare", "kfp-7") as run:
-        run.text(json.dumps({"a": 1}), "facts.json")
-    with pytest.raises(ValueError, match="bad luck"), stage_run("request 1", "distill", "kfp-7"):
-        raise ValueError("bad luck")
-    killed = stage_run("request 1", "evaluate", "kfp-7")
-    killed.__enter__()
-    ended = end_pipeline_run("kfp-7", "FAILED", {"spare.outcome": "FAILED"})
-    assert ended == {
-        "request 1": {"distill": "ValueError: bad luck", "evaluate": "it was killed, or its machine was lost"},
-    }
-    client = connect()
-    (experiment,) = client.search_experiments(filter_string="name = 'spare'")
-    runs = client.search_runs([experiment.experiment_id], "tags.`spare.request_id` = 'request 1'")
-    states = {run.data.tags.get("spare.stage", "request"): run.info.status for run in runs}
-    assert states == {"request": "FAILED", "prepare": "FINISHED", "distill": "FAILED", "evaluate": "KILLED"}
-    (above,) = (run for run in runs if "spare.stage" not in run.data.tags)
-    assert above.data.tags["spare.error.distill"] == "ValueError: bad luck"
-
-
 CHILD = """
 import os, signal, sys
 from spare_core.registry.client import connect
@@ -86,22 +64,6 @@ def test_killed_while_its_tables_are_made_or_made_by_two_at_once_it_can_still_be
     both = [subprocess.Popen([sys.executable, "-c", CHILD, name]) for name in ("one", "two")]
     assert [process.wait(120) for process in both] == [0, 0]
     assert {experiment.name for experiment in connect().search_experiments()} == {"Default", "one", "two"}
-
-
-def test_of_several_requests_of_a_run_only_those_fail_in_which_something_did() -> None:
-    with stage_run("good", "erase", "kfp-8"):
-        pass
-    with pytest.raises(ValueError, match="bad luck"), stage_run("bad", "erase", "kfp-8"):
-        raise ValueError("bad luck")
-    assert end_pipeline_run("kfp-8", "FAILED", {}) == {"good": {}, "bad": {"erase": "ValueError: bad luck"}}
-    client = connect()
-    (experiment,) = client.search_experiments(filter_string="name = 'spare'")
-    found = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
-    assert (found["good"], found["bad"]) == ("FINISHED", "FAILED")
-
-
-def test_a_run_that_never_reached_mlflow_has_no_end() -> None:
-    assert end_pipeline_run("never seen", "FAILED", {}) == {}
 
 
 @pytest.mark.parametrize("name", ["a?b", "a#b", "a%20b"])
