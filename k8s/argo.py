@@ -20,6 +20,7 @@ from pipelines.platform import (
     CONFIG,
     IMAGE,
     MINUTE,
+    OURS,
     POLICIES,
     POLICIES_PATH,
     PROFILES,
@@ -72,6 +73,7 @@ def cron_workflow(profile: Profile) -> CronWorkflow:
         if profile.count
         else None,
         labels={
+            **dict([OURS]),
             "app.kubernetes.io/name": "batch",
             "spare/tls": "true",
             "spare/registry": "true",

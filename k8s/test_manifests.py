@@ -8,7 +8,7 @@ from hera.workflows import CronWorkflow
 from pydantic import ValidationError
 
 from k8s.argo import cron_workflow
-from k8s.conftest import HERE, containers, executors, images, named, pods
+from k8s.conftest import HERE, ROOT, containers, executors, images, named, pods, render
 from pipelines import platform
 from spare_core.evaluation.gate import DEFAULT, POLICIES
 from spare_core.registry.naming import check_name
@@ -55,10 +55,36 @@ def test_the_pipelines_tasks_are_as_restricted_as_kfp_lets_them(compiled):
         assert "/tmp" in {mount["mountPath"] for mount in executor["emptyDirMounts"]}
 
 
+LINK_LOCAL = {"169.254.20.10/32", "169.254.170.23/32"}
+"""NodeLocal DNSCache and EKS Pod Identity's agent: all that a pod may reach of what a node keeps for itself."""
+FOREIGN = (
+    {}, {"app": "mysql"}, {"app": "ml-pipeline"}, {"app": "seaweedfs"}, {"app": "workflow-controller"},
+    {"app.kubernetes.io/name": "mlflow", "app.kubernetes.io/part-of": "somebody-elses"},
+    {"pipeline/runid": "somebody-elses", "pipelines.kubeflow.org/v2_component": "true"},
+)  # fmt: skip
+"""Labels of pods that are not SPARE's, in a namespace that is shared: KFP's own, and other people's runs."""
+
+
+def selects(selector, labels):
+    """Whether a label selector means a pod with ``labels``, by Kubernetes' rules."""
+    operators = {
+        "Exists": lambda value, _: value is not None,
+        "DoesNotExist": lambda value, _: value is None,
+        "In": lambda value, values: value in values,
+        "NotIn": lambda value, values: value not in values,
+    }
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
+        operators[one["operator"]](labels.get(one["key"]), one.get("values"))
+        for one in selector.get("matchExpressions", [])
+    )
+
+
 def test_nothing_is_reached_but_what_a_policy_names(objects):
     policies = named(objects, "NetworkPolicy")
-    everything = policies["nothing"]["spec"]
-    assert everything == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    for name in ("spare-nothing", "everybody"):
+        assert policies[name]["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        assert "ingress" not in policies[name]["spec"]
+    assert policies["everybody"]["spec"]["podSelector"] == {}, "the namespace is SPARE's own"
     for name, policy in policies.items():
         for rule in policy["spec"].get("ingress", []):
             assert rule["from"], name
@@ -66,8 +92,65 @@ def test_nothing_is_reached_but_what_a_policy_names(objects):
         for rule in policy["spec"].get("egress", []):
             assert rule["ports"], name
             for peer in rule.get("to", []):
-                if "ipBlock" in peer:
-                    assert "169.254.0.0/16" in peer["ipBlock"]["except"], name
+                block = peer.get("ipBlock", {})
+                assert not block or block["cidr"] in LINK_LOCAL or "169.254.0.0/16" in block["except"], name
+
+
+def test_every_pod_of_ours_has_the_label_that_policies_find_it_by(objects, compiled):
+    nothing = named(objects, "NetworkPolicy")["spare-nothing"]["spec"]["podSelector"]
+    for owner, _, labels in pods(objects):
+        assert selects(nothing, labels), owner
+    for executor in executors(compiled):
+        assert selects(nothing, executor["podMetadata"]["labels"])
+
+
+def test_in_a_namespace_that_is_shared_nobody_elses_pod_is_meant():
+    """One-user KFP's own traffic would be cut off by a selector of all pods, and MLflow open to everybody's runs."""
+    objects = list(yaml.safe_load_all(render("one-user")))
+    assert not named(objects, "Namespace")
+    assert {item["metadata"]["namespace"] for item in objects} == {"kubeflow", "spare"}, "and what is made by hand"
+    policies = named(objects, "NetworkPolicy")
+    assert "spare-nothing" in policies
+    for name, policy in policies.items():
+        for labels in FOREIGN:
+            assert not selects(policy["spec"]["podSelector"], labels), (name, labels)
+        for rule in policy["spec"].get("ingress", []):
+            for peer in rule["from"]:
+                if "namespaceSelector" not in peer:
+                    assert not any(selects(peer["podSelector"], labels) for labels in FOREIGN), name
+    (arguments,) = (
+        container["args"] for _, _, container in containers(objects) if "skip_invalid=true" in container["args"]
+    )
+    assert not any(argument.startswith("--namespace") for argument in arguments)
+
+
+def test_a_namespace_of_our_own_is_one_that_kfps_controllers_serve(objects):
+    """Argo mounts the Secret that the profile controller makes into every pod, and puts logs into KFP's object store:
+    in any other namespace no pod of a run would start."""
+    facts = ROOT.parent / "shared" / "platform" / "kfp-manifests"
+    if not facts.is_dir():
+        pytest.skip("KFP's own manifests are not here")
+    labels = named(objects, "Namespace")["spare"]["metadata"]["labels"]
+    (controller,) = yaml.safe_load_all((facts / "decorator-controller.yaml").read_text())
+    assert selects(controller["spec"]["resources"][0]["labelSelector"], labels)
+    (store,) = yaml.safe_load_all((facts / "seaweedfs-networkpolicy.yaml").read_text())
+    let_in = [
+        {port["port"] for port in rule["ports"]}
+        for rule in store["spec"]["ingress"] for peer in rule["from"]
+        if "namespaceSelector" in peer and selects(peer["namespaceSelector"], labels)
+    ]  # fmt: skip
+    assert let_in == [{8333}]
+    (service,) = yaml.safe_load_all((facts / "seaweedfs-service.yaml").read_text())
+    (patch,) = yaml.safe_load_all((facts / "workflow-controller-configmap-patch.yaml").read_text())
+    logs = yaml.safe_load(patch["data"]["artifactRepository"])
+    assert logs["archiveLogs"] is True
+    port = int(logs["s3"]["endpoint"].rpartition(":")[2])
+    (behind,) = (one["targetPort"] for one in service["spec"]["ports"] if one["port"] == port)
+    for name in ("spare-runs", "drivers"):
+        reached = {
+            one["port"] for rule in named(objects, "NetworkPolicy")[name]["spec"]["egress"] for one in rule["ports"]
+        }
+        assert {port, behind} <= reached, name
 
 
 def test_roles_name_what_they_are_for(objects):
@@ -101,9 +184,7 @@ def test_every_configuration_that_a_task_reads_is_there_and_read(objects, compil
         for pair in source["keyToEnv"]
     }
     there = {(name, key) for name in {name for name, _ in read} for key in maps[name]["data"]}
-    assert read - there == set()
-    # Only whoever promotes by hand asks for a policy here.
-    assert there - read == {("spare", "SPARE_POLICY")}
+    assert read == there
     mounted = {source["configMapName"] for executor in executors(compiled) for source in executor["configMapAsVolume"]}
     assert mounted == {platform.POLICIES}
     assert mounted <= maps.keys()
@@ -204,7 +285,8 @@ def test_every_claim_and_queue_is_there_and_used(prod, compiled):
     for executor in executors(compiled):
         assert [mount["mountPath"] for mount in executor["pvcMount"]] == [platform.CACHE_PATH]
     labels = [executor.get("podMetadata", {}).get("labels", {}) for executor in executors(compiled)]
-    queues = {label["kueue.x-k8s.io/queue-name"] for label in labels if label}
+    key = "kueue.x-k8s.io/queue-name"
+    queues = {label[key] for label in labels if key in label}
     assert queues == named(prod, "LocalQueue").keys()
     assert {queue["spec"]["clusterQueue"] for queue in named(prod, "LocalQueue").values()} == named(
         prod, "ClusterQueue"

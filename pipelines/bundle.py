@@ -50,7 +50,7 @@ def bundle_pipeline(profile: Profile) -> Any:
         settings: dict = {},  # noqa: B006
         suite: str = "",
         seeds: int = 0,
-        policy: str = "default",
+        policy: str = "",
         name: str = "",
         promote: bool = True,
         request_id: str = "",
@@ -65,7 +65,8 @@ def bundle_pipeline(profile: Profile) -> Any:
             settings: settings of the erasure by name, e.g. {"rank": 64}; the rest keep their defaults
             suite: what is measured: canvas, unlearncanvas or the address of a YAML file; empty for Canvas's own
             seeds: how many of the suite's seeds are drawn; 0 for all
-            policy: what the gate asks for: 'default', 'lists' or the address of a YAML file
+            policy: what the gate asks for: 'default', 'lists' or the address of a YAML file; empty: what SPARE_POLICY
+                names, else 'default'
             name: registered model; empty for spare.<base>
             promote: whether the bundle becomes champion if the gate lets it pass
             request_id: groups the runs of one request; empty for one made of the parameters

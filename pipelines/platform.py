@@ -19,8 +19,8 @@ QUEUE: Final = "spare"
 CONFIG: Final = "spare"
 """ConfigMap whose keys are these environment variables."""
 CONFIG_VARIABLES: Final = (
-    "MLFLOW_TRACKING_URI", "SPARE_STORE", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION",
-    "HF_HOME", "SPARE_CACHE", "SPARE_CHECKPOINTS",
+    "MLFLOW_TRACKING_URI", "SPARE_STORE", "SPARE_POLICY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION",
+    "SPARE_CACHE_LIMIT", "HF_HOME", "SPARE_CACHE", "SPARE_CHECKPOINTS",
 )  # fmt: skip
 """The last three name folders below CACHE_PATH. They are not set here, because a task's own variables would hold where
 the same pipeline runs locally, too."""
@@ -36,6 +36,8 @@ CACHE_PATH: Final = "/var/cache/spare"
 POLICIES: Final = "spare-policies"
 """ConfigMap of policies by file name, read as ``policy=/etc/spare/policies/NAME.yaml``."""
 POLICIES_PATH: Final = "/etc/spare/policies"
+OURS: Final = ("app.kubernetes.io/part-of", "spare")
+"""Label of all pods that are ours, which network policies find them by."""
 USER: Final = 65532
 """Uid and gid of the image's user, as a number: Kubernetes can see of no name whether it is root's."""
 MINUTE: Final = 60
@@ -73,7 +75,7 @@ def runs_the_model(task: Any, profile: Profile, minutes: int) -> Any:
         kubernetes.add_pod_label(task, "kueue.x-k8s.io/queue-name", QUEUE)
     for label, value in profile.node_selector.items():
         kubernetes.add_node_selector(task, label, value)
-    task.set_retry(num_retries=2, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="600s")
+    _repeated(task, 2, 60, minutes)
     task.set_caching_options(True)
     return task
 
@@ -86,7 +88,7 @@ def erases_one(task: Any, profile: Profile, minutes: int) -> Any:
 def talks_to_services(task: Any, minutes: int = 15) -> Any:
     """A small task with effects outside: never taken from a cache; to repeat it changes nothing."""
     _everywhere(task, _LIGHT, minutes)
-    task.set_retry(num_retries=3, backoff_duration="20s", backoff_factor=2.0, backoff_max_duration="300s")
+    _repeated(task, 3, 20, minutes)
     task.set_caching_options(False)
     return task
 
@@ -98,11 +100,26 @@ def runs_once(task: Any, minutes: int = 30) -> Any:
     return task
 
 
+def _repeated(task: Any, retries: int, pause: int, minutes: int) -> None:
+    """Up to ``retries`` further tries, after ``pause`` seconds, twice that, and so on.
+
+    KFP's ``backoff_max_duration`` is no longest pause: it becomes Argo's ``maxDuration``, a deadline for all tries,
+    counted from the first one's start, after which there is none and a running one is killed. So it is as long as all
+    tries and pauses can take. Which failures are tried again at all, k8s/README.md says.
+    """
+    pauses = sum(pause * 2**i for i in range(retries))
+    whole = (retries + 1) * minutes * MINUTE + pauses
+    task.set_retry(
+        num_retries=retries, backoff_duration=f"{pause}s", backoff_factor=2.0, backoff_max_duration=f"{whole}s"
+    )
+
+
 def _everywhere(task: Any, profile: Profile, minutes: int) -> None:
     task.set_cpu_request(profile.cpu).set_cpu_limit(profile.cpu)
     task.set_memory_request(profile.memory).set_memory_limit(profile.memory)
     kubernetes.set_image_pull_policy(task, PULL_POLICY)
     kubernetes.set_timeout(task, minutes * MINUTE)
+    kubernetes.add_pod_label(task, *OURS)
     kubernetes.use_field_path_as_env(task, "SPARE_RUN_ID", "metadata.labels['pipeline/runid']")
     kubernetes.use_config_map_as_env(task, CONFIG, {name: name for name in CONFIG_VARIABLES}, optional=True)
     for secret, variables in SECRETS.items():

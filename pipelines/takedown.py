@@ -53,7 +53,7 @@ def takedown_pipeline(profile: Profile) -> Any:
         bundle_settings: dict = {},  # noqa: B006
         suite: str = "",
         seeds: int = 0,
-        policy: str = "default",
+        policy: str = "",
         bundle_policy: str = "",
         name: str = "",
         promote: bool = True,
@@ -74,7 +74,8 @@ def takedown_pipeline(profile: Profile) -> Any:
             bundle_settings: settings of the bundle by name, e.g. {"rank": 64}
             suite: what is measured: canvas, unlearncanvas or the address of a YAML file; empty for Canvas's own
             seeds: how many of the suite's seeds are drawn; 0 for all
-            policy: what the gate asks of each request's own adapter: 'default', 'lists' or the address of a YAML file
+            policy: what the gate asks of each request's own adapter: 'default', 'lists' or the address of a YAML file;
+                empty: what SPARE_POLICY names, else 'default'
             bundle_policy: what it asks of the bundle, if that is something else
             name: the bundle's registered model; empty for spare.<base>
             promote: whether the bundle becomes champion if the gate lets it pass

@@ -45,7 +45,8 @@ def plan(
         bundle_settings: settings of the bundle by name
         suite: canvas, unlearncanvas or the address of a YAML file
         seeds: how many of the suite's seeds are drawn; 0 for all
-        policy: 'default', 'lists' or the address of a YAML file, for each request's own adapter
+        policy: 'default', 'lists' or the address of a YAML file, for each request's own adapter; empty: what
+            SPARE_POLICY names, else 'default'
         bundle_policy: the same for the bundle; empty: policy
         name: the bundle's registered model; empty for spare.<base>
         promote: whether the bundle becomes champion if the gate lets it pass

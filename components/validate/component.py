@@ -42,7 +42,7 @@ def validate(
         settings: settings of the erasure by name
         suite: canvas, unlearncanvas or the address of a YAML file
         seeds: how many of the suite's seeds are drawn; 0 for all
-        policy: 'default', 'lists' or the address of a YAML file
+        policy: 'default', 'lists' or the address of a YAML file; empty: what SPARE_POLICY names, else 'default'
         name: registered model; empty for spare.<base>.<concept>
         promote: whether the adapter becomes champion if the gate lets it pass
         request_id: groups the runs of one request; empty for one made of the parameters

@@ -27,6 +27,7 @@ from spare_core.registry.naming import bundle_name, check_name
 from spare_core.runs.request import Request
 from spare_core.takedown.request import AUTO, TakedownRequest
 from spare_core.takedown.times import read_zone
+from spare_core.workflow.environment import policy_for
 from spare_core.workflow.order import (
     Order,
     checked_suite,
@@ -168,8 +169,9 @@ def check_batch(parameters: Mapping[str, Any], problems_before: Sequence[str] = 
     bundle = found.attempt(lambda: _bundle_settings(given["bundle_settings"]), "bundle_settings")
     candidates = found.attempt(lambda: _candidates(given["candidates"]), "candidates")
     suite = found.attempt(lambda: checked_suite({"seeds": 0, **given}, None), "suite", "model")
-    policy = found.attempt(lambda: Policy.find(given["policy"]), "policy")
-    bundle_policy = found.attempt(lambda: Policy.find(given["bundle_policy"] or given["policy"]), "bundle_policy")
+    policy = found.attempt(lambda: Policy.find(policy_for(given["policy"])), "policy")
+    for_bundle = given["bundle_policy"] or given["policy"]
+    bundle_policy = found.attempt(lambda: Policy.find(policy_for(for_bundle)), "bundle_policy")
     found.attempt(lambda: read_zone(given["zone"]), "zone")
     minutes = found.attempt(lambda: _minutes(given["lease_minutes"]), "lease_minutes")
     name = found.attempt(lambda: check_name(given["name"] or bundle_name(given["model"], base or "")), "name", "model")

@@ -14,9 +14,15 @@ CHECKPOINTS: Final = "SPARE_CHECKPOINTS"
 """A folder that outlives a task, where an interrupted distillation leaves what it can go on from; without it, it starts
 again."""
 POLICY: Final = "SPARE_POLICY"
-"""The policy that promotions by hand are judged by; without it, the one that comes with SPARE."""
+"""The policy that pipelines and promotions by hand are judged by where they are given none; without it, ``default``."""
 RUN_ID: Final = "SPARE_RUN_ID"
 """The id of the pipeline run, which MLflow's runs are found by."""
+
+
+def policy_for(given: str) -> str:
+    """Name or address of the policy for a run that was ``given`` one, or none: one setting for all duties, so that no
+    batch is judged by another policy than a promotion by hand."""
+    return given or os.environ.get(POLICY, "")
 
 
 def pipeline_run_id() -> str:

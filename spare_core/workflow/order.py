@@ -26,6 +26,7 @@ from spare_core.method.settings import EraseSettings
 from spare_core.models.files import find_model
 from spare_core.runs.request import Request, check_room, images_digest
 from spare_core.store.fetching import local_path
+from spare_core.workflow.environment import policy_for
 
 SCHEMA: Final = "spare.order/1"
 _TEXTS: Final = (
@@ -152,7 +153,7 @@ def check_order(
     settings = found.attempt(lambda: _with_rank(asked, erasures, champion)) if asked and erasures else None
     images = found.attempt(lambda: _images(given.get("images", "")), "images")
     suite = found.attempt(lambda: checked_suite({"seeds": 0, **given}, erasures), "suite", "model")
-    policy = found.attempt(lambda: Policy.find(given["policy"]), "policy")
+    policy = found.attempt(lambda: Policy.find(policy_for(given["policy"])), "policy")
     if found.problems:
         raise SettingsError(found.problems)
     assert settings and erasures and base and suite and policy

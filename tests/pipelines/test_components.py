@@ -111,8 +111,9 @@ def test_each_profile_compiles_and_asks_for_what_it_says(
         mounts = {mount["mountPath"]: mount for mount in asked[name]["emptyDirMounts"]}
         assert mounts.keys() == {"/dev/shm", "/tmp"}
         assert mounts["/dev/shm"]["medium"] == "Memory"
-        queue = asked[name].get("podMetadata", {}).get("labels", {})
-        assert queue == ({"kueue.x-k8s.io/queue-name": "spare"} if profile == "gpu" else {})
+        labels = {"app.kubernetes.io/part-of": "spare"}
+        queue = {"kueue.x-k8s.io/queue-name": "spare"} if profile == "gpu" else {}
+        assert asked[name]["podMetadata"]["labels"] == {**labels, **queue}
     for name in tasks - ON_A_GPU:
         assert "accelerator" not in containers[name]["resources"], "checked, registered and judged without a GPU"
         assert [mount["mountPath"] for mount in asked[name]["emptyDirMounts"]] == ["/tmp"]
@@ -148,6 +149,22 @@ def test_what_may_be_repeated_is_with_patience_and_what_is_decided_is_not(commit
     outside = {"register", "promote", "gather", ENDS[committed.stem]}
     assert repeated == (ON_A_GPU | outside) & {*stages, ENDS[committed.stem]}
     assert all(found[name]["retryPolicy"]["backoffDuration"] != "0s" for name in repeated)
+
+
+@PIPELINES
+def test_no_try_is_cut_off_by_the_deadline_of_all(committed: Path, stages: list[str]) -> None:
+    """``backoffMaxDuration`` becomes Argo's ``maxDuration``, which is counted from the first try's start."""
+    seconds = {
+        name: int(each["activeDeadlineSeconds"])
+        for name, each in platform(list(yaml.safe_load_all(committed.read_text()))).items()
+    }
+    for name, task in tasks(committed).items():
+        retry = task.get("retryPolicy", {})
+        if tries := retry.get("maxRetryCount", 0):
+            first, factor = int(retry["backoffDuration"].rstrip("s")), retry["backoffFactor"]
+            pauses = sum(first * factor**i for i in range(tries))
+            key = task["componentRef"]["name"].removeprefix("comp-")
+            assert int(retry["backoffMaxDuration"].rstrip("s")) >= (tries + 1) * seconds[key] + pauses, name
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,16 @@ def test_a_batch_is_read_back_and_names_the_bundle_of_its_model() -> None:
             Batch.from_json(text)
 
 
+@pytest.mark.parametrize(("given", "of_bundle"), [("", ""), ("", "default"), ("default", "")])
+def test_a_batch_without_a_policy_takes_that_of_the_environment(
+    given: str, of_bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARE_POLICY", "lists")
+    batch = check_batch({**GIVEN, "policy": given, "bundle_policy": of_bundle})
+    assert batch.policy == Policy.find(given or "lists")
+    assert batch.bundle_policy == Policy.find(of_bundle or given or "lists")
+
+
 def test_a_bundle_may_have_a_policy_of_its_own(tmp_path: Path) -> None:
     batch = check_batch({**GIVEN, "bundle_policy": "lists"})
     assert (batch.policy, batch.bundle_policy) == (Policy.find("default"), Policy.find("lists"))

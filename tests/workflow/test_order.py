@@ -48,6 +48,18 @@ def test_an_order_survives_json_and_repeats() -> None:
     assert check_order(GIVEN)[0].to_json() == order.to_json()
 
 
+@pytest.mark.parametrize(("given", "named", "found"), [
+    ("", "", "default"), ("", "lists", "lists"), ("lists", "", "lists"), ("default", "lists", "default"),
+])  # fmt: skip
+def test_a_policy_is_that_of_the_environment_where_none_is_given(
+    given: str, named: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The nightly batch is given none; a cluster's own policy is that of promotions by hand."""
+    monkeypatch.setenv("SPARE_POLICY", named)
+    _, policy = check_order({**GIVEN, "policy": given})
+    assert policy == Policy.find(found)
+
+
 @pytest.mark.parametrize("changes", [{"policy": ""}, {"promote": False}, {"name": "spare.canvas.own"}])
 def test_what_becomes_of_a_result_is_no_part_of_the_order(changes: dict[str, Any]) -> None:
     """So a run that is asked the same under another policy takes what is there."""
