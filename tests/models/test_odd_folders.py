@@ -122,15 +122,23 @@ FOUND: dict[str, tuple[Change, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", FOUND)
-def test_it_is_told_before_any_weight_is_read(what: str, sd1_dir: Path, tmp_path: Path) -> None:
-    model = shutil.copytree(sd1_dir, tmp_path / "model")
-    change, said = FOUND[what]
+def told(ask: Callable[[str], Any], change: Change, said: str, model: Path) -> None:
+    """That ``ask`` refuses the model after the change, in one line that people read."""
     change(model)
     with pytest.raises(ModelError, match=said) as caught:
-        find_model(str(model))
+        ask(str(model))
     assert "\n" not in str(caught.value)
     assert "Errno" not in str(caught.value)
+
+
+@pytest.fixture
+def model(sd1_dir: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(sd1_dir, tmp_path / "a model, 100 % ü")
+
+
+@pytest.mark.parametrize("what", FOUND)
+def test_it_is_told_before_any_weight_is_read(what: str, model: Path) -> None:
+    told(find_model, *FOUND[what], model)
 
 
 LOADED: dict[str, tuple[Change, str]] = {
@@ -153,13 +161,8 @@ LOADED: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("what", LOADED)
-def test_it_is_told_when_it_is_loaded(what: str, sd1_dir: Path, tmp_path: Path) -> None:
-    model = shutil.copytree(sd1_dir, tmp_path / "model")
-    change, said = LOADED[what]
-    change(model)
-    with pytest.raises(ModelError, match=said) as caught:
-        load_denoiser(str(model), "cpu", "float32")
-    assert "\n" not in str(caught.value)
+def test_it_is_told_when_it_is_loaded(what: str, model: Path) -> None:
+    told(lambda source: load_denoiser(source, "cpu", "float32"), *LOADED[what], model)
 
 
 READ: dict[str, Change] = {
@@ -176,8 +179,7 @@ READ: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("what", READ)
-def test_it_is_read(what: str, sd1_dir: Path, tmp_path: Path) -> None:
-    model = shutil.copytree(sd1_dir, tmp_path / "a model, 100 % ü")
+def test_it_is_read(what: str, model: Path) -> None:
     READ[what](model)
     denoiser = load_denoiser(str(model), "cpu", "float32")
     noise = torch.randn(1, *denoiser.latent_shape())
