@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from spare_core.store.s3 import S3Store
 
 
+SINGLE_FILES = "single-file"
+"""Folder of the cache for models that were one file, as the directories that were made of them."""
 Narrow = Callable[[Sequence[str]], Sequence[str]]
 """Of several names those that are meant."""
 
@@ -44,6 +46,11 @@ def cache_folder() -> Path:
         return Path.home() / ".cache" / "spare"
     except RuntimeError:
         raise StorageError("this user has no home folder to keep a cache in; set SPARE_CACHE") from None
+
+
+def keep_within_limit() -> None:
+    """Remove what was used longest ago of what was fetched, and of what was made of it, where a limit is set."""
+    shrink(cache_folder() / "s3", cache_folder() / SINGLE_FILES)
 
 
 def fetch(
@@ -100,7 +107,7 @@ def _fetch(
                 _prune(home / "filling", found)
                 (home / "filling").rename(ready)
         with disk_errors(home):
-            shrink(home.parent)
+            keep_within_limit()
     return ready / single if single else ready
 
 

@@ -34,8 +34,8 @@ def use(folder: Path) -> None:
     os.utime(handle)
 
 
-def shrink(root: Path) -> None:
-    """Remove folders ``root/*/*`` until their files have at most the bytes that SPARE_CACHE_LIMIT allows.
+def shrink(*roots: Path) -> None:
+    """Remove folders ``root/*/*`` until their files have together at most the bytes that SPARE_CACHE_LIMIT allows.
 
     Raises:
         SettingsError: if that is no size.
@@ -43,7 +43,8 @@ def shrink(root: Path) -> None:
     limit = allowed()
     if limit is None:
         return
-    sizes = {folder: _size(folder) for folder in root.glob("*/*/") if _lock_of(folder).exists()}
+    folders = [folder for root in roots for folder in root.glob("*/*/")]
+    sizes = {folder: _size(folder) for folder in folders if _lock_of(folder).exists()}
     total = sum(sizes.values())
     for folder in sorted(sizes, key=lambda one: _lock_of(one).stat().st_mtime_ns):
         if total <= limit:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,36 @@ def test_it_is_converted_once_and_again_when_it_changes(saved: Any, tmp_path: Pa
     assert find_model(str(mine)).digest() != first.digest()
 
 
+def test_what_was_made_of_files_is_bound_as_what_was_fetched_is(
+    saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that nobody uses any more goes when another is made; by another process, since this one keeps its own."""
+    _, file = saved("sd1")
+    monkeypatch.setenv("SPARE_CACHE", str(tmp_path / "small"))
+    monkeypatch.setenv("SPARE_CACHE_LIMIT", "1k")
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.safetensors").write_bytes(file.read_bytes())
+        ask = f"from spare_core.models.files import find_model; find_model('{tmp_path / name}.safetensors')"
+        subprocess.run([sys.executable, "-c", ask], check=True)
+    assert len([*(tmp_path / "small").glob("single-file/*/*/model_index.json")]) == 1
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (4, 4), (0, 0, 0, 0)])
+@pytest.mark.parametrize("part", [
+    "model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.encoder.down.0.block.0.conv1.weight",
+    "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
+    "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight",
+])  # fmt: skip
+def test_weights_of_other_shapes_are_no_traceback(
+    saved: Any, tmp_path: Path, part: str, shape: tuple[int, ...]
+) -> None:
+    _, file = saved("sd1")
+    odd = changed(file, tmp_path / "odd.safetensors", **{part.replace(".", "__"): torch.zeros(shape)})
+    with pytest.raises(ModelError) as caught:
+        find_model(str(odd))
+    assert "\n" not in str(caught.value)
+
+
 def changed(file: Path, to: Path, **changes: torch.Tensor | None) -> Path:
     """The checkpoint without what begins with a key whose value is None, and with the others."""
     gone = tuple(name.replace("__", ".") for name, value in changes.items() if value is None)
@@ -156,10 +188,10 @@ def test_what_is_left_out_is_named_and_nothing_is_kept(saved: Any, tmp_path: Pat
     _, file = saved("sd1")
     name = "model__diffusion_model__input_blocks__1__1__transformer_blocks__0__attn2__to_k__weight"
     broken = changed(file, tmp_path / "broken.safetensors", **{name: None})
-    before = {*Path(os.environ["SPARE_CACHE"]).glob("single-file/*/model_index.json")}
+    before = {*Path(os.environ["SPARE_CACHE"]).glob("single-file/*/*/model_index.json")}
     with pytest.raises(ModelError, match=r"attn2\.to_k\.weight"):
         find_model(str(broken))
-    assert {*Path(os.environ["SPARE_CACHE"]).glob("single-file/*/model_index.json")} == before
+    assert {*Path(os.environ["SPARE_CACHE"]).glob("single-file/*/*/model_index.json")} == before
 
 
 def test_an_inpainting_checkpoint_is_refused_as_its_directory_is(saved: Any, tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from spare_core.models.checkpoint.configs import TEXT_MODELS, component_configs,
 from spare_core.models.checkpoint.layout import OPEN_CLIP, UNET, VAE, XL_OPEN_CLIP, Layout, read_layout
 from spare_core.models.clip_tokenizer import END, clip_merges, vocabulary, write_tokenizer
 from spare_core.models.digest import DTYPES, plain_name
-from spare_core.store.cache import cache_folder
+from spare_core.store.cache import SINGLE_FILES, cache_folder, keep_within_limit
 from spare_core.store.disk import disk_errors, exclusive
+from spare_core.store.eviction import use
 
 if TYPE_CHECKING:
     import torch
@@ -52,30 +53,42 @@ def as_directory(file: Path) -> Path:
     beside = file.with_suffix(".yaml")
     key = [_FORM, str(file.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ino,
            beside.read_text(encoding="utf-8") if beside.is_file() else ""]  # fmt: skip
-    home = cache_folder() / "single-file"
-    ready = home / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    home = cache_folder() / SINGLE_FILES / _digest(key[:2])
+    ready = home / _digest(key)
+    with disk_errors(home):
+        use(ready)
     if ready.is_dir():
         return ready
-    with disk_errors(home), exclusive(ready.with_suffix(".lock")):
+    with disk_errors(home), exclusive(home / "lock"):
         if not ready.is_dir():
-            filling = ready.with_suffix(".filling")
-            shutil.rmtree(filling, ignore_errors=True)
-            filling.mkdir(parents=True)
-            _convert(layout, configs, filling)
-            filling.rename(ready)
+            shutil.rmtree(home / "filling", ignore_errors=True)
+            (home / "filling").mkdir(parents=True)
+            _convert(layout, configs, home / "filling")
+            (home / "filling").rename(ready)
+        keep_within_limit()
     return ready
+
+
+def _digest(key: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
 
 
 def _described(file: Path) -> tuple[Layout, dict[str, dict[str, Any]]]:
     layout = read_layout(file)
     expected = len(vocabulary(clip_merges()))
-    for name, size in vocabulary_sizes(layout).items():
+    try:
+        sizes, configs = vocabulary_sizes(layout), component_configs(layout)
+    except (IndexError, ValueError, OverflowError):  # of shapes that are none of these weights'
+        raise ModelError(
+            f"{file} has weights of other shapes than Stable Diffusion's; give the model as a diffusers directory"
+        ) from None
+    for name, size in sizes.items():
         if size != expected:
             raise ModelError(
                 f"{file}: its {name} knows {size} tokens, CLIP's tokenizer {expected}; a model with another one is "
                 "read as a diffusers directory only, which holds it"
             )
-    return layout, component_configs(layout)
+    return layout, configs
 
 
 def _convert(layout: Layout, configs: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
@@ -132,6 +145,8 @@ def _save(
     Raises:
         ModelError: if something is not there, or has another shape.
     """
+    from safetensors.torch import save_file
+
     known = {plain_name(name): tensor for name, tensor in weights.items()}
     wanted = network.state_dict()
     missing = [name for name in wanted if plain_name(name) not in known]
@@ -147,8 +162,6 @@ def _save(
                 f"{layout.file}: the weight {name!r} of its {folder.name} is {[*known[plain_name(name)].shape]}, and "
                 f"{[*shape.shape]} beside the others; give the model as a diffusers directory"
             )
-    from safetensors.torch import save_file
-
     dtype = _dtype(layout, prefix)
     folder.mkdir()
     stem = "model" if folder.name.startswith("text_encoder") else "diffusion_pytorch_model"
