@@ -7,10 +7,14 @@
     └─────────── finish: the exit handler, whatever happens ────┘
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from kfp import dsl
+
+if not __package__:  # imported by its path alone, as `kfp dsl compile --py` does
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from components.collect.component import collect
 from components.compose.component import compose
@@ -20,7 +24,7 @@ from components.gate.component import gate
 from components.promote.component import promote as promote_version
 from components.register.component import register
 from pipelines.compiling import compile_pipeline
-from pipelines.platform import Profile, runs_once, runs_the_model, talks_to_services
+from pipelines.platform import PROFILES, Profile, runs_once, runs_the_model, talks_to_services
 
 
 def make_bundle(profile: Profile, order: Any, policy: Any, name: Any, promote: Any) -> None:
@@ -83,3 +87,5 @@ def bundle_pipeline(profile: Profile) -> Any:
 
 if __name__ == "__main__":
     compile_pipeline(bundle_pipeline, Path(__file__), __doc__)
+elif not __package__:
+    bundle = bundle_pipeline(PROFILES["gpu"])

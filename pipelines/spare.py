@@ -6,10 +6,14 @@
     └────────────────────────── finish: the exit handler, whatever happens ──────────────────────────┘
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from kfp import dsl
+
+if not __package__:  # imported by its path alone, as `kfp dsl compile --py` does
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from components.distill.component import distill
 from components.evaluate.component import evaluate
@@ -22,7 +26,7 @@ from components.saliency.component import saliency
 from components.timesteps.component import timesteps
 from components.validate.component import validate
 from pipelines.compiling import compile_pipeline
-from pipelines.platform import Profile, runs_once, runs_the_model, talks_to_services
+from pipelines.platform import PROFILES, Profile, runs_once, runs_the_model, talks_to_services
 
 
 def spare_pipeline(profile: Profile) -> Any:
@@ -100,3 +104,5 @@ def spare_pipeline(profile: Profile) -> Any:
 
 if __name__ == "__main__":
     compile_pipeline(spare_pipeline, Path(__file__), __doc__)
+elif not __package__:
+    spare = spare_pipeline(PROFILES["gpu"])

@@ -7,10 +7,14 @@
     └───────────────────────── close: the exit handler, whatever happens ─────────────────────────┘
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from kfp import dsl
+
+if not __package__:  # imported by its path alone, as `kfp dsl compile --py` does
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from components.close.component import close
 from components.gather.component import gather
@@ -18,7 +22,7 @@ from components.plan.component import plan
 from components.take_down.component import take_down
 from pipelines.bundle import make_bundle
 from pipelines.compiling import compile_pipeline
-from pipelines.platform import AT_ONCE, Profile, erases_one, runs_once, talks_to_services
+from pipelines.platform import AT_ONCE, PROFILES, Profile, erases_one, runs_once, talks_to_services
 
 
 def takedown_pipeline(profile: Profile) -> Any:
@@ -99,3 +103,5 @@ def takedown_pipeline(profile: Profile) -> Any:
 
 if __name__ == "__main__":
     compile_pipeline(takedown_pipeline, Path(__file__), __doc__)
+elif not __package__:
+    takedown = takedown_pipeline(PROFILES["gpu"])

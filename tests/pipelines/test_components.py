@@ -151,6 +151,17 @@ def test_what_may_be_repeated_is_with_patience_and_what_is_decided_is_not(commit
     assert all(found[name]["retryPolicy"]["backoffDuration"] != "0s" for name in repeated)
 
 
+@pytest.mark.parametrize("committed", [SPARE, BUNDLE, TAKEDOWN], ids=lambda path: path.stem)
+def test_kfps_own_command_compiles_a_pipeline_by_its_path(committed: Path, tmp_path: Path) -> None:
+    """From anywhere, as users of KFP do; for another image or profile there is ``python -m pipelines.NAME``."""
+    kfp = Path(sys.executable).with_name("kfp")
+    source, output = committed.with_suffix(".py"), tmp_path / "own.yaml"
+    command = [kfp, "dsl", "compile", "--py", source, "--output", output]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert output.read_text() == committed.read_text()
+
+
 @PIPELINES
 def test_no_try_is_cut_off_by_the_deadline_of_all(committed: Path, stages: list[str]) -> None:
     """``backoffMaxDuration`` becomes Argo's ``maxDuration``, which is counted from the first try's start."""
