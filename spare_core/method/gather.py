@@ -22,7 +22,7 @@ erased model passes through.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -179,46 +179,54 @@ def _of_layer(
     for state, name in enumerate(names):
         states.setdefault(name, []).append(state)
 
-    def frozen(tokens: Tensor) -> Tensor:
+    def keys_of(tokens: Tensor) -> Tensor:
+        """The frozen ones."""
         return keys(tokens.to(keys.weight.dtype)).float()
 
-    def changed(tokens: Tensor) -> Tensor:
-        return frozen(tokens) + update(tokens).float()
-
-    def moments(items: Iterable[tuple[float, Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Of ``(weight, queries, prompts, their other version)`` the sums of mean x x' and of mean (t - x) x'."""
-        square = shift = torch.zeros(width, width, dtype=_wide(texts.empty), device=texts.empty.device)
-        for weight, asking, prompts, others in items:
-            x = gather(one, asking, prompts, changed(prompts))
-            t = gather(one, asking, others, frozen(others))
-            square = square + weight / len(x) * (x.T @ x)
-            shift = shift + weight / len(x) * ((t - x).T @ x)
-        return square, shift
+    def moments(weight: float, asking: Tensor, prompts: Tensor, others: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Of ``prompts`` and their other version, weighed, mean x x' and mean (t - x) x'; and how far apart the frozen
+        keys have the two in the mean, ||t - x||^2, which is asked only where names are to be weighed."""
+        before = keys_of(prompts)
+        t = gather(one, asking, others, before if others is prompts else keys_of(others))
+        x = gather(one, asking, prompts, before + update(prompts).float())
+        apart = 0.0
+        if several and others is not prompts:
+            apart = float((gather(one, asking, prompts, before) - t).square().sum(dim=1).mean())
+        return weight / len(x) * (x.T @ x), weight / len(x) * ((t - x).T @ x), apart
 
     def of(name: str) -> Tensor:
         """Queries on the states that ``name`` drives; on all, where none is in the bank."""
         return queries.own[states.get(name, rest)]
 
-    def gap(name: str, halves: Sequence[tuple[Tensor, Tensor]]) -> float:
-        """Mean ||t - x||^2 of a concept, to the frozen keys."""
-        apart = [gather(one, of(name), x, frozen(x)) - gather(one, of(name), t, frozen(t)) for x, t in halves]
-        return sum(float(each.square().sum(dim=1).mean()) for each in apart) / len(apart)
+    def none() -> Tensor:
+        return torch.zeros(width, width, dtype=_wide(texts.empty), device=texts.empty.device)
 
-    # Of a single concept there is nothing to weigh, and a gap costs as much as its moments.
-    counts = alike_weights([gap(name, halves) for name, halves in texts.pairs]) if len(texts.pairs) > 1 else [1.0]
-    own, overwritten = moments(
-        (count / len(halves), of(name), concept, surrogate)
-        for count, (name, halves) in zip(counts, texts.pairs, strict=True)
-        for concept, surrogate in halves
-    )
-    kept = [(texts.kept_weight, of(name), prompts, prompts) for name, prompts in texts.kept]
-    kept.append((1.0, queries.empty, texts.empty, texts.empty))
+    # Of a single concept there is nothing to weigh, and a gap costs half as much as its moments.
+    several = len(texts.pairs) > 1
+    found = []
+    for name, halves in texts.pairs:
+        square, shift, gaps = none(), none(), []
+        for concept, surrogate in halves:
+            some = moments(1.0 / len(halves), of(name), concept, surrogate)
+            square, shift = square + some[0], shift + some[1]
+            gaps.append(some[2])
+        found.append((square, shift, sum(gaps) / len(gaps)))
+    counts = alike_weights([gap for _, _, gap in found]) if several else [1.0]
+    own = sum((count * square for count, (square, _, _) in zip(counts, found, strict=True)), none())
+    overwritten = sum((count * shift for count, (_, shift, _) in zip(counts, found, strict=True)), none())
+    kept = [(texts.kept_weight, of(name), prompts) for name, prompts in texts.kept]
+    kept.append((1.0, queries.empty, texts.empty))
     if len(texts.generic):
         turns = torch.arange(_TEXTS * len(names)) % len(texts.generic)
-        for state, turn in enumerate(turns.split(_TEXTS)):
-            some = texts.generic[turn]
-            kept.append((texts.generic_weight / len(names), queries.own[[state]], some, some))
-    return Moments(own, overwritten, *moments(kept))
+        kept += [
+            (texts.generic_weight / len(names), queries.own[[state]], texts.generic[turn])
+            for state, turn in enumerate(turns.split(_TEXTS))
+        ]
+    retained, returned = none(), none()
+    for weight, asking, prompts in kept:
+        square, shift, _ = moments(weight, asking, prompts, prompts)
+        retained, returned = retained + square, returned + shift
+    return Moments(own, overwritten, retained, returned)
 
 
 def alike_weights(gaps: Sequence[float]) -> list[float]:
