@@ -42,8 +42,8 @@ def collect(
         request_id: groups the runs of one request; empty for one made of the parameters
 
     Returns:
-        order: what the later tasks work on, as JSON
-        policy: what the gate asks for, as JSON
+        order: what the later tasks work on: its key in the store
+        policy: what the gate asks for: its key in the store
     """
     from spare_core.workflow import tasks
 

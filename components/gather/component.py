@@ -18,8 +18,8 @@ def gather(batch: str) -> NamedTuple("Gathered", [("order", str), ("policy", str
         batch: what the plan task returns
 
     Returns:
-        order: what the later tasks work on, as JSON
-        policy: what the gate asks for, as JSON
+        order: what the later tasks work on: its key in the store
+        policy: what the gate asks for: its key in the store
         needed: whether there is a bundle to make
     """
     from spare_core.takedown import tasks

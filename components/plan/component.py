@@ -53,7 +53,7 @@ def plan(
         lease_minutes: so long after its last sign of life a worker is given up
 
     Returns:
-        batch: what the later tasks work on, as JSON
+        batch: what the later tasks work on: its key in the store
         requests: ids of the requests to erase, the first due first
     """
     from spare_core.takedown import tasks

@@ -135,9 +135,13 @@ def submit(
     from pipelines import submit as cluster
     from pipelines.definition import SPARE
     from pipelines.parameters import parse
+    from spare_core.errors import SettingsError
+    from spare_core.workflow.travelling import expansion_problems
 
     definition = file or SPARE
     values = parse(arguments or [], definition)
+    if problems := expansion_problems(values):  # a task would see them replaced already
+        raise SettingsError(problems)
     run = cluster.submit(
         definition, values, endpoint, experiment, run_name, pipeline_root, namespace, service_account, cached
     )

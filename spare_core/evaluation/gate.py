@@ -71,6 +71,19 @@ class Policy:
         if problems:
             raise SettingsError(problems)
 
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Policy:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            SettingsError: if a value is out of range.
+        """
+        return cls(**json.loads(text))
+
     @classmethod
     def find(cls, source: str) -> Policy:
         """A policy that comes with SPARE, by its name (nothing: ``default``), or that of a YAML file here or in S3.

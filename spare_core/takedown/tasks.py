@@ -10,7 +10,6 @@ bundle.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from spare_core.concepts.erasures import Erasures
-from spare_core.errors import InputError
+from spare_core.errors import InputError, SettingsError
 from spare_core.registry.client import check_server
 from spare_core.registry.ledger_head import remember_head
 from spare_core.registry.tracking import stage_run
@@ -37,17 +36,18 @@ from spare_core.workflow.environment import STORE, open_run_store, pipeline_run_
 from spare_core.workflow.events import reported
 from spare_core.workflow.order import Champion, check_order
 from spare_core.workflow.tasks import champion_of, end_runs
+from spare_core.workflow.travelling import expansion_problems, receive, send
 
 
 class Planned(NamedTuple):
-    """What the later tasks work on: the batch as JSON, and the ids of the requests to erase, the first due first."""
+    """What the later tasks work on: the batch, as a key, and the ids of the requests to erase, the first due first."""
 
     batch: str
     requests: list[str]
 
 
 class Gathered(NamedTuple):
-    """The order of a bundle and the policy for it, as JSON texts; ``needed`` says whether there is one to make."""
+    """The order of a bundle and the policy for it, as keys; ``needed`` says whether there is one to make."""
 
     order: str
     policy: str
@@ -67,6 +67,8 @@ def plan_task(parameters: Mapping[str, Any]) -> Planned:
         store = open_run_store()
         store.check()
         store.check_create()
+        if wrong := expansion_problems(parameters):
+            raise SettingsError(wrong)
         batch = check_batch(parameters)
         deadlines = read_deadlines(parameters["deadlines"] or DEADLINES)
         ledger = _ledger(store)
@@ -92,7 +94,7 @@ def plan_task(parameters: Mapping[str, Any]) -> Planned:
             print(f"left out: {line}", flush=True)
         for line in remarks:
             print(f"look again: {line}", flush=True)
-        return Planned(batch.to_json(), chosen)
+        return Planned(send(store, batch.to_json()), chosen)
 
 
 def take_down_task(batch: str, request_id: str) -> str:
@@ -105,7 +107,8 @@ def take_down_task(batch: str, request_id: str) -> str:
     with reported(f"take down {request_id}") as results:
         from spare_core.takedown.erasing import erase_request
 
-        asked, ledger = Batch.from_json(batch), _ledger(open_run_store())
+        store = open_run_store()
+        asked, ledger = Batch.from_json(receive(store, batch)), _ledger(store)
         erase = partial(erase_request, asked, unwanted=unwanted(ledger))
         outcome = work.take_down(ledger, request_id, pipeline_run_id(), asked.lease_minutes, erase)
         results |= outcome._asdict()
@@ -120,7 +123,8 @@ def gather_task(batch: str) -> Gathered:
         InputError: if nothing would be left in it.
     """
     with reported("gather") as results:
-        asked, store = Batch.from_json(batch), open_run_store()
+        store = open_run_store()
+        asked = Batch.from_json(receive(store, batch))
         ledger, champion = _ledger(store), champion_of(asked.name, asked.base, store)
         rank = champion.manifest["settings"]["rank"] if champion else asked.bundle_settings.get("rank", "auto")
         found = wanted(ledger, _deployed(asked.name, champion), math.inf if rank == "auto" else rank)
@@ -144,8 +148,7 @@ def gather_task(batch: str) -> Gathered:
             print(f"a bundle is being made elsewhere: {busy}", flush=True)
             return Gathered("", "", False)
         order = dataclasses.replace(order, held=tuple(found.requests), lease_minutes=asked.lease_minutes)
-        store.put_content(order.to_json().encode(), "requests", ".json")
-        return Gathered(order.to_json(), json.dumps(dataclasses.asdict(asked.bundle_policy), sort_keys=True), True)
+        return Gathered(send(store, order.to_json()), send(store, asked.bundle_policy.to_json()), True)
 
 
 def close_task(state: str, message: str) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """What each task of the pipeline does: folders and texts in, folders and texts out, reported to MLflow as it goes.
 
-A component calls one of these functions and nothing else. ``order_json`` is the order that :func:`validate_task`
+A component calls one of these functions and nothing else. ``order_key`` is that of the order that :func:`validate_task`
 returns. The environment says which pipeline run it is: as a parameter that would be another input in every run, and
 nothing that an earlier run computed could be taken.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from spare_core.concepts.prompts import all_prompts
-from spare_core.errors import GateRefused, RegistryInputError
+from spare_core.errors import GateRefused, RegistryError, RegistryInputError, SpareError
 from spare_core.evaluation.gate import Policy
 from spare_core.files.atomic import write_bytes, write_json
 from spare_core.registry import promotions
@@ -31,6 +30,7 @@ from spare_core.workflow.environment import CHECKPOINTS, STORE, open_run_store, 
 from spare_core.workflow.events import reported
 from spare_core.workflow.keeping import keeping
 from spare_core.workflow.order import Champion, Order, check_order, request_id_of
+from spare_core.workflow.travelling import expansion_problems, receive, send
 
 if TYPE_CHECKING:
     from spare_core.runs.stages import Work
@@ -45,9 +45,9 @@ _LAST: Final = "gate"
 
 
 class Checked(NamedTuple):
-    """An order and the policy its result is judged by, as JSON texts."""
+    """An order and the policy its result is judged by, as :func:`spare_core.workflow.travelling.receive` takes them."""
 
-    order_json: str
+    order: str
     policy: str
 
 
@@ -87,6 +87,7 @@ def _checked(stage: str, parameters: Mapping[str, Any]) -> Checked:
                 check_name(parameters["name"])
             except RegistryInputError as error:
                 problems.append(str(error))
+        problems += expansion_problems(parameters)
         store = open_run_store() if os.environ.get(STORE) else None
         if store:
             store.check()
@@ -99,9 +100,9 @@ def _checked(stage: str, parameters: Mapping[str, Any]) -> Checked:
             run.tags({"spare.base.digest": order.request.base, "spare.concept": order.request.erasures.title})
             assert store  # without one, that was among the problems
             # Kept for good; and whether the store can be written to is known now, not after the training.
-            store.put_content(order.to_json().encode(), "requests", ".json")
+            sent = Checked(send(store, order.to_json()), send(store, policy.to_json()))
         results |= {"request_id": order.request_id, "prompt": all_prompts(order.request.erasures)[1]}
-        return Checked(order.to_json(), json.dumps(dataclasses.asdict(policy), sort_keys=True))
+        return sent
 
 
 def _champion(parameters: Mapping[str, Any], base: str, store: Store | None) -> Champion | None:
@@ -125,9 +126,9 @@ def champion_of(name: str, base: str, store: Store) -> Champion | None:
     return Champion(found.version, found.tags[EVIDENCE], manifest)
 
 
-def prepare_task(order_json: str, examples: Path) -> dict[str, Any]:
+def prepare_task(order_key: str, examples: Path) -> dict[str, Any]:
     """Draw the training examples; see :func:`spare_core.runs.stages.write_examples`."""
-    with _task("prepare", order_json) as (order, run, _):
+    with _task("prepare", order_key) as (order, run, _):
         from spare_core.runs import stages
 
         stages.write_examples(_open(order), examples)
@@ -140,9 +141,9 @@ def prepare_task(order_json: str, examples: Path) -> dict[str, Any]:
         return facts
 
 
-def timesteps_task(order_json: str, examples: Path, profile: Path, page: Path) -> dict[str, Any]:
+def timesteps_task(order_key: str, examples: Path, profile: Path, page: Path) -> dict[str, Any]:
     """Profile when the concept is decided; ``page`` becomes an HTML page with the plot."""
-    with _task("timesteps", order_json) as (order, run, _):
+    with _task("timesteps", order_key) as (order, run, _):
         from spare_core.evaluation.html import profile_page
         from spare_core.runs import stages
         from spare_core.runs.stage_files import PROFILE
@@ -154,18 +155,18 @@ def timesteps_task(order_json: str, examples: Path, profile: Path, page: Path) -
         return facts
 
 
-def saliency_task(order_json: str, examples: Path, profile: Path, masks: Path) -> dict[str, Any]:
+def saliency_task(order_key: str, examples: Path, profile: Path, masks: Path) -> dict[str, Any]:
     """Choose the weights that may move; see :func:`spare_core.runs.stages.write_masks`."""
-    with _task("saliency", order_json) as (order, run, _):
+    with _task("saliency", order_key) as (order, run, _):
         from spare_core.runs import stages
 
         stages.write_masks(_open(order), examples, profile, masks)
         return _log_facts(run, masks, order, "saliency")
 
 
-def distill_task(order_json: str, examples: Path, profile: Path, masks: Path, adapter: Path) -> dict[str, Any]:
+def distill_task(order_key: str, examples: Path, profile: Path, masks: Path, adapter: Path) -> dict[str, Any]:
     """Train the adapter; losses go to MLflow step by step. Returns its ``spare.json``."""
-    with _task("distill", order_json) as (order, run, _):
+    with _task("distill", order_key) as (order, run, _):
         from spare_core.adapters.manifest import MANIFEST
         from spare_core.runs import stages
 
@@ -194,9 +195,9 @@ def distill_task(order_json: str, examples: Path, profile: Path, masks: Path, ad
         return manifest
 
 
-def compose_task(order_json: str, adapter: Path) -> dict[str, Any]:
+def compose_task(order_key: str, adapter: Path) -> dict[str, Any]:
     """All stages of a bundle in one task: its closed form needs few examples. Returns its ``spare.json``."""
-    with _task("compose", order_json) as (order, run, _):
+    with _task("compose", order_key) as (order, run, _):
         return make_adapter(order, run, _open(order), adapter)
 
 
@@ -215,9 +216,9 @@ def make_adapter(order: Order, run: StageRun, work: Work, adapter: Path) -> dict
     return manifest
 
 
-def evaluate_task(order_json: str, adapter: Path, evaluation: Path, page: Path) -> dict[str, Any]:
+def evaluate_task(order_key: str, adapter: Path, evaluation: Path, page: Path) -> dict[str, Any]:
     """Measure what was forgotten, what was kept, and the damage; ``page`` becomes an HTML page with pictures."""
-    with _task("evaluate", order_json) as (order, run, _):
+    with _task("evaluate", order_key) as (order, run, _):
         report = measure_adapter(order, run, _open(order), adapter, evaluation)
         from spare_core.evaluation.html import evaluation_page
 
@@ -265,9 +266,9 @@ def figures(report: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in named.items() if value is not None}
 
 
-def register_task(order_json: str, name: str, adapter: Path, evaluation: Path) -> Registered:
+def register_task(order_key: str, name: str, adapter: Path, evaluation: Path) -> Registered:
     """Register the adapter with its evidence as a version of the concept's model; again, it is the same version."""
-    with _task("register", order_json) as (_, run, results):
+    with _task("register", order_key) as (_, run, results):
         from spare_core.registry.registering import register as register_version
 
         version = register_version(run, open_run_store(), adapter, evaluation, name)
@@ -278,13 +279,13 @@ def register_task(order_json: str, name: str, adapter: Path, evaluation: Path) -
         return Registered(version.name, version.version)
 
 
-def gate_task(order_json: str, policy: str, name: str, version: int) -> dict[str, Any]:
+def gate_task(order_key: str, policy: str, name: str, version: int) -> dict[str, Any]:
     """Judge the version's evidence by the policy; the verdict is recorded on the version. Returns it.
 
     Raises:
         GateRefused: if a rule is not met.
     """
-    with _task("gate", order_json) as (_, _, results):
+    with _task("gate", order_key) as (_, _, results):
         from spare_core.registry import models
 
         registered = models.get_version(connect(), name, version)
@@ -301,10 +302,10 @@ def gate_task(order_json: str, policy: str, name: str, version: int) -> dict[str
         return verdict.as_dict()
 
 
-def promote_task(order_json: str, policy: str, name: str, version: int) -> dict[str, Any]:
+def promote_task(order_key: str, policy: str, name: str, version: int) -> dict[str, Any]:
     """Make the version champion, if the gate lets it pass; the one until now becomes ``previous``. Returns how the
     aliases stand."""
-    with _task("promote", order_json) as (order, _, results):
+    with _task("promote", order_key) as (order, _, results):
         actor = f"pipeline run {pipeline_run_id()}"
         instead_of = (order.champion or None) if order.request.erasures.bundle else promotions.ANY
         move = promotions.promote(name, version, open_run_store(), actor, _policy(policy), instead_of=instead_of)
@@ -364,15 +365,30 @@ class _Task(NamedTuple):
 
 
 @contextmanager
-def _task(name: str, order_json: str) -> Iterator[_Task]:
+def _task(name: str, order_key: str) -> Iterator[_Task]:
     with reported(name) as results:
-        order = Order.from_json(order_json)
-        with keeping(order), stage_run(order.request_id, name, pipeline_run_id()) as run:
-            yield _Task(order, run, results)
+        read = _received(name, order_key)
+        with keeping(read), stage_run(read.request_id, name, pipeline_run_id()) as run:
+            yield _Task(read, run, results)
+
+
+def _received(name: str, order_key: str) -> Order:
+    """The order under a key. Where it cannot be had, that is recorded as the stage's failure, if this pipeline run has
+    worked on one request only: by the order it would be known which."""
+    try:
+        return Order.from_json(receive(open_run_store(), order_key))
+    except SpareError:
+        requests: list[str] = []
+        with suppress(RegistryError):  # MLflow is away, too: then KFP's log has it
+            requests = [*stages_of(pipeline_run_id())]
+        if len(requests) == 1:
+            with stage_run(requests[0], name, pipeline_run_id()):
+                raise
+        raise
 
 
 def _policy(policy: str) -> Policy:
-    return Policy(**json.loads(policy))
+    return Policy.from_json(receive(open_run_store(), policy))
 
 
 def _open(order: Order) -> Work:

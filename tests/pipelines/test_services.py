@@ -143,7 +143,7 @@ def test_what_failed_is_recorded_where_it_can_be(site: Site) -> None:
     client = MlflowClient()
     (experiment,) = client.search_experiments(filter_string="name = 'spare'")
     (lost,) = client.search_runs([experiment.experiment_id], "tags.spare.stage = 'timesteps' and status = 'FAILED'")
-    assert "StoreUnavailable: s3://site/models/canvas" in lost.data.tags["spare.error"]
+    assert "StoreUnavailable: s3://site/prod/requests/" in lost.data.tags["spare.error"]
 
 
 def test_asked_again_it_takes_what_was_done_and_completes(site: Site) -> None:
@@ -170,7 +170,9 @@ def test_everything_that_outlives_the_run_is_in_the_bucket(site: Site) -> None:
     }  # fmt: skip
     assert {*evidence["files"].values()} == {*store.list("artifacts")}
     assert evidence["adapter_sha256"] == announced["adapter_sha256"]
-    (order,) = (json.loads(store.read(key)) for key in store.list("requests"))
+    sent = [json.loads(store.read(key)) for key in store.list("requests")]
+    (order,) = (one for one in sent if one.get("schema", "").startswith("spare.order/"))
+    assert [one for one in sent if one is not order] == [verdict["policy"]], "what it was judged by"
     assert order["request"]["model"] == f"s3://{BUCKET}/models/canvas"
     artifacts = {key.rpartition("/")[2] for key in keys if key.startswith("mlflow/")}
     assert {"MLmodel", "pytorch_lora_weights.safetensors", "evaluation.json", "contact_sheet.png", "timesteps.html",

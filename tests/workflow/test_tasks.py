@@ -14,8 +14,9 @@ from spare_core.adapters.manifest import LORA
 from spare_core.method import distill
 from spare_core.registry.client import connect, embedded_uri
 from spare_core.workflow import tasks
-from spare_core.workflow.environment import CHECKPOINTS, RUN_ID, STORE
+from spare_core.workflow.environment import CHECKPOINTS, RUN_ID, STORE, open_run_store
 from spare_core.workflow.order import Order
+from spare_core.workflow.travelling import receive
 from tests.workflow.test_order import GIVEN
 
 SETTINGS = {
@@ -120,17 +121,21 @@ def test_a_profile_page_is_left_for_people(prepared: Prepared) -> None:
     assert "timesteps.html" in {item.path for item in connect().list_artifacts(run.info.run_id)}
 
 
+def order_of(prepared: Prepared) -> Order:
+    return Order.from_json(receive(open_run_store(), prepared.order))
+
+
 def test_what_was_asked_is_in_mlflow(prepared: Prepared) -> None:
     run = next(run for run in stage_runs("validate") if run.info.status == "FINISHED")
     assert run.data.params["erase"] == "neon lines"
     assert run.data.tags["spare.concept"] == "Neon Lines"
-    assert run.data.tags["spare.base.digest"] == json.loads(prepared.order)["request"]["base"]
+    assert run.data.tags["spare.base.digest"] == order_of(prepared).request.base
 
 
 def test_what_was_read_is_among_mlflows_inputs(prepared: Prepared) -> None:
     (run,) = stage_runs("prepare")
     (given,) = run.inputs.dataset_inputs
-    request = Order.from_json(prepared.order).request
+    request = order_of(prepared).request
     assert (given.dataset.name, given.dataset.digest) == ("examples", request.sha256[:36])
     counts = json.loads(given.dataset.profile)
     assert counts["forget"] == 4 * 2  # trajectories, of two states each
