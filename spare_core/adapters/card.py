@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import yaml
 
+from spare_core.adapters.manifest import sha256_in
 from spare_core.adapters.modelspec import title
 from spare_core.concepts.erasures import Erasures
 from spare_core.models.hub import hub_model
@@ -64,7 +65,7 @@ def model_card(manifest: Mapping[str, Any], format: str, error: Mapping[str, Any
         f"- base: {plain(hub.name) if hub else base.get('pipeline', 'a diffusers pipeline')}"
         f"{' at ' + plain(str(base['revision'])) if base.get('revision') else ''}, digest of its weights "
         f"`{base['digest']}`",
-        f"- adapter: sha256 `{next(iter(manifest['files'].values()))['sha256']}`",
+        f"- adapter: sha256 `{sha256_in(manifest)}`",
         f"- made by: spare-unlearning {manifest.get('versions', {}).get('spare-unlearning', '')}",
         "",
     ])  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from spare_core.adapters.manifest import MANIFEST
+from spare_core.adapters.manifest import MANIFEST, sha256_in
 from spare_core.concepts.erasures import Erasures
 
 IMPLEMENTATION: Final = "https://github.com/huggingface/diffusers"
@@ -73,7 +73,7 @@ def modelspec(folder: Path, manifest: Mapping[str, Any], rank: int, tensors: byt
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(rank),
-        "spare.adapter_sha256": next(iter(manifest["files"].values()))["sha256"],
+        "spare.adapter_sha256": sha256_in(manifest),
         "spare.base_digest": str(base["digest"]),
     }
 

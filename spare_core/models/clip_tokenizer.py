@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 from collections.abc import Sequence
@@ -14,10 +15,11 @@ END: Final = "<|endoftext|>"
 _OWN: Final = Path(__file__).with_name("clip_merges.txt.gz")
 
 
-def clip_merges() -> list[tuple[str, str]]:
+@functools.cache
+def clip_merges() -> tuple[tuple[str, str], ...]:
     """The 48,894 merges of OpenAI's CLIP, which every Stable Diffusion reads its prompts by."""
     lines = gzip.decompress(_OWN.read_bytes()).decode("utf-8").splitlines()[1:]
-    return [(left, right) for left, right in (line.split() for line in lines)]
+    return tuple((left, right) for left, right in (line.split() for line in lines))
 
 
 def byte_alphabet() -> list[str]:

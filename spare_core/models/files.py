@@ -238,7 +238,7 @@ def _check(source: str, path: Path) -> ModelFiles:
         allowed = ", ".join(ARCHITECTURES)
         raise ModelError(f"{path} holds a {pipeline_class}; supported: {allowed}")
     crooked = [name for name, kind in listed.items() if isinstance(kind, list) and len(kind) != 2]
-    if crooked and crooked[0] != "_class_name":
+    if crooked:
         raise ModelError(
             f"{index} says {json.dumps(listed[crooked[0]])} of {crooked[0]!r}; it takes a library and a class"
         )

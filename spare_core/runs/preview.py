@@ -9,14 +9,15 @@ from typing import Any, Final
 import torch
 
 from spare_core.adapters.directory import StoredAdapter, check_base
+from spare_core.adapters.export import changing_layers
 from spare_core.adapters.manifest import LORA
-from spare_core.adapters.verify import TOLERANCE, stock_difference
+from spare_core.adapters.verify import TOLERANCE, attached_probe, stock_difference
 from spare_core.concepts.erasures import Erasures
 from spare_core.errors import AdapterError, OutputError
 from spare_core.files.atomic import write_bytes
 from spare_core.models.device import Device
 from spare_core.models.loading import load_denoiser
-from spare_core.runs.generate import png
+from spare_core.runs.generate import draw, png
 
 SUFFIX: Final = ".preview.png"
 _STEPS: Final = 20
@@ -52,7 +53,9 @@ class Preview:
             AdapterError: if diffusers makes another change of the file than was trained.
         """
         exact = LORA in self.stored.manifest["files"]
-        difference = stock_difference(self._denoiser, self.stored, self.file)
+        layers = len(changing_layers(self.stored))
+        trained = attached_probe(self._denoiser, self.stored)
+        difference = stock_difference(self._denoiser, trained, self.file, layers)
         if exact and difference > TOLERANCE:
             raise AdapterError(
                 f"{self.file}: predictions under diffusers' load_lora_weights differ from the trained ones by "
@@ -74,5 +77,4 @@ class Preview:
         return part.prompt(part.concept, part.contexts[0] if part.contexts else "")
 
     def _draw(self, prompt: str) -> torch.Tensor:
-        latents = self._denoiser.generate([prompt], [0], _STEPS, _GUIDANCE)
-        return self._denoiser.decode_latents(latents)[0].cpu()
+        return draw(self._denoiser, [], [[prompt]], [0], _STEPS, _GUIDANCE)[0]

@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spare_core.errors import ObjectMissing, StorageError
 from spare_core.files.addresses import S3Address, parse_s3
@@ -95,8 +95,8 @@ def _fetch(
     if not found:
         which = f" that matches {', '.join(wanted)}" if wanted else ""
         raise ObjectMissing(f"there is nothing at {address.uri}{which}; check bucket and prefix, or upload it first")
-    home = cache_folder() / "s3" / _digest([store.host, address.uri])
-    ready = home / _digest([list(entry) for entry in found.values()])
+    home = cache_folder() / "s3" / short_digest([store.host, address.uri])
+    ready = home / short_digest([list(entry) for entry in found.values()])
     with disk_errors(home):
         use(ready)
     if not _is_whole(ready, found):
@@ -122,7 +122,8 @@ def _matches(name: str, wanted: Sequence[str]) -> bool:
     return not wanted or any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
 
 
-def _digest(value: list[object]) -> str:
+def short_digest(value: list[Any]) -> str:
+    """A name for what ``value`` describes, ``value`` being plain values."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
 
 

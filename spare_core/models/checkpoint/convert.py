@@ -8,7 +8,6 @@ directory.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from spare_core.models.checkpoint.configs import TEXT_MODELS, component_configs,
 from spare_core.models.checkpoint.layout import OPEN_CLIP, UNET, VAE, XL_OPEN_CLIP, Layout, read_layout
 from spare_core.models.clip_tokenizer import END, clip_merges, vocabulary, write_tokenizer
 from spare_core.models.digest import DTYPES, plain_name
-from spare_core.store.cache import SINGLE_FILES, cache_folder, keep_within_limit
+from spare_core.store.cache import SINGLE_FILES, cache_folder, keep_within_limit, short_digest
 from spare_core.store.disk import disk_errors, exclusive
 from spare_core.store.eviction import use
 
@@ -48,29 +47,26 @@ def as_directory(file: Path) -> Path:
         ModelError: if it is no model of a supported kind, or diffusers cannot convert it.
         StorageError: if the disk would not take it.
     """
-    layout, configs = _described(file)
     facts = file.stat()
     beside = file.with_suffix(".yaml")
     key = [_FORM, str(file.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ino,
-           beside.read_text(encoding="utf-8") if beside.is_file() else ""]  # fmt: skip
-    home = cache_folder() / SINGLE_FILES / _digest(key[:2])
-    ready = home / _digest(key)
+           beside.read_bytes().hex() if beside.is_file() else ""]  # fmt: skip
+    home = cache_folder() / SINGLE_FILES / short_digest(key[:2])
+    ready = home / short_digest(key)
+    described = None if ready.is_dir() else _described(file)  # refused before anything is written
     with disk_errors(home):
         use(ready)
     if ready.is_dir():
         return ready
     with disk_errors(home), exclusive(home / "lock"):
         if not ready.is_dir():
+            layout, configs = described or _described(file)
             shutil.rmtree(home / "filling", ignore_errors=True)
             (home / "filling").mkdir(parents=True)
             _convert(layout, configs, home / "filling")
             (home / "filling").rename(ready)
         keep_within_limit()
     return ready
-
-
-def _digest(key: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
 
 
 def _described(file: Path) -> tuple[Layout, dict[str, dict[str, Any]]]:

@@ -60,10 +60,6 @@ class Layout:
         numbers = {name[len(prefix) :].partition(".")[0] for name in self.shapes if name.startswith(prefix)}
         return next(i for i in range(len(numbers) + 1) if str(i) not in numbers)
 
-    def has(self, prefix: str) -> bool:
-        """Whether any tensor's name begins so."""
-        return any(name.startswith(prefix) for name in self.shapes)
-
     def part_dtypes(self, *prefixes: str) -> set[str]:
         """The types of numbers, other than whole ones, of a part."""
         return {
