@@ -110,23 +110,27 @@ def test_the_image_server_draws_with_the_champion_and_gets_no_traffic_with_anoth
     host, services, champion, tmp_path
 ):
     container = deployment("images")
-    told = {**services, "NAME": champion, "BASE": "canvas", "DEVICE": "cpu"}
-    with started(host, "images", told) as (url, log):
+    told = {**services, "NAME": champion, "BASE": "canvas", "DEVICE": "cpu", "SPARE_STORE": STORE}
+    (tmp_path / "token").write_text("may-have-pictures-drawn")
+    other = build_sd1(tmp_path / "other")
+    subprocess.run(["chmod", "--recursive", "a+rX", tmp_path], check=True)
+    token, bearer = f"{tmp_path}:/etc/spare/images:ro", {"Authorization": "Bearer may-have-pictures-drawn"}
+    with started(host, "images", told, [token]) as (url, log):
         probed(url, container, "startupProbe", log)
         ready = json.loads(probed(url, container, "readinessProbe", log))
         assert ready["problem"] is None
-        status, picture = ask(f"{url}/generate", {"prompt": "A Cat image in Neon Lines style.", "steps": 2})
+        asked = {"prompt": "A Cat image in Neon Lines style.", "steps": 2}
+        assert ask(f"{url}/generate", asked)[0] == 401
+        status, picture = ask(f"{url}/generate", asked, **bearer)
         assert (status, picture[:4]) == (200, b"\x89PNG"), log().stderr[-2000:]
 
-    other = build_sd1(tmp_path / "other")
-    subprocess.run(["chmod", "--recursive", "a+rX", tmp_path], check=True)
-    with started(host, "images", {**told, "BASE": "/models/other"}, [f"{other}:/models/other:ro"]) as (url, log):
+    with started(host, "images", {**told, "BASE": "/models/other"}, [token, f"{other}:/models/other:ro"]) as (url, log):
         probed(url, container, "startupProbe", log)
         deadline = time.monotonic() + START_SECONDS
         while "is for the base" not in (refused := probed(url, container, "readinessProbe", log, 503).decode()):
             assert time.monotonic() < deadline, refused
             time.sleep(0.5)
-        assert ask(f"{url}/generate", {"prompt": "A Cat image in Neon Lines style."})[0] == 503
+        assert ask(f"{url}/generate", asked, **bearer)[0] == 503
 
 
 def test_the_audit_says_what_became_of_the_promotion(host, services, champion):

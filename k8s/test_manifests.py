@@ -238,6 +238,18 @@ def test_every_secret_that_something_reads_comes_from_the_store_and_none_for_not
     assert by_hand == read
 
 
+def test_no_duty_has_the_keys_of_another(objects):
+    """Who breaks into one pod has that pod's rights: each Secret is read by the pods of one account."""
+    readers = {}
+    for _, pod, container in containers(objects):
+        for variable in container.get("env", []):
+            if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
+                readers.setdefault(reference["name"], set()).add(pod["serviceAccountName"])
+    runs = set(platform.SECRETS)  # of tasks, and of Argo's one pod for them
+    assert {name: accounts for name, accounts in readers.items() if len(accounts) > 1} == {}
+    assert all(accounts == {"spare-takedown"} for name, accounts in readers.items() if name in runs)
+
+
 def test_the_image_server_follows_the_bundle_that_the_batch_makes(objects):
     maps = named(objects, "ConfigMap")
     batch, server = maps["spare-takedown"]["data"], maps["spare-images"]["data"]

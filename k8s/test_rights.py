@@ -32,7 +32,8 @@ READS = {
     f"{RECORD}/models/there": {"train", "takedown", "evaluate", "promote", "images"},
     f"{RECORD}/lists/there": {"train", "takedown", "evaluate", "promote"},
     f"{RECORD}/prod/ledger/there": {"train", "takedown", "evaluate", "promote", "audit"},
-    f"{RECORD}/prod/artifacts/there": {"train", "takedown", "evaluate", "promote"},
+    f"{RECORD}/prod/artifacts/there": {"train", "takedown", "evaluate", "promote", "audit"},
+    f"{RECORD}/prod/promotions/there": {"train", "takedown", "evaluate", "promote", "audit", "images"},
     f"{WORK}/pipelines/there": {"train", "takedown", "evaluate"},
     f"{WORK}/mlflow/there": {"mlflow"},
 }

@@ -119,16 +119,19 @@ class PromotionLog:
         self._folder = f"promotions/{model}/"
         self._chain = Chain(store, "the promotion log", self._key, LogDamaged)
 
-    def read(self) -> tuple[Entry, ...]:
-        """All entries, checked.
+    def read(self, known: tuple[Entry, ...] = ()) -> tuple[Entry, ...]:
+        """All entries, checked; those that are ``known`` from an earlier call are not read once more.
 
         Raises:
             LogDamaged: naming the first entry that does not fit.
         """
-        entries: list[Entry] = []
+        entries = list(known)
         numbers = self._chain.numbers(self._folder)
+        if len(numbers) < len(known):
+            raise LogDamaged(f"{self._chain.where(len(known))} was there a moment ago, and is gone")
+        new = numbers[len(known) :]
         with ThreadPoolExecutor(_READERS) as pool:  # one request an entry, for years of promotions
-            for number, content in zip(numbers, pool.map(self._chain.read, numbers), strict=True):
+            for number, content in zip(new, pool.map(self._chain.read, new), strict=True):
                 entries.append(self._checked(content, number, entries[-1] if entries else None))
         return tuple(entries)
 
@@ -172,6 +175,21 @@ class PromotionLog:
 
     def _key(self, number: int) -> str:
         return f"{self._folder}{number:08d}.json"
+
+
+def made_champion(entries: tuple[Entry, ...], version: int) -> Entry | None:
+    """The move that made a version champion and still holds; None if the log has none.
+
+    While a further move is announced and not finished, the alias may be here or there: both are as the log says.
+    """
+    moves: list[Entry] = []
+    for entry in entries:
+        if entry.kind != "finish":
+            moves.append(entry)
+        elif entry.outcome == "abandoned":
+            moves.pop()
+    holding = moves[-2:] if entries and entries[-1].is_move else moves[-1:]
+    return next((move for move in holding if move.is_move and move.after.champion == version), None)
 
 
 def aliases_after(entries: tuple[Entry, ...]) -> Aliases:

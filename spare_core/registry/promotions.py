@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from spare_core.errors import GateRefused, LogDamaged, PromotionConflict, RegistryInputError
 from spare_core.registry.client import asking, connect, overwrite
-from spare_core.registry.log import Aliases, Entry, Kind, PromotionLog, aliases_after
+from spare_core.registry.log import Aliases, Entry, Kind, PromotionLog, aliases_after, made_champion
 from spare_core.registry.models import (
     FORCED,
     FORCED_REASON,
@@ -90,7 +90,8 @@ def promote(
     desk.finish_pending(actor)
     permit = _ask(desk, version, policy, force)
     now = desk.observe(actor)
-    if now.champion == version and (not permit.forced or permit.version.tags.get(FORCED) == "true"):
+    moved_by_us = made_champion(desk.entries, version) is not None
+    if now.champion == version and moved_by_us and (not permit.forced or permit.version.tags.get(FORCED) == "true"):
         return desk.outcome("promote", now, None, note=f"version {version} is champion already")
     if instead_of != ANY and now.champion not in (instead_of, version):
         raise PromotionConflict(
@@ -143,15 +144,15 @@ def _ask(desk: _Desk, version: int, policy: Policy, force: bool) -> _Permit:
     return _Permit(found, not verdict.passed, policy.sha256, sha256)
 
 
-def read_log(client: MlflowClient, store: Store, name: str) -> tuple[Entry, ...]:
-    """The promotion log of a registered model, checked as a whole.
+def read_log(client: MlflowClient, store: Store, name: str, known: tuple[Entry, ...] = ()) -> tuple[Entry, ...]:
+    """The promotion log of a registered model, checked as a whole; what is ``known`` of it is not read once more.
 
     Raises:
         LogDamaged: if an entry does not fit the one before it, or the log ends before what MLflow remembers of it.
     """
     with asking(f"show as {check_name(name)}"):
         head = client.get_registered_model(name).tags.get(_HEAD, "")  # before the log, which only grows
-    entries = PromotionLog(store, name).read()
+    entries = PromotionLog(store, name).read(known)
     number, _, sha256 = head.partition(":")
     if head and (int(number) > len(entries) or entries[int(number) - 1].sha256 != sha256):
         raise LogDamaged(
@@ -289,8 +290,17 @@ class _Desk:
             overwrite("mark a version as forced", partial(self.client.set_model_version_tag, *place, tag, value))
 
     def _set(self, aliases: Aliases) -> None:
-        """Set the aliases, ``champion`` last: whoever loads by it never finds it missing."""
-        for alias, version in ((PREVIOUS, aliases.previous), (CHAMPION, aliases.champion)):
+        """Set the aliases, ``champion`` last: whoever loads by it never finds it missing.
+
+        None is taken away that is not there: MLflow lets only whoever manages a model do that.
+        """
+        now = read_aliases(self.client, self.name)
+        for alias, version, there in (
+            (PREVIOUS, aliases.previous, now.previous),
+            (CHAMPION, aliases.champion, now.champion),
+        ):
+            if version is None and there is None:
+                continue
             if version is None:
                 write = partial(self.client.delete_registered_model_alias, self.name, alias)
             else:

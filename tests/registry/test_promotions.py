@@ -21,10 +21,10 @@ from spare_core.evaluation.gate import Policy
 from spare_core.models.unet import UNetDenoiser
 from spare_core.registry import promotions
 from spare_core.registry.client import connect
-from spare_core.registry.log import Aliases, PromotionLog
+from spare_core.registry.log import Aliases, PromotionLog, made_champion
 from spare_core.registry.models import RegisteredVersion, get_version
 from spare_core.registry.naming import model_name
-from spare_core.registry.promotions import Move, read_aliases
+from spare_core.registry.promotions import Move, read_aliases, read_log
 from spare_core.registry.views import history, list_models, show_model, verify
 from spare_core.store import Store, open_store
 from tests.support import forking
@@ -424,14 +424,34 @@ def test_a_champion_moved_by_hand_is_shown_recorded_and_not_undone(
         rollback(model, store, "anna")
 
 
-def test_aliases_from_before_the_first_promotion_are_recorded(model: str, store: Store, client: MlflowClient) -> None:
+def test_an_alias_set_by_hand_is_recorded_and_a_promotion_confirms_it(
+    model: str, store: Store, client: MlflowClient
+) -> None:
+    """Who reads the log may draw with no champion that only an alias made one."""
     client.set_registered_model_alias(model, "champion", "1")
+    assert promote(model, 1, store, "anna").moved
+    assert kinds(store, model) == ["outside", "promote", "finish"]
+    assert made_champion(read_log(client, store, model), 1)
     assert not promote(model, 1, store, "anna").moved
-    assert kinds(store, model) == ["outside"]
     client.delete_registered_model_alias(model, "champion")
     assert promote(model, 1, store, "anna").moved
-    assert kinds(store, model) == ["outside", "outside", "promote", "finish"]
+    assert kinds(store, model) == ["outside", "promote", "finish", "outside", "promote", "finish"]
     assert_in_order(model, store, 1, None)
+
+
+def test_the_log_knows_what_made_a_version_champion_while_it_moves_and_after(model: str, store: Store) -> None:
+    for version in (1, 2):
+        promote(model, version, store, "anna")
+    entries = PromotionLog(store, model).read()
+    for known, champions in ((0, set()), (1, {1}), (2, {1}), (3, {1, 2}), (4, {2})):
+        made = [version for version in (1, 2, 3) if made_champion(entries[:known], version)]
+        assert set(made) == champions, f"after {known} entries"
+    assert made_champion(entries, 2) == entries[2]
+    given_up = dataclasses.replace(entries[3], outcome="abandoned", after=entries[3].before)
+    assert made_champion((*entries[:3], given_up), 1) == entries[0]
+    assert PromotionLog(store, model).read(entries[:2]) == entries
+    with pytest.raises(LogDamaged, match="was there a moment ago, and is gone"):
+        PromotionLog(store, model).read((*entries, entries[3]))
 
 
 def test_a_log_that_was_cut_off_or_is_another_stores_is_noticed(model: str, store: Store, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The example server swaps the champion's adapter on a live pipeline: no restart, no picture of two adapters."""
+"""The image server swaps the champion's adapter on a live pipeline: no restart, no picture of two adapters; it draws
+with nothing that was not promoted, and stays alive however many ask of it however much."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import base64
 import hashlib
 import hmac
 import json
+import re
+import socket
 import subprocess
 import sys
 import threading
@@ -13,14 +16,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from mlflow import MlflowClient
 
-from serving.following import FollowingPipeline
+from serving.following import FollowingPipeline, NotReady
 from serving.server import signed
 from serving.services import free_port, mlflow_server, process, wait_for
 from spare_core.evaluation.gate import Policy
@@ -34,7 +38,11 @@ from tests.support.mlflow_servers import Server
 from tests.support.registrations import register_one, write_adapter
 
 SECRET = "signs-the-webhooks"
+TOKEN = "may-have-pictures-drawn"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+WAITING = 4
 ASKED = {"prompt": "a cat", "seed": 3, "steps": 2}
+SLOW = {**ASKED, "steps": 100}
 
 
 class Site(NamedTuple):
@@ -63,9 +71,12 @@ def site(
         for number in (1, 2):
             version = register_one(folder / str(number), denoiser, "Followed", number, store=store)
         port = free_port()
+        (folder / "token").write_text(TOKEN + "\n")
+        (folder / "secret").write_text(SECRET)
         command = [sys.executable, "-P", "-m", "serving.server", version.name, "--base", str(sd1_dir), "--port",
-                   str(port), "--every", "60"]  # fmt: skip
-        environment = {**server.environment, "WEBHOOK_SECRET": SECRET, "PYTHONPATH": str(Path(__file__).parents[2])}
+                   str(port), "--every", "60", "--waiting", str(WAITING), "--store", store.uri, "--token-file",
+                   str(folder / "token"), "--webhook-secret-file", str(folder / "secret")]  # fmt: skip
+        environment = {**server.environment, "PYTHONPATH": str(Path(__file__).parents[2])}
         running = stack.enter_context(process(command, folder / "serve.log", environment, folder))
         url = f"http://127.0.0.1:{port}"
         wait_for(running, f"{url}/live", folder / "serve.log")
@@ -89,7 +100,7 @@ def ask(url: str, body: Any = None, headers: dict[str, str] | None = None) -> tu
 
 def draw(site: Site) -> tuple[int, bytes]:
     """The version that drew, and the picture."""
-    status, png, headers = ask(f"{site.url}/generate", ASKED)
+    status, png, headers = ask(f"{site.url}/generate", ASKED, BEARER)
     assert status == 200, png
     return int(headers["X-Adapter-Version"]), png
 
@@ -105,6 +116,31 @@ def becomes(site: Site, wanted: Callable[[int, Any], bool]) -> Any:
     raise AssertionError(f"{status} {body!r}\n{site.log.read_text()[-3000:]}")
 
 
+def connected(site: Site, body: Any, whole: bool = True) -> socket.socket:
+    """A client that asked for a picture, if not ``whole``, but for the last byte, and did not wait for the answer."""
+    content = json.dumps(body).encode()
+    one = socket.create_connection(("127.0.0.1", int(site.url.rpartition(":")[2])))
+    head = f"POST /generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+    one.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content[: None if whole else -1])
+    return one
+
+
+def pour(site: Site, count: int) -> int:
+    """The status that a client is told which sends a body of so many bytes in chunks, without saying how many."""
+    with socket.create_connection(("127.0.0.1", int(site.url.rpartition(":")[2])), timeout=30) as one:
+        one.sendall(b"POST /webhook HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with suppress(OSError):  # the server hangs up
+            for _ in range(count // 2**16):
+                one.sendall(b"10000\r\n" + b"a" * 2**16 + b"\r\n")
+        return int(one.recv(100).split()[1])
+
+
+def memory(site: Site) -> float:
+    """The most memory that the server ever had, in MiB."""
+    status = Path(f"/proc/{site.process.pid}/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
+
+
 def promote(site: Site, version: int) -> None:
     promotions.promote(site.name, version, site.store, "anna", Policy.from_file())
     becomes(site, lambda status, said: status == 200 and said["version"] == version)
@@ -114,7 +150,7 @@ def test_a_promotion_swaps_the_adapter_of_the_running_server_and_a_rollback_swap
     """By MLflow's webhook: the registry itself is asked only once in a minute."""
     status, body, _ = ask(f"{site.url}/ready")
     assert (status, "has no champion" in json.loads(body)["problem"]) == (503, True)
-    assert ask(f"{site.url}/generate", ASKED)[0] == 503, "never the base model alone"
+    assert ask(f"{site.url}/generate", ASKED, BEARER)[0] == 503, "never the base model alone"
     promote(site, 1)
     first = draw(site)
     promote(site, 2)
@@ -129,8 +165,10 @@ def test_a_promotion_swaps_the_adapter_of_the_running_server_and_a_rollback_swap
 
 def test_a_base_whose_files_are_of_half_precision_is_drawn_with_too() -> None:
     live = FollowingPipeline("spare.canvas", "canvas")
-    image, version = live.draw("A Cat image in Neon Lines style.", 1, num_inference_steps=1)
-    assert (image.size, version) == ((64, 64), None)
+    image = live.pipeline("A Cat image in Neon Lines style.", num_inference_steps=1).images[0]
+    assert image.size == (64, 64)
+    with pytest.raises(NotReady, match="has not been asked yet"):
+        live.draw("A Cat image in Neon Lines style.", 1, num_inference_steps=1)
 
 
 def test_pictures_asked_for_during_swaps_are_each_of_one_adapter(site: Site) -> None:
@@ -161,15 +199,115 @@ def test_an_adapter_of_another_base_is_not_put_on_and_the_server_is_not_ready(
     site: Site, sd2_dir: Path, tmp_path: Path
 ) -> None:
     promote(site, 1)
-    before = draw(site)
     stored = write_adapter(tmp_path / "adapter", load_tiny(sd2_dir), "Followed")
     with stage_run("of another base", "register", "kfp-1") as run:
         other = register(run, site.store, stored.folder, name=site.name)
     promotions.promote(site.name, other.version, site.store, "anna", Policy.from_file(), "a mistake", force=True)
     said = becomes(site, lambda status, said: status == 503)
     assert f"is for the base {stored.base_digest}" in said["problem"]
-    assert draw(site) == before
+    status, told, headers = ask(f"{site.url}/generate", ASKED, BEARER)
+    assert (status, headers["Retry-After"]) == (503, "60"), "what is on may be what was to be taken down"
+    assert b"is for the base" in told
     promote(site, 2)
+
+
+def test_an_alias_that_nobody_promoted_is_not_followed_until_somebody_does(site: Site) -> None:
+    """Whoever may write to MLflow may move an alias; the gate was not asked."""
+    promote(site, 2)
+    MlflowClient().set_registered_model_alias(site.name, "champion", "1")
+    said = becomes(site, lambda status, said: status == 503)
+    assert "points to version 1, which is not what the promotion log" in said["problem"]
+    promote(site, 1)
+    assert draw(site)[0] == 1
+    promote(site, 2)
+
+
+def test_who_did_not_see_the_registry_for_too_long_draws_nothing(site: Site, sd1_dir: Path) -> None:
+    promote(site, 2)
+    live = FollowingPipeline(site.name, str(sd1_dir), store=site.store, stale_after=0.5)
+    live.look()
+    assert live.trouble is None
+    assert live.draw("a cat", 1, num_inference_steps=1)[1] == 2
+    time.sleep(0.6)
+    with pytest.raises(NotReady, match="was not seen for 1 s: something may have been taken down"):
+        live.draw("a cat", 1, num_inference_steps=1)
+    live.look()
+    assert live.trouble is None
+
+
+def test_of_sixty_at_once_some_wait_and_the_rest_is_told_when_to_come_again(site: Site) -> None:
+    promote(site, 2)
+    with ThreadPoolExecutor(60) as clients:
+        asked = [clients.submit(ask, f"{site.url}/generate", SLOW, BEARER) for _ in range(60)]
+        time.sleep(0.3)
+        for probe in ("live", "ready", "metrics"):
+            begun = time.monotonic()
+            assert ask(f"{site.url}/{probe}")[0] == 200
+            assert time.monotonic() - begun < 5, "a probe waits for no picture"
+        answers = [one.result() for one in asked]
+    statuses = [status for status, _, _ in answers]
+    assert sorted(set(statuses)) == [200, 429]
+    assert WAITING + 1 <= statuses.count(200) < 30
+    assert all(int(headers["Retry-After"]) >= 1 for status, _, headers in answers if status == 429)
+    told = ask(f"{site.url}/metrics")[1].decode()
+    assert f'spare_images_requests_total{{outcome="busy"}} {float(statuses.count(429))}' in told
+    assert "spare_images_version 2.0" in told
+    assert "spare_images_ready 1.0" in told
+
+
+def test_a_picture_that_nobody_waits_for_is_given_up(site: Site) -> None:
+    promote(site, 2)
+    begun = time.monotonic()
+    assert ask(f"{site.url}/generate", SLOW, BEARER)[0] == 200
+    alone = time.monotonic() - begun
+    left = [connected(site, SLOW) for _ in range(WAITING + 1)]
+    time.sleep(alone / 3)
+    for one in left:
+        one.close()
+    begun = time.monotonic()
+    while ask(f"{site.url}/generate", ASKED, BEARER)[0] == 429:
+        assert time.monotonic() - begun < 20
+        time.sleep(0.05)
+    assert time.monotonic() - begun < WAITING * alone, "none of those that wait was drawn"
+    assert f'outcome="left"}} {WAITING + 1}.0' in ask(f"{site.url}/metrics")[1].decode()
+
+
+def test_two_hundred_slow_clients_and_fifty_large_bodies_change_nothing(site: Site) -> None:
+    promote(site, 2)
+    draw(site)
+    before = memory(site)
+    slow = [connected(site, ASKED, whole=False) for _ in range(200)]
+    with ThreadPoolExecutor(10) as senders:
+        answers = list(senders.map(lambda _: pour(site, 20 * 2**20), range(50)))
+    assert answers == [413] * 50
+    assert ask(f"{site.url}/live")[0] == 200
+    assert draw(site)[0] == 2
+    slow[0].settimeout(30)
+    assert b" 408 " in slow[0].recv(1000), "its body was to be here within ten seconds"
+    for one in slow:
+        one.close()
+    assert memory(site) - before < 64, "MiB at the most, for a GiB that was sent"
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Authorization": "Bearer another"}, {"Authorization": TOKEN}, {"Authorization": "Bearer é"}]
+)
+def test_without_the_token_nothing_is_read(site: Site, headers: dict[str, str]) -> None:
+    status, _, told = ask(f"{site.url}/generate", ASKED, headers)
+    assert (status, told["WWW-Authenticate"]) == (401, "Bearer")
+
+
+def test_a_server_that_others_can_reach_asks_for_a_token(tmp_path: Path) -> None:
+    (tmp_path / "short").write_text("abc")
+    for given, said in (
+        (["--host", "0.0.0.0"], "give --token-file FILE, or say --no-token"),
+        (["--token-file", str(tmp_path / "short")], "holds 3 characters; a secret has 16 or more"),
+        (["--token-file", str(tmp_path / "none")], "cannot be read"),
+        (["--stale-after", "5"], "--stale-after more than --every"),
+    ):
+        command = [sys.executable, "-m", "serving.server", "spare.x", "--base", "canvas", *given]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
 
 
 def test_a_webhook_that_is_not_mlflows_is_refused(site: Site) -> None:
@@ -187,4 +325,4 @@ def test_a_webhook_that_is_not_mlflows_is_refused(site: Site) -> None:
 
 @pytest.mark.parametrize("wrong", [{"prompt": ""}, {"prompt": "a", "steps": 0}, {"prompt": "a", "seed": -1}, {}])
 def test_what_cannot_be_drawn_is_refused(site: Site, wrong: dict[str, Any]) -> None:
-    assert ask(f"{site.url}/generate", wrong)[0] == 422
+    assert ask(f"{site.url}/generate", wrong, BEARER)[0] == 422
