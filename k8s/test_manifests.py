@@ -1,5 +1,6 @@
 """What a cluster would be given is restricted, and has what the pipelines name: ``make k8s-test``."""
 
+import json
 import re
 
 import pytest
@@ -188,6 +189,18 @@ def test_every_configuration_that_a_task_reads_is_there_and_read(objects, compil
     mounted = {source["configMapName"] for executor in executors(compiled) for source in executor["configMapAsVolume"]}
     assert mounted == {platform.POLICIES}
     assert mounted <= maps.keys()
+
+
+def test_no_run_takes_a_stage_that_may_be_deleted_before_it_ends(objects, compiled):
+    """KFP's cache knows nothing of what the bucket's rule deletes, and the last stage still reads the first one's."""
+    (rule,) = json.loads((HERE / "aws" / "work-lifecycle.json").read_text())["Rules"]
+    reused = int(named(objects, "ConfigMap")["spare"]["data"]["SPARE_REUSE_DAYS"])
+    for name, (specification, platforms) in compiled.items():
+        stages = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+        tries = 1 + max(map(int, re.findall(r"'maxRetryCount': (\d+)", str(specification))))
+        longest = tries * sum(int(stage["activeDeadlineSeconds"]) for stage in stages) / 86_400
+        if name != "takedown":  # its stages are read within a task
+            assert reused + longest < rule["Expiration"]["Days"], name
 
 
 def test_every_configuration_map_that_a_pod_names_is_there_and_every_one_is_named(objects, compiled):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,19 @@ _FIRST_CONTACT: Final = 8.0
 _CONDITIONAL: Final = ("PutObject", "CompleteMultipartUpload")
 
 
+def _attempts() -> int:
+    """Tries of a request, with pauses that double up to 20 s; six, half a minute in all, unless AWS's own variable says
+    otherwise.
+
+    Raises:
+        SettingsError: if it says no number.
+    """
+    given = os.environ.get("AWS_MAX_ATTEMPTS", "6")
+    if not given.isdecimal() or not 1 <= int(given) <= 1000:
+        raise SettingsError([f"AWS_MAX_ATTEMPTS is {given!r}; it must be a whole number from 1 to 1000, or unset"])
+    return int(given)
+
+
 class S3Store(Store):
     """See :class:`Store`. The endpoint must honour ``If-None-Match``, as S3, MinIO, Ceph and R2 do."""
 
@@ -43,8 +57,7 @@ class S3Store(Store):
         self.uri = address.uri
         self.bucket = address.bucket
         self._address = address
-        # Six tries a request, jittered and doubling: half a minute of waiting at most.
-        self.client = self._new_client(total_max_attempts=6, connect_timeout=5, read_timeout=30)
+        self.client = self._new_client(total_max_attempts=_attempts(), connect_timeout=5, read_timeout=30)
 
     @cached_property
     def _session(self) -> Any:

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 from spare_core.concepts.erasures import Erasures
 from spare_core.errors import InputError, SettingsError
-from spare_core.registry.client import check_server
 from spare_core.registry.ledger_head import remember_head
 from spare_core.registry.tracking import stage_run
 from spare_core.store import Store
@@ -32,10 +31,11 @@ from spare_core.takedown.planning import DEADLINES, read_deadlines
 from spare_core.takedown.reading import read_lists
 from spare_core.takedown.standings import unwanted
 from spare_core.takedown.times import read_zone
+from spare_core.workflow.ending import end_runs
 from spare_core.workflow.environment import STORE, open_run_store, pipeline_run_id
-from spare_core.workflow.events import reported
 from spare_core.workflow.order import Champion, check_order
-from spare_core.workflow.tasks import champion_of, end_runs
+from spare_core.workflow.services import task_of
+from spare_core.workflow.tasks import champion_of
 from spare_core.workflow.travelling import expansion_problems, receive, send
 
 
@@ -62,10 +62,8 @@ def plan_task(parameters: Mapping[str, Any]) -> Planned:
         InputError: for bad rows and contradictions, unless they are to be skipped.
         RegistryError, StoreError: if MLflow or the store cannot be used.
     """
-    with reported("plan") as results:
-        check_server()
+    with task_of("plan") as results:
         store = open_run_store()
-        store.check()
         store.check_create()
         if wrong := expansion_problems(parameters):
             raise SettingsError(wrong)
@@ -104,7 +102,7 @@ def take_down_task(batch: str, request_id: str) -> str:
     Raises:
         StoreError, LedgerDamaged: if the ledger cannot be used.
     """
-    with reported(f"take down {request_id}") as results:
+    with task_of(f"take down {request_id}") as results:
         from spare_core.takedown.erasing import erase_request
 
         store = open_run_store()
@@ -122,7 +120,7 @@ def gather_task(batch: str) -> Gathered:
         SettingsError: if it cannot be made so.
         InputError: if nothing would be left in it.
     """
-    with reported("gather") as results:
+    with task_of("gather") as results:
         store = open_run_store()
         asked = Batch.from_json(receive(store, batch))
         ledger, champion = _ledger(store), champion_of(asked.name, asked.base, store)
@@ -154,7 +152,7 @@ def gather_task(batch: str) -> Gathered:
 def close_task(state: str, message: str) -> dict[str, Any]:
     """Enter in the ledger what has come true, and let go of what this run was still at. ``state`` and ``message`` are
     KFP's."""
-    with reported("close") as results:
+    with task_of("close") as results:
         ended, store = end_runs(state, message), open_run_store()
         ledger = _ledger(store)
         # What went wrong in a request's own stages, its standing says.

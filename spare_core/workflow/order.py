@@ -27,6 +27,7 @@ from spare_core.models.files import find_model
 from spare_core.runs.request import Request, check_room, images_digest
 from spare_core.store.fetching import local_path
 from spare_core.workflow.environment import policy_for
+from spare_core.workflow.freshness import code_digest, reuse_period
 
 SCHEMA: Final = "spare.order/1"
 _TEXTS: Final = (
@@ -86,12 +87,19 @@ class Order:
         return unchanged_suite(self.suite, self.seeds, self.suite_sha256)
 
     def to_json(self) -> str:
-        """One line; the same order gives the same text. It names the release, so another one takes no old results."""
+        """One line; the same order gives the same text, as long as results of it may be taken for one another's: see
+        :mod:`spare_core.workflow.freshness`.
+
+        Raises:
+            InputError: if the environment says nonsense of how long that is.
+        """
         values = {
             "schema": SCHEMA,
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
             "request": self.request.as_dict(),
             "versions": versions(),
+            "code": code_digest(),
+            "period": reuse_period(),
         }
         return json.dumps(values, sort_keys=True, ensure_ascii=False)
 
@@ -104,7 +112,7 @@ class Order:
         """
         try:
             values = json.loads(text)
-            schema, _ = values.pop("schema"), values.pop("versions")
+            schema, *_ = (values.pop(name) for name in ("schema", "versions", "code", "period"))
             order = cls(**values | {"request": Request.from_dict(values["request"]), "held": tuple(values["held"])})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"this is no order of a pipeline's first task: {error!r}") from None

@@ -13,35 +13,29 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spare_core.concepts.prompts import all_prompts
 from spare_core.errors import GateRefused, RegistryError, RegistryInputError, SpareError
 from spare_core.evaluation.gate import Policy
 from spare_core.files.atomic import write_bytes, write_json
 from spare_core.registry import promotions
-from spare_core.registry.client import check_server, connect
+from spare_core.registry.client import connect
 from spare_core.registry.evidence import evaluation_in, manifest_in, read_document
 from spare_core.registry.models import EVIDENCE
 from spare_core.registry.naming import bundle_name, check_name
-from spare_core.registry.tracking import Outcome, StageRun, end_request, stage_run, stages_of
+from spare_core.registry.tracking import StageRun, stage_run, stages_of
 from spare_core.store import Store
+from spare_core.workflow.ending import end_runs
 from spare_core.workflow.environment import CHECKPOINTS, STORE, open_run_store, pipeline_run_id
 from spare_core.workflow.events import reported
 from spare_core.workflow.keeping import keeping
 from spare_core.workflow.order import Champion, Order, check_order, request_id_of
+from spare_core.workflow.services import await_services, task_of
 from spare_core.workflow.travelling import expansion_problems, receive, send
 
 if TYPE_CHECKING:
     from spare_core.runs.stages import Work
-
-
-_WENT_WELL: Final = ("SUCCEEDED", "COMPLETE", "CACHED")
-_CANCELLED: Final = ("CANCELED", "CANCELLED", "CANCELING")
-_FAILED: Final = ("FAILED", "ERROR")
-"""What KFP calls how a run ended: the local runner's words, and those of ML Metadata, which its backend hands on."""
-_LAST: Final = "gate"
-"""The stage that every request comes past, promoted or not."""
 
 
 class Checked(NamedTuple):
@@ -79,8 +73,7 @@ def collect_task(parameters: Mapping[str, Any]) -> Checked:
 
 
 def _checked(stage: str, parameters: Mapping[str, Any]) -> Checked:
-    with reported(stage) as results:
-        check_server()
+    with task_of(stage) as results:
         problems = []
         if isinstance(parameters["name"], str) and parameters["name"]:
             try:
@@ -90,7 +83,6 @@ def _checked(stage: str, parameters: Mapping[str, Any]) -> Checked:
         problems += expansion_problems(parameters)
         store = open_run_store() if os.environ.get(STORE) else None
         if store:
-            store.check()
             store.check_create()
         else:
             problems.append(f"{STORE} is not set; set it to where evidence and promotions are kept, s3://bucket/prefix")
@@ -318,42 +310,11 @@ def promote_task(order_key: str, policy: str, name: str, version: int) -> dict[s
 
 def finish_task(state: str, message: str) -> dict[str, Any]:
     """Record how a pipeline run ended, whatever became of it. ``state`` and ``message`` are KFP's."""
-    with reported("finish") as results:
+    with task_of("finish") as results:
         ended = end_runs(state, message)
         request_id, wrong = next(iter(ended.items()), (None, {}))
         results |= {"state": state, "request_id": request_id, "wrong": wrong}
         return dict(results)
-
-
-def end_runs(state: str, message: str) -> dict[str, dict[str, str]]:
-    """Close what this pipeline run opened in MLflow; of each request what went wrong, by stage.
-
-    ``state`` is how the tasks before ended: KFP's local runner says SUCCEEDED where its backend says COMPLETE, a state
-    of ML Metadata's, or one of a run that is still going on. So what the stages recorded decides; KFP's word only says
-    that somebody cancelled the run, or that a task failed which could not record anything. ``message`` is never filled
-    by KFP's backend: then the stages' own errors take its place.
-    """
-    check_server()  # an MLflow that is down has ended the run already: not for minutes more
-    requests = stages_of(pipeline_run_id())
-    found = {}
-    for request_id, stages in requests.items():
-        wrong = found[request_id] = {stage: error for stage, error in stages.items() if error}
-        said = message or "; ".join(f"{stage}: {error}" for stage, error in wrong.items())
-        tags = {"spare.outcome": state, **({"spare.outcome.message": said} if said else {})}
-        tags |= {f"spare.error.{stage}": error for stage, error in wrong.items()}
-        end_request(request_id, outcome(state, stages, len(requests) == 1), tags)
-    return found
-
-
-def outcome(state: str, stages: Mapping[str, str], alone: bool) -> Outcome:
-    """What became of a request whose ``stages`` recorded these errors ("": none), in a run of KFP's ``state``;
-    ``alone``: the run worked on no other one."""
-    if state in _WENT_WELL:
-        return "FINISHED"
-    if any(stages.values()) or (alone and state in (*_CANCELLED, *_FAILED)):
-        return "KILLED" if state in _CANCELLED else "FAILED"
-    # Of several requests this one's stages went well; of a single one that which every request comes past says it.
-    return "FINISHED" if not alone or _LAST in stages else "FAILED"
 
 
 class _Task(NamedTuple):
@@ -373,9 +334,10 @@ def _task(name: str, order_key: str) -> Iterator[_Task]:
 
 
 def _received(name: str, order_key: str) -> Order:
-    """The order under a key. Where it cannot be had, that is recorded as the stage's failure, if this pipeline run has
-    worked on one request only: by the order it would be known which."""
+    """The order under a key, once its services are there. Where it cannot be had, that is recorded as the stage's
+    failure, if this pipeline run has worked on one request only: by the order it would be known which."""
     try:
+        await_services()
         return Order.from_json(receive(open_run_store(), order_key))
     except SpareError:
         requests: list[str] = []

@@ -121,6 +121,25 @@ def test_a_storage_that_stays_busy_is_given_up(store: Store, proxy: FaultyProxy)
     assert 2 <= proxy.count("GET") <= 6
 
 
+def test_how_often_a_request_is_tried_is_said_by_awss_own_variable(
+    proxy: FaultyProxy, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tries, given in ((6, ""), (2, "2"), (8, "8")):
+        if given:
+            monkeypatch.setenv("AWS_MAX_ATTEMPTS", given)
+        proxy.inject(path="never-there", status=503, code="SlowDown", times=99)
+        before = proxy.count("GET", "never-there")
+        with monkeypatch.context() as patch:
+            patch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
+            with pytest.raises(StoreUnavailable):
+                open_store(f"s3://{bucket}/x").read("never-there")
+        assert proxy.count("GET", "never-there") - before == tries
+        proxy.faults.clear()
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "often")
+    with pytest.raises(SettingsError, match="AWS_MAX_ATTEMPTS is 'often'"):
+        open_store(f"s3://{bucket}/x")
+
+
 def test_a_download_that_breaks_for_good_ends_and_goes_on_later(
     store: Store, bucket: str, s3: Any, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,8 +10,8 @@ from mlflow.entities import Run
 
 from spare_core.registry.client import check_server, connect, embedded_uri
 from spare_core.registry.tracking import EXPERIMENT, PARENT, REQUEST, stage_run
+from spare_core.workflow.ending import end_runs, outcome
 from spare_core.workflow.environment import RUN_ID
-from spare_core.workflow.tasks import end_runs, outcome
 
 STAGES = ("validate", "prepare", "distill", "evaluate", "register", "gate")
 KILLED = "it was killed, or its machine was lost"

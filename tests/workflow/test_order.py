@@ -12,6 +12,7 @@ import pytest
 from spare_core.concepts.lists import build_erasures
 from spare_core.errors import InputError, SettingsError
 from spare_core.evaluation.gate import Policy
+from spare_core.workflow import freshness
 from spare_core.workflow.order import Champion, Order, check_order, request_id_of
 
 GIVEN: dict[str, Any] = {
@@ -73,6 +74,29 @@ def test_what_decides_the_result_is(changes: dict[str, Any], tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     Path("own.yaml").write_text("extends: canvas\nsteps: 3\n")
     assert check_order({**GIVEN, **changes})[0].to_json() != check_order(GIVEN)[0].to_json()
+
+
+def test_results_are_taken_within_a_period_and_by_the_same_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KFP's cache knows an image by its name and forgets nothing; the files are deleted after a month."""
+    order, _ = check_order(GIVEN)
+    monkeypatch.setenv("SPARE_REUSE_DAYS", "14")
+    now = 1_700_000_000 // (14 * 86_400) * 14 * 86_400
+    texts = []
+    for days in (0, 13.9, 14, 27.9, 28):
+        monkeypatch.setattr(freshness.time, "time", lambda days=days: now + days * 86_400)
+        texts.append(order.to_json())
+    assert [texts.index(text) for text in texts] == [0, 0, 2, 2, 4]
+    assert Order.from_json(texts[0]) == order
+    monkeypatch.setattr("spare_core.workflow.order.code_digest", lambda: "0" * 64)
+    assert order.to_json() != texts[-1]
+
+
+@pytest.mark.parametrize("days", ["0", "a fortnight", "1.5", "-3", "9999"])
+def test_days_that_are_none_are_refused(days: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    order, _ = check_order(GIVEN)
+    monkeypatch.setenv("SPARE_REUSE_DAYS", days)
+    with pytest.raises(InputError, match="must be a whole number of days from 1 to 3650"):
+        order.to_json()
 
 
 def test_a_suite_that_changed_since_is_refused(tmp_path: Path) -> None:
