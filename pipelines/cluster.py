@@ -29,6 +29,9 @@ _UI = "KF_PIPELINES_UI_ENDPOINT"
 _CONNECT, _HEALTH, _WORK = 3.0, 4.0, 60.0
 """Seconds to connect, to say hello, and to answer a request that may have to compile a pipeline."""
 _BUSY = {429, 500, 502, 503, 504}
+SUCCEEDED = "SUCCEEDED"
+ENDED = {SUCCEEDED, "SKIPPED", "FAILED", "CANCELED"}
+"""The states of a run that goes on no more."""
 
 
 class Submission(NamedTuple):
@@ -128,6 +131,17 @@ class Cluster:
         with self._asking():
             run = self._client.runs.run_service_get_run(run_id=run_id, **_patience())
         return run.state or "PENDING", self._cleaned(run.error.message or "") if run.error else ""
+
+    def unfinished(self, experiment_id: str) -> tuple[str, str] | None:
+        """Id and name of a run of an experiment that has not ended, of its latest hundred; None where all have."""
+        with self._asking():
+            found = self._client.runs.run_service_list_runs(
+                experiment_id=experiment_id, page_size=100, sort_by="created_at desc", **_patience()
+            ).runs
+        for run in found or ():
+            if (run.state or "PENDING") not in ENDED:
+                return self._id(run.run_id), self._cleaned(run.display_name or "")
+        return None
 
     def run_url(self, run_id: str) -> str:
         """Where a browser shows a run."""

@@ -9,12 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.cluster import Cluster, Submission
+from pipelines.cluster import ENDED, Cluster, Submission
 from pipelines.definition import Definition, read_definition
 from spare_core.errors import ClusterUnavailable, SettingsError
 
-SUCCEEDED = "SUCCEEDED"
-_ENDED = {SUCCEEDED, "SKIPPED", "FAILED", "CANCELED"}
 _CRON_FIELDS = 6
 _CRON = re.compile(r"[0-9A-Za-z*/,?\- ]+")
 _LOST = 12
@@ -31,6 +29,7 @@ def submit(
     namespace: str | None = None,
     service_account: str | None = None,
     cached: bool = True,
+    unless_running: bool = False,
 ) -> dict[str, Any]:
     """Start a run of a compiled pipeline.
 
@@ -44,9 +43,10 @@ def submit(
         namespace: for clusters of several users.
         service_account: the Kubernetes service account of the run; by default the cluster's own.
         cached: false to run every task, also one whose result of an earlier run could be taken.
+        unless_running: start none while a run of the experiment goes on, and return that one.
 
     Returns:
-        ``run_id``, ``run_name``, ``pipeline``, ``experiment`` and ``url``, where a browser shows the run.
+        ``run_id``, ``run_name``, ``pipeline``, ``experiment``, ``url``, where a browser shows the run, and ``started``.
 
     Raises:
         SettingsError: if the file is no compiled pipeline, or the endpoint or the token cannot be used.
@@ -59,8 +59,14 @@ def submit(
     cluster = Cluster(endpoint, namespace)
     name = run_name or f"{compiled.name} {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S}"
     asked = compiled.as_dict(), parameters, pipeline_root, service_account
-    run_id = cluster.create_run(Submission(name, cluster.experiment(experiment), *asked))
+    experiment_id = cluster.experiment(experiment)
+    going_on = cluster.unfinished(experiment_id) if unless_running else None
+    if going_on:
+        run_id, name = going_on
+    else:
+        run_id = cluster.create_run(Submission(name, experiment_id, *asked))
     return {
+        "started": not going_on,
         "run_id": run_id,
         "run_name": name,
         "pipeline": compiled.name,
@@ -151,7 +157,7 @@ def wait(
             lost = 0
             if state != seen:
                 on_state(state)
-            if state in _ENDED:
+            if state in ENDED:
                 return {"state": state, "error": error}
             seen = state
         time.sleep(every)

@@ -193,10 +193,10 @@ class ClusterRefused(ClusterError):
 
 class GateRefused(SpareError):
     """The figures do not meet the policy; ``reasons`` says each way in which they do not, ``concepts`` which erased
-    ones do not meet a rule about themselves."""
+    ones do not meet a rule about themselves; ``harm``: only what is kept does not."""
 
     exit_code = 3
 
-    def __init__(self, message: str, reasons: Sequence[str], concepts: Sequence[str] = ()) -> None:
-        self.reasons, self.concepts = tuple(reasons), tuple(concepts)
+    def __init__(self, message: str, reasons: Sequence[str], concepts: Sequence[str] = (), harm: bool = False) -> None:
+        self.reasons, self.concepts, self.harm = tuple(reasons), tuple(concepts), harm
         super().__init__(message)

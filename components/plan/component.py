@@ -37,7 +37,7 @@ def plan(
         requested: a takedown list or a folder of lists; empty to go on with what the ledger has
         skip_invalid: whether bad rows and contradictions are left out, and the rest is done
         retry_failed: whether requests are tried again that failed for a reason of their own
-        most: how many requests this run erases at most; 0 for all
+        most: how many requests this run erases at most; 0 for as many as a run holds, 300
         deadlines: YAML file of days by regime; empty for SPARE's own
         zone: of the lists' days and of times that name none; empty for UTC
         candidates: by kind, what surrogates and neighbours are chosen from

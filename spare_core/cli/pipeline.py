@@ -129,10 +129,14 @@ def submit(
     pipeline_root: Annotated[str | None, typer.Option(help="s3://bucket/prefix for the run's artifacts")] = None,
     cached: Annotated[bool, typer.Option("--cached/--no-cache", help="take results of earlier runs")] = True,
     wait: Annotated[bool, typer.Option("--wait", help="until the run ends; exit 1 unless it succeeded")] = False,
+    unless_running: Annotated[
+        bool, typer.Option("--unless-running", help="start none while a run of the experiment goes on")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Hand a compiled pipeline to a KFP cluster. The token comes from KFP_EXISTING_TOKEN."""
     from pipelines import submit as cluster
+    from pipelines.cluster import SUCCEEDED
     from pipelines.definition import SPARE
     from pipelines.parameters import parse
     from spare_core.errors import SettingsError
@@ -143,13 +147,17 @@ def submit(
     if problems := expansion_problems(values):  # a task would see them replaced already
         raise SettingsError(problems)
     run = cluster.submit(
-        definition, values, endpoint, experiment, run_name, pipeline_root, namespace, service_account, cached
-    )
+        definition, values, endpoint, experiment, run_name, pipeline_root, namespace, service_account, cached,
+        unless_running,
+    )  # fmt: skip
     text = f"{run['run_name']}: {run['run_id']}\n{run['url']}"
+    if not run["started"]:
+        print_result(run, as_json, f"nothing was started, this one goes on: {text}")
+        return
     if wait:
         print(text, file=sys.stderr)  # before it ends: whoever stops waiting still knows the run
         run |= cluster.wait(run["run_id"], endpoint, namespace, lambda state: print(state, file=sys.stderr))
         text = f"{run['run_name']}: {run['state']}" + (f": {run['error']}" if run["error"] else "")
     print_result(run, as_json, text)
-    if wait and run["state"] != cluster.SUCCEEDED:
+    if wait and run["state"] != SUCCEEDED:
         raise typer.Exit(1)

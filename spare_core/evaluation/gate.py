@@ -159,6 +159,11 @@ class Reason:
     concept: str = ""
 
 
+_HARM: Final = {"max_ira_loss", "max_cra_loss", "max_concept_loss", "max_fid_rise", "max_mean_drift", "max_drift",
+                "max_drift_of", "max_damaged"}  # fmt: skip
+"""The rules about what is kept."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Passed only if every rule is."""
@@ -181,6 +186,12 @@ class Verdict:
         """The erased concepts that do not meet a rule about themselves."""
         failing = (reason.concept for reason in self.reasons if not reason.passed)
         return tuple(dict.fromkeys(concept for concept in failing if concept))
+
+    @property
+    def harm(self) -> bool:
+        """Whether it is refused, and for nothing but what became of what is kept."""
+        failing = {reason.rule for reason in self.reasons if not reason.passed}
+        return bool(failing) and failing <= _HARM
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, schema ``spare.verdict/1``."""

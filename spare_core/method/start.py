@@ -19,11 +19,10 @@ from spare_core.method.settings import EraseSettings
 from spare_core.method.solve import Encoder, overwrite, prompt_moments, scale, solvable
 from spare_core.models.denoiser import Denoiser
 
-_RIDGE: Final = 0.2
-_FACTOR: Final = 4.0
-_FACTOR_OF_A_LIST: Final = 2.0
-"""Where the search for the ridge starts, for one concept, and the ratio of neighbours; at its end the two between them
-and the best are tried. Of a long list half the ridge is too much, and twice that too little."""
+_RIDGE, _FACTOR = 0.2, 4.0
+_RIDGE_OF_A_LIST, _FACTOR_OF_A_LIST = 0.1, 2.0
+"""Where the search for the ridge starts, in units of :func:`scale`, and the ratio of neighbours; at its end the two
+between them and the best are tried. Of a long list half the ridge is too much, and twice that too little."""
 _RANGE: Final = (1e-3, 1e5)
 _KEYS: Final = 0.5
 """Ridge of the keys, for one concept. Values make up for what keys do wrong: it matters little."""
@@ -97,7 +96,8 @@ def best_start(
     def cost(ridge: float) -> float:
         return solved(ridge).measured.cost(settings.drift_price)
 
-    factor = _FACTOR_OF_A_LIST if asked_once(len(erasures.names), settings) else _FACTOR
-    best = climb(cost, _RIDGE * scale(erasures), (factor, 1 / factor), _RANGE)
+    many = asked_once(len(erasures.names), settings)
+    ridge, factor = (_RIDGE_OF_A_LIST, _FACTOR_OF_A_LIST) if many else (_RIDGE, _FACTOR)
+    best = climb(cost, ridge * scale(erasures), (factor, 1 / factor), _RANGE)
     best = min((best, best * factor**0.5, best * factor**-0.5), key=cost)
     return min(untouched, solved(best), key=lambda start: start.measured.cost(settings.drift_price))

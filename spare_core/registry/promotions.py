@@ -139,6 +139,7 @@ def _ask(desk: _Desk, version: int, policy: Policy, force: bool) -> _Permit:
             f"{'; '.join(verdict.refusals)}. Promote another, or force this one with --force and a reason",
             verdict.refusals,
             verdict.concepts,
+            verdict.harm,
         )
     check_weights(desk.client, found)
     return _Permit(found, not verdict.passed, policy.sha256, sha256)

@@ -20,19 +20,22 @@ from spare_core.takedown.standings import MADE, active, firsts, names_of, reques
 
 _AMONG: Final = "refused_among"
 """Fact of a request: how many joined the last bundle with it that was refused for who knows which of them."""
+_GENTLER: Final = "refused_for_harm"
+"""Fact of a request: a bundle with it was refused for nothing but what it did to what is kept."""
 
 
 class Wanted(NamedTuple):
     """How the next bundle differs from the champion: ``rows`` join it (:data:`spare_core.runs.request.ROW`), the
     concepts in ``without`` leave it. ``requests`` are those that are done once it is champion; those in ``no_room``
     have to wait for a bundle of a higher rank, those in ``next_time`` for a later run: a bundle with all of them was
-    refused."""
+    refused. ``gentler``: one was refused for the harm that it did, so in this one drift costs more."""
 
     rows: list[dict[str, Any]]
     without: list[str]
     requests: list[str]
     no_room: list[str]
     next_time: list[str]
+    gentler: bool = False
 
 
 class Deployed(NamedTuple):
@@ -63,6 +66,7 @@ def wanted(ledger: Ledger, champion: Deployed, rank: float) -> Wanted:
     made = [one for one in active(ledger) if one.state in MADE]
     refused = [one.facts[_AMONG] for one in made if one.state == "registered" and _AMONG in one.facts]
     most = min(refused) // 2 if refused else math.inf
+    found = found._replace(gentler=any(one.facts.get(_GENTLER) for one in made))
     for one in sorted(made, key=lambda one: str(one.facts["due_at"])):
         names = {*names_of(one)}
         row = _row(one, ledger)
@@ -113,9 +117,11 @@ def claim(ledger: Ledger, requests: list[str], worker: str, minutes: float, fact
 def refuse(ledger: Ledger, worker: str, error: GateRefused) -> None:
     """Enter what the gate's refusal of ``worker``'s bundle means for each request in it.
 
-    Requests whose own concepts are not forgotten in it fail, if they are at most half of all that joined. Where they
-    are more, or what is kept was harmed, or a concept came back that was gone, nobody knows by whom: then the next
-    bundle takes half as many, and so on, until the last one alone is who spoils it.
+    Where only what is kept was harmed, the next bundle is made of the same requests with a higher price of drift: a
+    long list's erasure is a choice between two harms. Requests whose own concepts are not forgotten in it fail, if they
+    are at most half of all that joined. Where they are more, or what is kept was harmed again, or a concept came back
+    that was gone, nobody knows by whom: then the next bundle takes half as many, and so on, until the last one alone is
+    who spoils it.
     """
     ledger.say(lambda: _refused(ledger, worker, error))
 
@@ -126,9 +132,13 @@ def _refused(ledger: Ledger, worker: str, error: GateRefused) -> Iterator[Event]
     spoiling = joined if len(joined) == 1 else [one for one in joined if named & {*names_of(one)}]
     known = len(joined) == 1 or 0 < 2 * len(spoiling) <= len(joined)
     others = ", ".join(one.request_id for one in spoiling)
+    gentler = error.harm and not any(one.facts.get(_GENTLER) for one in joined)
     for one in joined:
         facts: dict[str, Any] = {"worker": worker}
-        if known and one in spoiling:
+        if gentler:
+            state, facts[_GENTLER] = "registered", True
+            reason = f"a bundle with it was refused for what it does to the rest; the next is gentler: {error}"
+        elif known and one in spoiling:
             state, facts["retry"] = "failed", False
             reason = f"the bundle with it is refused: {error}"
         elif known:

@@ -85,9 +85,13 @@ def plan_task(parameters: Mapping[str, Any]) -> Planned:
             taken = work.take_in(ledger, requests, parameters["requested"], deadlines, skip)
             again, most = parameters["retry_failed"], int(parameters["most"])
             chosen = work.plan_open(ledger, pipeline_run_id(), batch.wrong_with, batch.about(), again, most)
+        waiting = sum(one.request_id not in chosen for one in work.open_requests(ledger))
         results |= {
             "requests": chosen, "new": taken.new, "left_out": [*left_out, *taken.left_out], "remarks": remarks,
+            "waiting": waiting,
         }  # fmt: skip
+        if waiting:
+            print(f"{waiting} more are open: the next run's, this one takes {len(chosen)}", flush=True)
         for line in results["left_out"]:
             print(f"left out: {line}", flush=True)
         for line in remarks:
@@ -138,7 +142,7 @@ def gather_task(batch: str) -> Gathered:
                 "the last request was withdrawn, and there is no bundle of nothing: delete the alias champion of "
                 f"{asked.name}, serve the base model, and run this again"
             )
-        parameters = asked.bundle_parameters(found.rows, found.without)
+        parameters = asked.bundle_parameters(found.rows, found.without, found.gentler)
         order, _ = check_order(parameters, (), lambda base: champion)
         busy = claim(ledger, found.requests, pipeline_run_id(), asked.lease_minutes, asked.about())
         if busy:

@@ -78,11 +78,16 @@ def open_requests(ledger: Ledger, again: bool = False) -> list[Standing]:
     return sorted(found, key=lambda one: str(one.facts["due_at"]))
 
 
+MOST: Final = 300
+"""Requests that one run takes: of more, Argo's workflow would not fit into the cluster's database
+(tests/pipelines/test_limits.py). The others are the next run's."""
+
+
 def plan_open(
     ledger: Ledger, worker: str, check: Callable[[TakedownRequest], str], facts: Mapping[str, Any], again: bool,
     most: int,
 ) -> list[str]:  # fmt: skip
-    """Plan what is open; returns the ids, the first due first, at most ``most`` of them (0: all).
+    """Plan what is open; returns the ids, the first due first, at most ``most`` of them (0: as many as a run takes).
 
     What ``check`` finds wrong with a request, in words, makes it fail before any work.
     """
@@ -91,7 +96,7 @@ def plan_open(
     def events() -> Iterable[Event]:
         chosen.clear()
         for one in open_requests(ledger, again):
-            if most and len(chosen) == most:
+            if len(chosen) == (most or MOST):
                 break
             wrong = check(TakedownRequest.model_validate(one.facts["request"]))
             if one.state != "planned" or {**one.facts, **facts} != one.facts:

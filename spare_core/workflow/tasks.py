@@ -290,6 +290,7 @@ def gate_task(order_key: str, policy: str, name: str, version: int) -> dict[str,
                 f"the gate refuses version {version} of {name}: {'; '.join(verdict.refusals)}",
                 verdict.refusals,
                 verdict.concepts,
+                verdict.harm,
             )
         return verdict.as_dict()
 

@@ -58,6 +58,10 @@ def test_the_policy_for_lists_lets_more_be_left_but_no_name_be_drawn(policy: Pol
         assert not judge_figures(changed(path, value), lists).passed
 
 
+OF_WHAT_IS_KEPT = {"max_ira_loss", "max_cra_loss", "max_fid_rise", "max_mean_drift", "max_drift", "max_damaged",
+                   "max_concept_loss"}  # fmt: skip
+
+
 @pytest.mark.parametrize(("path", "value", "rule"), [
     ("per_concept.0.pictures", 11, "min_samples"),
     ("adapted.intervals.ua.0", 0.7, "min_ua"),
@@ -79,6 +83,7 @@ def test_each_rule_refuses_on_its_own(policy: Policy, path: str, value: float, r
     verdict = judge_figures(changed(path, value), policy)
     assert [reason.rule for reason in verdict.reasons if not reason.passed] == [rule]
     assert len(verdict.refusals) == 1
+    assert verdict.harm == (rule in OF_WHAT_IS_KEPT)
 
 
 def test_an_adapter_that_forgot_nothing_is_refused_for_that(policy: Policy) -> None:
@@ -192,7 +197,9 @@ def bundle(**changes: Any) -> dict[str, Any]:
 def test_of_several_concepts_each_must_be_forgotten(policy: Policy) -> None:
     report = bundle()
     assert judge_figures(report, policy).passed
+    assert not judge_figures(report, policy).harm
     report["per_concept"][1]["after"] = {"accuracy": 0.1, "interval": [0.028, 0.301]}
+    assert not judge_figures(report | {"mean_drift": 1.0}, policy).harm, "that, and a concept is left"
     assert judge_figures(report, policy).refusals == ("UA of 'Cat', lower 95 % bound: 0.699; at least 0.75 is needed",)
     assert judge_figures(report, dataclasses.replace(policy, intervals=False)).passed
     del report["per_concept"][1]["after"]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import kfp
 import pytest
@@ -146,12 +147,35 @@ def test_the_result_says_which_run_it_is_and_where_to_see_it(service: RunService
         "pipeline": "stand-in",
         "experiment": "takedowns",
         "url": f"{service.url}/#/runs/details/{run['run_id']}",
+        "started": True,
     }
     assert run["display_name"].startswith("stand-in 20")
     assert run["service_account"] == "spare-run"
     assert run["runtime_config"]["pipeline_root"] == "s3://bucket/dev/artifacts"
     assert run["experiment_id"] == service.experiments[0]["experiment_id"]
     assert service.experiments[0]["display_name"] == "takedowns"
+
+
+def test_none_is_started_beside_one_that_goes_on_if_so_asked(service: RunService, stand_in: Path) -> None:
+    """A batch may take longer than the pod that waits for it."""
+
+    def asked(*further: str) -> dict[str, Any]:
+        done = spare(service, "-f", stand_in, "--unless-running", "--json", *further, "erase=x")
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    first = asked()
+    assert first["started"]
+    for state in ("PENDING", "RUNNING", "CANCELING", "PAUSED", "RUNTIME_STATE_UNSPECIFIED"):
+        service.states = [state]
+        found = asked("--wait")
+        assert (found["started"], found["run_id"]) == (False, first["run_id"])
+    service.states = ["RUNNING"]
+    assert asked("--experiment", "another")["started"]
+    for state in ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"):
+        service.states = [state]
+        assert asked()["started"]
+    assert len(service.runs) == 6
 
 
 def test_wrong_parameters_are_told_before_anything_is_asked(service: RunService, stand_in: Path) -> None:

@@ -107,6 +107,8 @@ class RunService:
             return self._found_experiments(request.query)
         if (method, name) == ("POST", "experiments"):
             return self._new_experiment(request.body)
+        if (method, name) == ("GET", "runs"):
+            return self._latest_runs(request.query)
         if (method, name) == ("POST", "runs"):
             return self._new_run(request.body)
         if (method, name) == ("GET", "recurringruns"):
@@ -143,6 +145,12 @@ class RunService:
         _check_parameters(_pipeline(body["pipeline_spec"]), body["runtime_config"].get("parameters", {}))
         self.runs.append({**body, "run_id": str(uuid.uuid4()), "created_at": _now(), "storage_state": "AVAILABLE"})
         return {**self.runs[-1], "state": "PENDING"}
+
+    def _latest_runs(self, query: dict[str, str]) -> dict[str, Any]:
+        if query.get("sort_by") != "created_at desc" or not 1 <= int(query["page_size"]) <= 200:
+            raise RefusalError(400, f"Invalid list options: {query}")
+        found = [run for run in self.runs if run["experiment_id"] == query["experiment_id"]]
+        return {"runs": [self._run(run["run_id"]) for run in reversed(found)]} if found else {}
 
     def _found_schedules(self, query: dict[str, str]) -> dict[str, Any]:
         (wanted,) = json.loads(query["filter"])["predicates"]

@@ -22,6 +22,7 @@ from spare_core.store.base import sha256
 from spare_core.takedown import erasing
 from spare_core.takedown.erasing import Chosen, check_pictures, choose
 from spare_core.takedown.parameters import Batch, check_batch
+from spare_core.takedown.work import MOST
 from spare_core.workflow.order import suite_digest
 from tests.takedown.test_lists import request
 
@@ -117,6 +118,15 @@ def test_a_batch_is_read_back_and_names_the_bundle_of_its_model() -> None:
             Batch.from_json(text)
 
 
+@pytest.mark.parametrize(("given", "gentle"), [({}, 6.0), ({"drift_price": 5, "rank": 8}, 7.5)])
+def test_in_a_gentler_bundle_drift_costs_half_as_much_again(given: dict[str, Any], gentle: float) -> None:
+    batch = check_batch({**GIVEN, "bundle_settings": given})
+    assert batch.bundle_parameters([], [])["settings"] == given
+    asked = batch.bundle_parameters([], [], gentler=True)["settings"]
+    assert asked == {**given, "drift_price": gentle}
+    EraseSettings.from_mapping(asked)
+
+
 @pytest.mark.parametrize(("given", "of_bundle"), [("", ""), ("", "default"), ("default", "")])
 def test_a_batch_without_a_policy_takes_that_of_the_environment(
     given: str, of_bundle: str, monkeypatch: pytest.MonkeyPatch
@@ -163,6 +173,12 @@ def test_everything_wrong_with_the_parameters_is_told_at_once() -> None:
                  "none.yaml", "nil.yaml", "zone is 'Berlin'", "lease_minutes is 0",
                  "skip_invalid is 'yes'"):  # fmt: skip
         assert part in told, part
+
+
+def test_a_batch_takes_no_more_than_a_run_holds() -> None:
+    check_batch({**GIVEN, "most": float(MOST)})
+    with pytest.raises(SettingsError, match="most is 301; allowed: 0 to 300, as many as a run holds"):
+        check_batch({**GIVEN, "most": MOST + 1.0})
 
 
 @given(st.text(max_size=40), st.text(max_size=20))

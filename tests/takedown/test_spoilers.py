@@ -11,7 +11,7 @@ import pytest
 from spare_core.errors import GateRefused
 from spare_core.store import Store, open_store
 from spare_core.takedown import work
-from spare_core.takedown.bundling import claim, refuse, settle, wanted
+from spare_core.takedown.bundling import Wanted, claim, refuse, settle, wanted
 from spare_core.takedown.ledger import Ledger
 from spare_core.workflow.environment import RUN_ID, STORE
 from spare_core.workflow.keeping import keeping
@@ -38,8 +38,9 @@ def register(store: Store, *concepts: str) -> None:
         work.take_down(ledger, request_id, "anna", 1.0, stub.erase)
 
 
-def night(store: Store, worker: str, gate: Gate) -> list[str]:
-    """One run's bundle, as *gather*, *gate* and *close* make it of the ledger; which requests joined it."""
+def night(store: Store, worker: str, gate: Gate, harm: bool = False) -> list[str]:
+    """One run's bundle, as *gather*, *gate* and *close* make it of the ledger; which requests joined it. A refusal is
+    for ``harm`` to what is kept alone, or not."""
     champion, ledger = stub.Champion(store), Ledger(store, worker)
     version, rows = champion.read()
     found = wanted(ledger, champion.deployed(), stub.RANK)
@@ -49,7 +50,7 @@ def night(store: Store, worker: str, gate: Gate) -> list[str]:
         if named is None:
             champion.promote(version, [*rows, *found.rows])
         else:
-            refuse(ledger, worker, GateRefused("too much is left", ["a rule"], named))
+            refuse(ledger, worker, GateRefused("too much is left", ["a rule"], named, harm))
     settle(Ledger(store, worker), champion.deployed(), worker, "the bundle was not promoted")
     return found.requests
 
@@ -65,6 +66,23 @@ def test_a_request_whose_concept_stays_fails_and_the_next_bundle_is_without_it(s
     assert [one.request_id for one in work.open_requests(ledger, again=True)] == ["R-2"]
     assert night(store, "run-2", lambda erased: None) == ["R-1", "R-3"]
     assert states(store) == {"R-1": "done", "R-2": "failed", "R-3": "done"}
+
+
+def test_a_bundle_that_harms_the_rest_is_made_again_gentler_before_it_takes_fewer(store: Store) -> None:
+    register(store, *"abcd")
+    everybody = ["R-1", "R-2", "R-3", "R-4"]
+
+    def next_one() -> Wanted:
+        return wanted(Ledger(store, "reader"), stub.Champion(store).deployed(), stub.RANK)
+
+    assert not next_one().gentler
+    assert night(store, "run-1", lambda erased: (), harm=True) == everybody
+    assert (next_one().gentler, next_one().requests) == (True, everybody)
+    assert "the next is gentler" in Ledger(store, "reader").standing("R-1").facts["reason"]
+    assert night(store, "run-2", lambda erased: (), harm=True) == everybody
+    assert night(store, "run-3", lambda erased: None) == ["R-1", "R-2"]
+    assert (next_one().gentler, next_one().requests) == (True, ["R-3", "R-4"]), "what was learnt holds for its growth"
+    assert night(store, "run-4", lambda erased: None) == ["R-3", "R-4"]
 
 
 @pytest.mark.parametrize("spoiler", [f"concept {i}" for i in range(1, 9)])

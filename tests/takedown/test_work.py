@@ -83,6 +83,19 @@ def test_a_failure_of_the_machine_is_tried_again_a_few_times(store: Store) -> No
     assert work.plan_open(ledger, "w", lambda one: "", {}, again=True, most=0) == ["R-1"]
 
 
+def test_a_run_takes_as_many_as_it_holds_and_leaves_the_rest_open(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "MOST", 2)
+    ledger = Ledger(store, "anna")
+    work.take_in(ledger, asked("Cat", "Tower", "Bear"), "list", stub.DAYS, skip=False)
+    assert work.plan_open(ledger, "w", lambda one: "", {}, again=False, most=0) == ["R-1", "R-2"]
+    assert [one.request_id for one in work.open_requests(ledger)] == ["R-1", "R-2", "R-3"]
+    for request_id in ("R-1", "R-2"):
+        work.take_down(ledger, request_id, "w", 1.0, stub.erase)
+    assert work.plan_open(ledger, "w", lambda one: "", {}, again=False, most=0) == ["R-3"]
+
+
 def test_what_is_wrong_with_a_request_is_known_before_any_work(store: Store) -> None:
     ledger = Ledger(store, "anna")
     work.take_in(ledger, asked("Cat", "Tower"), "list", stub.DAYS, skip=False)
