@@ -28,6 +28,7 @@ pipelines: $(STAMP) ## compile the pipelines, for your registry with IMAGE=regis
 		--profile $(PROFILE) --resources k8s/components/pipelines/$$name.yaml || exit 1; done
 	SPARE_IMAGE="$(IMAGE)" $(BIN)/python -W ignore -m k8s.argo --profile $(PROFILE)
 	$(BIN)/python -W ignore -m components.readme
+	$(BIN)/python -m k8s.control_plane
 
 # Processes of one thread each: torch's own threads would slow each other down. One more than two cores: many wait.
 test: $(STAMP) ## run all tests, eight minutes or so on two cores

@@ -28,7 +28,8 @@ class Wanted(NamedTuple):
     """How the next bundle differs from the champion: ``rows`` join it (:data:`spare_core.runs.request.ROW`), the
     concepts in ``without`` leave it. ``requests`` are those that are done once it is champion; those in ``no_room``
     have to wait for a bundle of a higher rank, those in ``next_time`` for a later run: a bundle with all of them was
-    refused. ``gentler``: one was refused for the harm that it did, so in this one drift costs more."""
+    refused. ``gentler``: one was refused for the harm that it did, so in this one drift costs more. ``names``: how many
+    names all of these have."""
 
     rows: list[dict[str, Any]]
     without: list[str]
@@ -36,6 +37,7 @@ class Wanted(NamedTuple):
     no_room: list[str]
     next_time: list[str]
     gentler: bool = False
+    names: int = 0
 
 
 class Deployed(NamedTuple):
@@ -66,7 +68,7 @@ def wanted(ledger: Ledger, champion: Deployed, rank: float) -> Wanted:
     made = [one for one in active(ledger) if one.state in MADE]
     refused = [one.facts[_AMONG] for one in made if one.state == "registered" and _AMONG in one.facts]
     most = min(refused) // 2 if refused else math.inf
-    found = found._replace(gentler=any(one.facts.get(_GENTLER) for one in made))
+    waiting = sum(len(part.names) for part in champion.erasures or () if part.concept not in found.without)
     for one in sorted(made, key=lambda one: str(one.facts["due_at"])):
         names = {*names_of(one)}
         row = _row(one, ledger)
@@ -76,10 +78,11 @@ def wanted(ledger: Ledger, champion: Deployed, rank: float) -> Wanted:
         there = len(parts) == 1 and {*map(normalise, parts[0].names)} == names
         if there and same_concept(parts[0].surrogate, row["surrogate"]):
             continue
+        needed = len(names) - sum(len(part.names) for part in parts)
+        waiting += needed
         if len(found.requests) >= most:
             found.next_time.append(one.request_id)
             continue
-        needed = len(names) - sum(len(part.names) for part in parts)
         if needed > room:
             found.no_room.append(one.request_id)
             continue
@@ -90,7 +93,7 @@ def wanted(ledger: Ledger, champion: Deployed, rank: float) -> Wanted:
     erased = {normalise(name) for row in found.rows for name in (row["concept"], *row["aliases"])} | kept.keys()
     for row in found.rows:
         row["keep"] = [name for name in row["keep"] if normalise(name) not in erased]
-    return found
+    return found._replace(gentler=any(one.facts.get(_GENTLER) for one in made), names=waiting)
 
 
 def _row(one: Standing, ledger: Ledger) -> dict[str, Any] | None:

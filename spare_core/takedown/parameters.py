@@ -30,6 +30,7 @@ from spare_core.takedown.times import read_zone
 from spare_core.takedown.work import MOST
 from spare_core.workflow.environment import policy_for
 from spare_core.workflow.order import (
+    BUNDLE_RANK,
     Order,
     checked_suite,
     shape_problems,
@@ -120,11 +121,13 @@ class Batch:
         return Order(request_id, request, self.suite, self.suite_sha256, self.seeds)
 
     def bundle_parameters(
-        self, rows: Sequence[Mapping[str, Any]], without: Sequence[str], gentler: bool = False
+        self, rows: Sequence[Mapping[str, Any]], without: Sequence[str], gentler: bool = False, room: int = 0
     ) -> dict[str, Any]:
         """The parameters of ``pipelines/bundle.yaml`` for what the ledger wants; ``gentler``: drift costs half as much
-        again."""
+        again. ``room``: so many names wait for a first bundle, whose rank all later ones have."""
         settings = dict(self.bundle_settings)
+        if room:
+            settings["rank"] = EraseSettings.from_mapping(settings).for_names(room, BUNDLE_RANK).rank
         if gentler:
             settings["drift_price"] = _GENTLER * settings.get("drift_price", EraseSettings().drift_price)
         return {

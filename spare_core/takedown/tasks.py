@@ -142,7 +142,8 @@ def gather_task(batch: str) -> Gathered:
                 "the last request was withdrawn, and there is no bundle of nothing: delete the alias champion of "
                 f"{asked.name}, serve the base model, and run this again"
             )
-        parameters = asked.bundle_parameters(found.rows, found.without, found.gentler)
+        room = 0 if champion else found.names
+        parameters = asked.bundle_parameters(found.rows, found.without, found.gentler, room)
         order, _ = check_order(parameters, (), lambda base: champion)
         busy = claim(ledger, found.requests, pipeline_run_id(), asked.lease_minutes, asked.about())
         if busy:

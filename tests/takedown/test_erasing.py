@@ -127,6 +127,13 @@ def test_in_a_gentler_bundle_drift_costs_half_as_much_again(given: dict[str, Any
     EraseSettings.from_mapping(asked)
 
 
+def test_a_first_bundle_has_room_for_all_that_wait_even_if_it_takes_half_of_them() -> None:
+    """Its rank is that of all later ones."""
+    for settings, names, rank in (({}, 28, 32), ({}, 57, 64), ({"rank": 24}, 57, 24)):
+        batch = check_batch({**GIVEN, "bundle_settings": settings})
+        assert batch.bundle_parameters([], [], room=names)["settings"] == {"rank": rank}
+
+
 @pytest.mark.parametrize(("given", "of_bundle"), [("", ""), ("", "default"), ("default", "")])
 def test_a_batch_without_a_policy_takes_that_of_the_environment(
     given: str, of_bundle: str, monkeypatch: pytest.MonkeyPatch

@@ -77,9 +77,10 @@ def test_a_bundle_that_harms_the_rest_is_made_again_gentler_before_it_takes_fewe
 
     assert not next_one().gentler
     assert night(store, "run-1", lambda erased: (), harm=True) == everybody
-    assert (next_one().gentler, next_one().requests) == (True, everybody)
+    assert (next_one().gentler, next_one().requests, next_one().names) == (True, everybody, 4)
     assert "the next is gentler" in Ledger(store, "reader").standing("R-1").facts["reason"]
     assert night(store, "run-2", lambda erased: (), harm=True) == everybody
+    assert (next_one().requests, next_one().names) == (["R-1", "R-2"], 4), "whose rank has room for the others, too"
     assert night(store, "run-3", lambda erased: None) == ["R-1", "R-2"]
     assert (next_one().gentler, next_one().requests) == (True, ["R-3", "R-4"]), "what was learnt holds for its growth"
     assert night(store, "run-4", lambda erased: None) == ["R-3", "R-4"]
