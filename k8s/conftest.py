@@ -11,7 +11,7 @@ import yaml
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-OVERLAYS = ("dev", "prod", "argo")
+OVERLAYS = ("dev", "prod", "eks", "argo")
 POD_OWNERS = {"Deployment", "Job", "CronJob", "CronWorkflow"}
 
 

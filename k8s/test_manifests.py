@@ -161,8 +161,10 @@ def test_roles_name_what_they_are_for(objects):
             if {"secrets", "configmaps"} & set(rule["resources"]):
                 assert rule["resourceNames"]
     assert not named(objects, "ClusterRole")
-    bound = {subject["name"] for binding in named(objects, "RoleBinding").values() for subject in binding["subjects"]}
-    assert bound <= named(objects, "ServiceAccount").keys()
+    bound = [subject for binding in named(objects, "RoleBinding").values() for subject in binding["subjects"]]
+    accounts = {subject["name"] for subject in bound if subject["kind"] == "ServiceAccount"}
+    assert accounts <= named(objects, "ServiceAccount").keys()
+    assert {one["name"] for one in bound if one["kind"] == "Group"} <= {"spare-promoters", "spare-operators"}
 
 
 # --- What the pipelines name, and what is there
@@ -249,6 +251,39 @@ def test_every_secret_that_something_reads_comes_from_the_store_and_none_for_not
         for key in re.findall(r"--from-(?:literal|file)=([\w.]+)", command)
     }
     assert by_hand == read
+
+
+def test_admission_knows_which_accounts_are_of_runs_and_covers_all(prod):
+    policy = named(prod, "ValidatingAdmissionPolicy")["spare-pods"]["spec"]
+    (of_runs,) = (one["expression"] for one in policy["variables"] if one["name"] == "ofRuns")
+    (binding,) = (one for name, one in named(prod, "RoleBinding").items() if name == "spare-run")
+    assert set(re.findall(r"'(.+?)'", of_runs)) == {subject["name"] for subject in binding["subjects"]}
+    assert all(name.startswith("spare-") for name in named(prod, "ServiceAccount"))
+    for name, binding in named(prod, "ValidatingAdmissionPolicyBinding").items():
+        assert binding["spec"]["policyName"] == name
+        (namespace,) = binding["spec"]["matchResources"]["namespaceSelector"]["matchLabels"].values()
+        assert namespace in named(prod, "Namespace")
+    usable = {
+        account
+        for role in named(prod, "Role").values()
+        for rule in role["rules"]
+        if rule["verbs"] == ["use"]
+        for account in rule["resourceNames"]
+    }
+    started_by_hand = {pod["serviceAccountName"] for owner, pod, _ in pods(prod) if owner in BY_HAND}
+    assert usable == {*started_by_hand, "spare-schedule"}
+
+
+def test_on_eks_an_account_has_a_role_and_no_key():
+    eks = list(yaml.safe_load_all(render("eks")))
+    roles = {
+        name: account["metadata"]["annotations"].get("eks.amazonaws.com/role-arn", "").rpartition("/")[2]
+        for name, account in named(eks, "ServiceAccount").items()
+    }
+    with_rights = {f"spare-{path.stem}" for path in (HERE / "aws" / "iam").glob("*.json")}
+    assert roles == {name: name if name in with_rights else "" for name in roles}
+    assert not [name for name in named(eks, "ExternalSecret") if "s3" in name]
+    assert "secretRef" not in named(eks, "ConfigMap")["kfp-launcher"]["data"]["providers"]
 
 
 def test_no_duty_has_the_keys_of_another(objects):

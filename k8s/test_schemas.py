@@ -14,7 +14,8 @@ SCHEMAS = ROOT.parent / "shared" / "crds"
 KUBERNETES = ("1.30.0", "1.34.0")
 """The oldest release that is still seen in clusters, and a recent one."""
 ARGO = "argoproj.io/v1alpha1"
-BUILT_IN = {"v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "policy/v1", "rbac.authorization.k8s.io/v1"}
+BUILT_IN = {"v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "policy/v1", "rbac.authorization.k8s.io/v1",
+            "admissionregistration.k8s.io/v1"}  # fmt: skip
 
 
 @pytest.mark.parametrize("release", KUBERNETES)
