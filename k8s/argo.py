@@ -26,10 +26,10 @@ from pipelines.platform import (
     PROFILES,
     PULL_POLICY,
     QUEUE,
-    SECRETS,
     USER,
     Profile,
 )
+from spare_core.workflow.secrets import SECRETS
 
 OUTPUT: Final = Path(__file__).parent / "components" / "argo" / "takedown.yaml"
 _HOURS: Final = 22
@@ -51,6 +51,7 @@ def cron_workflow(profile: Profile) -> CronWorkflow:
             f"--output={CACHE_PATH}/takedowns",
         ],
         env_from=[ConfigMapEnvFrom(name=CONFIG, prefix=None), ConfigMapEnvFrom(name="spare-takedown", prefix=None)],
+        # Its command holds nothing but names of this environment: nobody's words, which Kubernetes could expand.
         env=[
             SecretEnv(name=variable, secret_name=secret, secret_key=key, optional=True)
             for secret, variables in SECRETS.items()

@@ -13,6 +13,7 @@ from k8s.conftest import HERE, ROOT, containers, executors, images, named, pods,
 from pipelines import platform
 from spare_core.evaluation.gate import DEFAULT, POLICIES
 from spare_core.registry.naming import check_name
+from spare_core.workflow.secrets import FOLDER, SECRETS
 
 BY_HAND = {"Job spare-promote"}
 """What k8s/examples holds."""
@@ -222,12 +223,12 @@ def test_every_configuration_map_that_a_pod_names_is_there_and_every_one_is_name
 
 
 def test_every_secret_that_something_reads_comes_from_the_store_and_none_for_nothing(prod, compiled):
-    read = {
-        (source["secretName"], pair["secretKey"])
-        for executor in executors(compiled)
-        for source in executor["secretAsEnv"]
-        for pair in source["keyToEnv"]
-    }
+    for executor in executors(compiled):
+        assert "secretAsEnv" not in executor, "Kubernetes would expand it in what people wrote"
+        mounted = {source["secretName"]: source["mountPath"] for source in executor["secretAsVolume"]}
+        assert mounted == {secret: str(FOLDER / secret) for secret in SECRETS}
+        assert all(source["optional"] for source in executor["secretAsVolume"])
+    read = {(secret, key) for secret, variables in SECRETS.items() for key in variables}
     for _, pod, container in containers(prod):
         for variable in container.get("env", []):
             if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
@@ -293,7 +294,7 @@ def test_no_duty_has_the_keys_of_another(objects):
         for variable in container.get("env", []):
             if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
                 readers.setdefault(reference["name"], set()).add(pod["serviceAccountName"])
-    runs = set(platform.SECRETS)  # of tasks, and of Argo's one pod for them
+    runs = set(SECRETS)  # of tasks, and of Argo's one pod for them
     assert {name: accounts for name, accounts in readers.items() if len(accounts) > 1} == {}
     assert all(accounts == {"spare-takedown"} for name, accounts in readers.items() if name in runs)
 
@@ -334,9 +335,7 @@ def test_argos_workflow_is_what_it_is_made_of_and_one_that_its_models_take(compi
         (variable["name"], *(variable["valueFrom"]["secretKeyRef"][name] for name in ("name", "key")))
         for variable in template["container"]["env"]
     }
-    assert secrets == {
-        (variable, secret, key) for secret, pairs in platform.SECRETS.items() for key, variable in pairs.items()
-    }
+    assert secrets == {(variable, secret, key) for secret, pairs in SECRETS.items() for key, variable in pairs.items()}
 
 
 def test_every_claim_and_queue_is_there_and_used(prod, compiled):

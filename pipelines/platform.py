@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from kfp import kubernetes
 
+from spare_core.workflow.secrets import FOLDER, SECRETS
+
 IMAGE: Final = os.environ.get("SPARE_IMAGE") or "spare:0.1.0"
 """What every task runs in: SPARE with its dependencies, nothing is installed when a task starts. Built from the
 Dockerfile and pushed to your own registry."""
@@ -25,12 +27,6 @@ CONFIG_VARIABLES: Final = (
 )  # fmt: skip
 """The last three name folders below CACHE_PATH. They are not set here, because a task's own variables would hold where
 the same pipeline runs locally, too."""
-SECRETS: Final = {
-    "spare-s3": {"access_key_id": "AWS_ACCESS_KEY_ID", "secret_access_key": "AWS_SECRET_ACCESS_KEY"},
-    "spare-mlflow": {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"},
-    "spare-hub": {"token": "HF_TOKEN"},
-}
-"""Secret -> its keys and the environment variables they become; a secret that is not there is no error."""
 CACHE_CLAIM: Final = "spare-model-cache"
 """PersistentVolumeClaim, ReadWriteMany, for base models and for checkpoints that outlive a pod."""
 CACHE_PATH: Final = "/var/cache/spare"
@@ -123,8 +119,8 @@ def _everywhere(task: Any, profile: Profile, minutes: int) -> None:
     kubernetes.add_pod_label(task, *OURS)
     kubernetes.use_field_path_as_env(task, "SPARE_RUN_ID", "metadata.labels['pipeline/runid']")
     kubernetes.use_config_map_as_env(task, CONFIG, {name: name for name in CONFIG_VARIABLES}, optional=True)
-    for secret, variables in SECRETS.items():
-        kubernetes.use_secret_as_env(task, secret, variables, optional=True)
+    for secret in SECRETS:
+        kubernetes.use_secret_as_volume(task, secret, str(FOLDER / secret), optional=True)
     kubernetes.mount_pvc(task, CACHE_CLAIM, CACHE_PATH)
     kubernetes.use_config_map_as_volume(task, POLICIES, POLICIES_PATH, optional=True)
     # So that nothing is ever written to the root file system, which then may be read-only.

@@ -17,6 +17,7 @@ from spare_core.errors import InputError, RegistryUnavailable, StoreUnavailable
 from spare_core.registry.client import check_server
 from spare_core.workflow.environment import STORE, open_run_store
 from spare_core.workflow.events import reported
+from spare_core.workflow.secrets import read_secrets
 
 WAIT: Final = "SPARE_WAIT_SECONDS"
 """How long a task waits for MLflow and the store before it fails; without it, not at all."""
@@ -37,13 +38,14 @@ def task_of(stage: str) -> Iterator[dict[str, Any]]:
 
 
 def await_services() -> None:
-    """Until MLflow and, where one is set, the store answer.
+    """With the keys that are mounted, until MLflow and, where one is set, the store answer.
 
     Raises:
-        InputError: if the environment says no number of seconds.
+        InputError: if the environment says no number of seconds, or a key cannot be read.
         RegistryUnavailable, StoreUnavailable: if one of them did not, for so long.
         RegistryError, StoreError: at once, if one refuses, or is something else.
     """
+    read_secrets()
     patience = _patience()
     deadline = time.monotonic() + patience
     for look in itertools.count():

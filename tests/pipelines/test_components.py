@@ -14,7 +14,8 @@ import yaml
 
 from components.readme import ROOT, component, names, readme
 from pipelines.definition import BUNDLE, OWN, SPARE, TAKEDOWN, read_definition
-from pipelines.platform import PROFILES, SECRETS
+from pipelines.platform import PROFILES
+from spare_core.workflow.secrets import SECRETS
 
 STAGES = ["validate", "prepare", "timesteps", "saliency", "distill", "evaluate", "register", "gate", "promote"]
 BUNDLES = ["collect", "compose", "evaluate", "register", "gate", "promote"]
@@ -119,7 +120,8 @@ def test_each_profile_compiles_and_asks_for_what_it_says(
         assert [mount["mountPath"] for mount in asked[name]["emptyDirMounts"]] == ["/tmp"]
     for each in asked.values():
         assert int(each["activeDeadlineSeconds"]) > 0
-        assert {secret["secretName"] for secret in each["secretAsEnv"]} == {*SECRETS}
+        assert {secret["secretName"] for secret in each["secretAsVolume"]} == {*SECRETS}
+        assert "secretAsEnv" not in each, "Kubernetes would expand it in what people wrote"
 
 
 def tasks(committed: Path) -> dict[str, dict[str, Any]]:
