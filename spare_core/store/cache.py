@@ -48,7 +48,7 @@ def cache_folder() -> Path:
         raise StorageError("this user has no home folder to keep a cache in; set SPARE_CACHE") from None
 
 
-def keep_within_limit() -> None:
+def _keep_within_limit() -> None:
     """Remove what was used longest ago of what was fetched, and of what was made of it, where a limit is set."""
     shrink(cache_folder() / "s3", cache_folder() / SINGLE_FILES)
 
@@ -97,18 +97,35 @@ def _fetch(
         raise ObjectMissing(f"there is nothing at {address.uri}{which}; check bucket and prefix, or upload it first")
     home = cache_folder() / "s3" / short_digest([store.host, address.uri])
     ready = home / short_digest([list(entry) for entry in found.values()])
+
+    def fill(folder: Path) -> None:
+        download(store, found, folder, on_progress)
+        _prune(folder, found)
+
+    filled(ready, lambda: _is_whole(ready, found), fill)
+    return ready / single if single else ready
+
+
+def filled(ready: Path, is_whole: Callable[[], bool], fill: Callable[[Path], None]) -> Path:
+    """The folder ``ready`` of the cache, which this process uses from now on. Where it is not whole, ``fill`` fills
+    another one beside it, which may hold what an earlier one left there, and which then takes its name; one process at
+    a time.
+
+    Raises:
+        StorageError: if the disk would not take it.
+    """
+    home = ready.parent
     with disk_errors(home):
         use(ready)
-    if not _is_whole(ready, found):
+    if not is_whole():
         with disk_errors(home), exclusive(home / "lock"):
-            if not _is_whole(ready, found):
+            if not is_whole():
                 shutil.rmtree(ready, ignore_errors=True)
-                download(store, found, home / "filling", on_progress)
-                _prune(home / "filling", found)
+                fill(home / "filling")
                 (home / "filling").rename(ready)
         with disk_errors(home):
-            keep_within_limit()
-    return ready / single if single else ready
+            _keep_within_limit()
+    return ready
 
 
 def _is_whole(ready: Path, found: Mapping[str, Entry]) -> bool:

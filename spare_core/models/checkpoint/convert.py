@@ -19,9 +19,7 @@ from spare_core.models.checkpoint.configs import TEXT_MODELS, component_configs,
 from spare_core.models.checkpoint.layout import OPEN_CLIP, UNET, VAE, XL_OPEN_CLIP, Layout, read_layout
 from spare_core.models.clip_tokenizer import END, clip_merges, vocabulary, write_tokenizer
 from spare_core.models.digest import DTYPES, plain_name
-from spare_core.store.cache import SINGLE_FILES, cache_folder, keep_within_limit, short_digest
-from spare_core.store.disk import disk_errors, exclusive
-from spare_core.store.eviction import use
+from spare_core.store.cache import SINGLE_FILES, cache_folder, filled, short_digest
 
 if TYPE_CHECKING:
     import torch
@@ -51,22 +49,16 @@ def as_directory(file: Path) -> Path:
     beside = file.with_suffix(".yaml")
     key = [_FORM, str(file.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ino,
            beside.read_bytes().hex() if beside.is_file() else ""]  # fmt: skip
-    home = cache_folder() / SINGLE_FILES / short_digest(key[:2])
-    ready = home / short_digest(key)
+    ready = cache_folder() / SINGLE_FILES / short_digest(key[:2]) / short_digest(key)
     described = None if ready.is_dir() else _described(file)  # refused before anything is written
-    with disk_errors(home):
-        use(ready)
-    if ready.is_dir():
-        return ready
-    with disk_errors(home), exclusive(home / "lock"):
-        if not ready.is_dir():
-            layout, configs = described or _described(file)
-            shutil.rmtree(home / "filling", ignore_errors=True)
-            (home / "filling").mkdir(parents=True)
-            _convert(layout, configs, home / "filling")
-            (home / "filling").rename(ready)
-        keep_within_limit()
-    return ready
+
+    def fill(folder: Path) -> None:
+        layout, configs = described or _described(file)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _convert(layout, configs, folder)
+
+    return filled(ready, ready.is_dir, fill)
 
 
 def _described(file: Path) -> tuple[Layout, dict[str, dict[str, Any]]]:
