@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from click.testing import Result
@@ -11,16 +10,12 @@ from typer.testing import CliRunner
 
 from pipelines.definition import TAKEDOWN, read_definition
 from spare_core.cli.root import app
-from tests.pipelines.test_submit import no_settings_of_this_machine  # noqa: F401
-from tests.support.run_service import RunService, run_service
+from tests.support.run_service import RunService
+
+pytest_plugins = ("tests.support.cluster_fixtures",)
+pytestmark = pytest.mark.usefixtures("no_settings_of_this_machine")
 
 NIGHTLY = ("--cron", "0 0 2 * * *", "model=s3://bucket/model")
-
-
-@pytest.fixture
-def service() -> Iterator[RunService]:
-    with run_service() as running:
-        yield running
 
 
 def schedule(service: RunService, *arguments: str, source: str = "s3://bucket/lists/") -> Result:
