@@ -52,7 +52,7 @@ COPY pipelines pipelines
 # Below /build/own as it will lie below /: so the final image has SPARE in a small layer over that of its dependencies.
 RUN tools/bin/pip wheel --quiet --no-deps --no-index --no-build-isolation --wheel-dir dist . \
     && tools/bin/pip --python /opt/spare/bin/python install --quiet --no-deps --no-index --root /build/own dist/*.whl
-COPY serving/__init__.py serving/following.py serving/server.py own/srv/serving/
+COPY serving own/srv/serving
 
 FROM python AS final
 ARG BASE

@@ -86,6 +86,21 @@ def test_imports_point_downwards_only(module: str) -> None:
             assert FLOOR[room(imported)] < FLOOR[own], f"{module} imports {imported}, which is not below it"
 
 
+def test_the_image_holds_what_its_servers_import() -> None:
+    """Not the servers for trying things out, which need what tests need."""
+    left_out = {
+        f"serving.{Path(line).stem}"
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("serving/")
+    }
+    assert left_out == {"serving.demo_services", "serving.services"}
+    for path in (ROOT / "serving").glob("*.py"):
+        if f"serving.{path.stem}" not in left_out:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            named = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+            assert not named & left_out, path
+
+
 def test_modules_do_not_import_each_other_in_a_circle() -> None:
     edges = {m: {name for name in imports(m, types_too=False) if name in MODULES} for m in MODULES if room(m)}
     left = dict(edges)
