@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ PIPELINES = HERE.parent / "pipelines"
 README = HERE / "README.md"
 _WHATEVER = "ALL_UPSTREAM_TASKS_COMPLETED"
 _MARKS = "<!-- what runs: python -m k8s.control_plane -->\n", "<!-- end of what runs -->"
-SUCCEEDED, FAILED, OMITTED, SKIPPED = "Succeeded", "Failed", "Omitted", "Skipped"
+SUCCEEDED, FAILED, OMITTED = "Succeeded", "Failed", "Omitted"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,6 @@ class Step:
     name: str
     template: str
     depends: tuple[str, ...] = ()
-    conditional: bool = False
     loop: bool = False
     hook: str = ""
 
@@ -48,7 +48,7 @@ def translated(specification: Mapping[str, Any]) -> Templates:
         """A task is a driver and what it drives; a loop a DAG of a driver and iterations (task, iteratorTask)."""
         component = task["componentRef"]["name"]
         depends = tuple(task.get("dependentTasks", ())) if waits else ()
-        driver, conditional = f"{name}-driver", bool(task.get("triggerPolicy", {}).get("condition"))
+        driver = f"{name}-driver"
         if "parameterIterator" in task:
             around, inside = f"{component}-{name}-iterator", f"{component}-iteration"
             found[around] = [
@@ -60,7 +60,7 @@ def translated(specification: Mapping[str, Any]) -> Templates:
             ]  # fmt: skip
             return [Step(name, around, depends)]
         template = component if "dag" in components[component] else ""
-        return [Step(driver, "", depends), Step(name, template, (driver,), conditional, hook=hook)]
+        return [Step(driver, "", depends), Step(name, template, (driver,), hook=hook)]
 
     def add(name: str, dag: Mapping[str, Any]) -> None:
         """Tasks that wait for whatever comes of others are hooks of these, not tasks of the DAG (DAG, addExitTask)."""
@@ -86,7 +86,8 @@ def translated(specification: Mapping[str, Any]) -> Templates:
 
 @dataclass
 class Run:
-    """A run in which the pods in ``failing`` fail for good, and every loop has ``count`` iterations.
+    """A run in which the pods in ``failing`` fail for good, every condition holds, and every loop has ``count``
+    iterations.
 
     ``ran`` are the pods that ran, by path, with how they ended; ``phase`` is the workflow's.
     """
@@ -105,14 +106,15 @@ class Run:
         in the end a DAG has failed if the last that completed on the way to one of its leaves has."""
         phases: dict[str, str] = {}
         branches: dict[str, str] = {}
-        steps = _in_order(self.templates[template])
-        for step in steps:
+        steps = {step.name: step for step in self.templates[template]}
+        for name in TopologicalSorter({step.name: step.depends for step in steps.values()}).static_order():
+            step = steps[name]
             before = [branches[one] for one in step.depends]
             phases[step.name] = phase = self._step(step, f"{path}/{step.name}", phases)
             inherited = FAILED if FAILED in before else SUCCEEDED
-            branches[step.name] = inherited if phase in (OMITTED, SKIPPED) else phase
-        awaited = {one for step in steps for one in step.depends}
-        return FAILED if FAILED in [branches[step.name] for step in steps if step.name not in awaited] else SUCCEEDED
+            branches[step.name] = inherited if phase == OMITTED else phase
+        awaited = {one for step in steps.values() for one in step.depends}
+        return FAILED if FAILED in [branches[name] for name in steps if name not in awaited] else SUCCEEDED
 
     def _step(self, step: Step, path: str, phases: Mapping[str, str]) -> str:
         """Omitted where one that it depends on did not succeed; its hook runs only if it completed (runOnExitNode), and
@@ -133,20 +135,6 @@ class Run:
         return phase
 
 
-def _in_order(steps: Sequence[Step]) -> list[Step]:
-    """Each after those it depends on."""
-    done: set[str] = set()
-    left = list(steps)
-    ordered: list[Step] = []
-    while left:
-        ready = [step for step in left if done.issuperset(step.depends)]
-        assert ready, f"these wait for one another, or for what is no task: {[step.name for step in left]}"
-        ordered += ready
-        done |= {step.name for step in ready}
-        left = [step for step in left if step.name not in done]
-    return ordered
-
-
 def stage(path: str) -> str:
     """The task of ours that a pod is of, an iteration's with its number; drivers are said to be such."""
     name = path.rpartition("/")[2]
@@ -154,17 +142,21 @@ def stage(path: str) -> str:
     return f"{name} {int(number[-1]) + 1}" if number else name
 
 
+def compiled(name: str) -> Templates:
+    """Argo's DAGs of one of our pipelines."""
+    return translated(next(yaml.safe_load_all((PIPELINES / f"{name}.yaml").read_text())))
+
+
 def what_runs(name: str) -> str:
     """A table in Markdown: for each task of a pipeline, what runs when it fails for good."""
-    templates = translated(next(yaml.safe_load_all((PIPELINES / f"{name}.yaml").read_text())))
-    whole = Run(templates)
-    pods = [path for path in whole.ran if not path.endswith("-driver")]
+    templates = compiled(name)
+    pods = [path for path in Run(templates).ran if not path.endswith("-driver")]
+    runs = {path: Run(templates, frozenset({path})) for path in pods}
     rows = ["| what fails for good | runs all the same | does not run | the run is |", "|---|---|---|---|"]
-    for failing in pods:
-        if stage(failing)[-1] in "23":
+    for failing, run in runs.items():
+        if re.search(r"iterations\([1-9]\)", failing):
             continue  # as of the first request
-        run = Run(templates, frozenset({failing}))
-        before = {path for path in pods if failing not in Run(templates, frozenset({path})).ran}
+        before = {path for path in pods if failing not in runs[path].ran}
         after = [stage(path) for path in pods if path in run.ran and path != failing and path not in before]
         missing = [stage(path) for path in pods if path not in run.ran]
         rows.append(f"| `{stage(failing)}` | {_listed(after)} | {_listed(missing)} | {run.phase} |")

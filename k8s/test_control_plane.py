@@ -7,16 +7,11 @@ import pytest
 import yaml
 from kfp import compiler, dsl
 
-from k8s.control_plane import FAILED, PIPELINES, README, SUCCEEDED, Run, stage, translated, what_runs
+from k8s.control_plane import FAILED, README, SUCCEEDED, Run, compiled, stage, translated, what_runs
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "platform" / "kfp-compiled"
 NAMES = ("spare", "bundle", "takedown")
 ENDINGS = {"spare": "finish", "bundle": "finish", "takedown": "close"}
-IRREVOCABLE = ("register", "promote")
-
-
-def compiled(name):
-    return translated(next(yaml.safe_load_all((PIPELINES / f"{name}.yaml").read_text())))
 
 
 @dsl.component

@@ -26,10 +26,9 @@ from spare_core.models.files import find_model
 from spare_core.models.pipelines import load_pipeline
 from spare_core.registry.log import Entry, made_champion
 from spare_core.registry.models import ADAPTER
-from spare_core.registry.promotions import read_log
+from spare_core.registry.promotions import CHAMPION, read_log
 from spare_core.store import Store
 
-ALIAS = "champion"
 STALE_SECONDS = 900.0
 WEIGHTS = "pytorch_lora_weights.safetensors"
 _log = logging.getLogger(__name__)
@@ -133,7 +132,7 @@ class FollowingPipeline:
             return
         self._seen = time.monotonic()
         if found is None:
-            self._problem = f"{self.name} has no {ALIAS}"
+            self._problem = f"{self.name} has no {CHAMPION}"
             return
         if int(found.version) != self.version:
             with tempfile.TemporaryDirectory() as folder:
@@ -153,14 +152,14 @@ class FollowingPipeline:
             again = self._aliased()
             if again is not None and again.version == found.version:  # it was not moved while the log was read
                 raise LogDamaged(
-                    f"{ALIAS} of {self.name} points to version {found.version}, which is not what the promotion log "
+                    f"{CHAMPION} of {self.name} points to version {found.version}, which is not what the promotion log "
                     f"in {self._store.uri} says; promote it, and the gate will be asked"
                 )
 
     def _aliased(self) -> Any:
         """The version that the alias points to; None where there is no alias."""
         try:
-            return self._client.get_model_version_by_alias(self.name, ALIAS)
+            return self._client.get_model_version_by_alias(self.name, CHAMPION)
         except MlflowException as error:
             if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
                 return None

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from spare_core.checks import field_problems
 from spare_core.concepts.names import normalise
-from spare_core.errors import SettingsError
+from spare_core.errors import GateRefused, SettingsError
 from spare_core.evaluation.gate_figures import Figures
 from spare_core.store.fetching import read_yaml_mapping
 
@@ -192,6 +192,10 @@ class Verdict:
         """Whether it is refused, and for nothing but what became of what is kept."""
         failing = {reason.rule for reason in self.reasons if not reason.passed}
         return bool(failing) and failing <= _HARM
+
+    def refused(self, what: str, advice: str = "") -> GateRefused:
+        """The error of a verdict that did not pass: ``what`` was refused, each way in which, and what to do."""
+        return GateRefused(f"{what}: {'; '.join(self.refusals)}{advice}", self.refusals, self.concepts, self.harm)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, schema ``spare.verdict/1``."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from spare_core.errors import GateRefused, LogDamaged, PromotionConflict, RegistryInputError
+from spare_core.errors import LogDamaged, PromotionConflict, RegistryInputError
 from spare_core.registry.client import asking, connect, overwrite
 from spare_core.registry.log import Aliases, Entry, Kind, PromotionLog, aliases_after, made_champion
 from spare_core.registry.models import (
@@ -134,12 +134,9 @@ def _ask(desk: _Desk, version: int, policy: Policy, force: bool) -> _Permit:
     found = get_version(desk.client, desk.name, version)
     verdict, sha256 = judge(found, desk.store, policy)
     if not verdict.passed and not force:
-        raise GateRefused(
-            f"version {version} of {desk.name} cannot become champion, the gate refuses it: "
-            f"{'; '.join(verdict.refusals)}. Promote another, or force this one with --force and a reason",
-            verdict.refusals,
-            verdict.concepts,
-            verdict.harm,
+        raise verdict.refused(
+            f"version {version} of {desk.name} cannot become champion, the gate refuses it",
+            ". Promote another, or force this one with --force and a reason",
         )
     check_weights(desk.client, found)
     return _Permit(found, not verdict.passed, policy.sha256, sha256)

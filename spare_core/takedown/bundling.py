@@ -64,11 +64,11 @@ def wanted(ledger: Ledger, champion: Deployed, rank: float) -> Wanted:
         names = {*map(normalise, part.names)}
         if names & gone and not names & first.keys():
             found.without.append(part.concept)
-    room = rank - sum(len(part.names) for part in champion.erasures or () if part.concept not in found.without)
+    waiting = sum(len(part.names) for part in champion.erasures or () if part.concept not in found.without)
+    room = rank - waiting
     made = [one for one in active(ledger) if one.state in MADE]
     refused = [one.facts[_AMONG] for one in made if one.state == "registered" and _AMONG in one.facts]
     most = min(refused) // 2 if refused else math.inf
-    waiting = sum(len(part.names) for part in champion.erasures or () if part.concept not in found.without)
     for one in sorted(made, key=lambda one: str(one.facts["due_at"])):
         names = {*names_of(one)}
         row = _row(one, ledger)

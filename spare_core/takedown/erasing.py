@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.names import bare_name, same_concept
-from spare_core.errors import ConceptError, GateRefused, ImagesError
+from spare_core.errors import ConceptError, ImagesError
 from spare_core.files.addresses import is_s3
 from spare_core.method.neighbours import Neighbour, rank_neighbours
 from spare_core.registry import models, registering
@@ -74,7 +74,7 @@ def erase_request(batch: Batch, standing: Standing, unwanted: set[str]) -> Itera
             version = registering.register(run, store, adapter, evaluation)
             verdict, verdict_sha256 = models.judge(version, store, batch.policy)
     if not verdict.passed:
-        raise GateRefused(f"the gate refuses {version.uri}: {'; '.join(verdict.refusals)}", verdict.refusals)
+        raise verdict.refused(f"the gate refuses {version.uri}")
     yield "registered", {
         "name": version.name, "version": version.version, "adapter_sha256": version.adapter_sha256,
         "evidence_sha256": version.tags[models.EVIDENCE], "verdict_sha256": verdict_sha256,

@@ -25,6 +25,20 @@ def policy_for(given: str) -> str:
     return given or os.environ.get(POLICY, "")
 
 
+def whole_number(variable: str, low: int, high: int, allowed: str) -> int | None:
+    """What a variable says; None where it is not set, or blank. ``allowed`` says its bounds in words.
+
+    Raises:
+        InputError: if it is no whole number from ``low`` to ``high``.
+    """
+    given = os.environ.get(variable, "").strip()
+    if not given:
+        return None
+    if not given.isdecimal() or not low <= int(given) <= high:
+        raise InputError(f"{variable} is {given!r}; it must be a whole number {allowed}, or unset")
+    return int(given)
+
+
 def pipeline_run_id() -> str:
     """The id of the pipeline run that this process is a task of.
 

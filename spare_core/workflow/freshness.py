@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import time
 from pathlib import Path
 from typing import Final
 
-from spare_core.errors import InputError
+from spare_core.workflow.environment import whole_number
 
 DAYS: Final = "SPARE_REUSE_DAYS"
 """How many days a run may take results of earlier ones, where a lifecycle rule deletes their files later than that;
@@ -37,9 +36,5 @@ def reuse_period() -> str:
     Raises:
         InputError: if the environment says no whole number of days.
     """
-    given = os.environ.get(DAYS, "").strip()
-    if not given:
-        return ""
-    if not given.isdecimal() or not 1 <= int(given) <= 3650:
-        raise InputError(f"{DAYS} is {given!r}; it must be a whole number of days from 1 to 3650, or unset")
-    return str(int(time.time()) // _DAY // int(given))
+    days = whole_number(DAYS, 1, 3650, "of days from 1 to 3650")
+    return str(int(time.time()) // _DAY // days) if days else ""

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from spare_core.errors import InputError, RegistryUnavailable, StoreUnavailable
+from spare_core.errors import RegistryUnavailable, StoreUnavailable
 from spare_core.registry.client import check_server
-from spare_core.workflow.environment import STORE, open_run_store
+from spare_core.workflow.environment import STORE, open_run_store, whole_number
 from spare_core.workflow.events import reported
 from spare_core.workflow.secrets import read_secrets
 
@@ -46,7 +46,7 @@ def await_services() -> None:
         RegistryError, StoreError: at once, if one refuses, or is something else.
     """
     read_secrets()
-    patience = _patience()
+    patience = whole_number(WAIT, 0, 24 * 60 * 60, "of seconds, at most a day") or 0
     deadline = time.monotonic() + patience
     for look in itertools.count():
         try:
@@ -61,10 +61,3 @@ def await_services() -> None:
             if look == 0:
                 print(f"waiting for up to {patience:g} s: {error}", flush=True)
             time.sleep(pause)
-
-
-def _patience() -> float:
-    given = os.environ.get(WAIT, "").strip() or "0"
-    if not given.isdecimal() or int(given) > 24 * 60 * 60:
-        raise InputError(f"{WAIT} is {given!r}; it must be a whole number of seconds, at most a day, or unset")
-    return float(given)

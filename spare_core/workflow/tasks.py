@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spare_core.concepts.prompts import all_prompts
-from spare_core.errors import GateRefused, RegistryError, RegistryInputError, SpareError
+from spare_core.errors import RegistryError, RegistryInputError, SpareError
 from spare_core.evaluation.gate import Policy
 from spare_core.files.atomic import write_bytes, write_json
 from spare_core.registry import promotions
@@ -286,12 +286,7 @@ def gate_task(order_key: str, policy: str, name: str, version: int) -> dict[str,
             print(f"{'met    ' if reason.passed else 'NOT MET'} {reason.rule}: {reason.text}", flush=True)
         results["passed"] = verdict.passed
         if not verdict.passed:
-            raise GateRefused(
-                f"the gate refuses version {version} of {name}: {'; '.join(verdict.refusals)}",
-                verdict.refusals,
-                verdict.concepts,
-                verdict.harm,
-            )
+            raise verdict.refused(f"the gate refuses version {version} of {name}")
         return verdict.as_dict()
 
 
