@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from spare_core.attacks.inversion import Try
 from spare_core.errors import SettingsError
 
 
@@ -15,11 +17,38 @@ class Learning(NamedTuple):
     rates: tuple[float, ...]
 
 
+class Searching(NamedTuple):
+    """Tokens before each of so many ``prompts``, moved by so many ``steps`` at each of so many ``timesteps``. At a
+    ``rate`` of .01, UnlearnDiffAtk's, another token becomes the likeliest every few dozen steps."""
+
+    prompts: int
+    steps: int
+    timesteps: int
+    rate: float
+
+
+class Relearning(NamedTuple):
+    """So many ``steps`` of fine-tuning in each of ``ways``, on each of these numbers of ``pictures``."""
+
+    steps: int
+    ways: tuple[str, ...]
+    pictures: tuple[int, ...]
+
+
+class Inverting(NamedTuple):
+    """So many ``pictures``, drawn again in so many ``steps``, each with so many ``inner`` ones of its embedding."""
+
+    pictures: int
+    steps: int
+    inner: int
+
+
 @dataclass(frozen=True)
 class Budget:
     """``phrase_pictures`` are drawn of each paraphrase. An inversion is tried for every number of ``vectors`` at every
     one of its rates, ``restarts`` times, with ``batch_size`` rows a step; ``pictures`` judge each try. ``inversion``
-    and ``conditioning`` are what each may spend on a try: learned tokens take more steps and higher rates.
+    and ``conditioning`` are what each may spend on a try: learned tokens take more steps and higher rates. ``concept``
+    is what inversion from pictures may, which learns one vector from 25 of them.
 
     ``examples`` trajectories of ``example_steps`` states are sampled from the base model for the attacker to learn
     from.
@@ -28,6 +57,10 @@ class Budget:
     phrase_pictures: int
     inversion: Learning
     conditioning: Learning
+    concept: Learning
+    prompt: Searching
+    latents: Inverting
+    relearning: Relearning
     restarts: int
     vectors: tuple[int, ...]
     pictures: int
@@ -37,22 +70,62 @@ class Budget:
 
     def learning(self, attack: str) -> Learning:
         """What an inversion may spend on a try."""
-        return {"inversion": self.inversion, "conditioning": self.conditioning}[attack]
+        return {"inversion": self.inversion, "conditioning": self.conditioning, "pictures": self.concept}[attack]
+
+    def tries(self, attack: str) -> list[Try]:
+        """Of an inversion by vectors."""
+        rates = self.learning(attack).rates
+        if attack == "pictures":
+            return [Try(1, rate, 0) for rate in rates]
+        return [Try(*each) for each in itertools.product(self.vectors, rates, range(self.restarts))]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
-        named = {name: dict(value._asdict()) for name, value in vars(self).items() if isinstance(value, Learning)}
+        named = {name: dict(value._asdict()) for name, value in vars(self).items() if hasattr(value, "_asdict")}
         return {**vars(self), **named, "vectors": list(self.vectors)}
 
 
 BUDGETS: Final = {
-    "quick": Budget(4, Learning(200, (0.2,)), Learning(60, (0.075,)), restarts=1, vectors=(1,), pictures=24),
-    "standard": Budget(8, Learning(300, (0.02, 0.2)), Learning(120, (0.02, 0.075)), restarts=2, vectors=(1, 2),
-                       pictures=40),
-    "paper": Budget(16, Learning(1000, (0.02, 0.2)), Learning(500, (0.02, 0.075)), restarts=3, vectors=(1, 2, 8),
-                    pictures=80, examples=32),
-}  # fmt: skip
-"""By name. No ``paper`` is one paper's: protocols that are come with the attacks of their names."""
+    "quick": Budget(
+        phrase_pictures=4,
+        inversion=Learning(200, (0.2,)),
+        conditioning=Learning(60, (0.075,)),
+        concept=Learning(200, (0.2,)),
+        prompt=Searching(8, 20, 3, 0.1),
+        latents=Inverting(8, 10, 4),
+        relearning=Relearning(64, ("lora",), (32,)),
+        restarts=1,
+        vectors=(1,),
+        pictures=24,
+    ),
+    "standard": Budget(
+        phrase_pictures=8,
+        inversion=Learning(300, (0.02, 0.2)),
+        conditioning=Learning(120, (0.02, 0.075)),
+        concept=Learning(500, (0.2,)),
+        prompt=Searching(16, 40, 5, 0.1),
+        latents=Inverting(16, 20, 10),
+        relearning=Relearning(256, ("lora", "full"), (8, 32)),
+        restarts=2,
+        vectors=(1, 2),
+        pictures=40,
+    ),
+    "paper": Budget(
+        phrase_pictures=16,
+        inversion=Learning(1000, (0.02, 0.2)),
+        conditioning=Learning(500, (0.02, 0.075)),
+        concept=Learning(5000, (0.02, 0.2)),
+        prompt=Searching(50, 40, 50, 0.01),
+        latents=Inverting(50, 50, 25),
+        relearning=Relearning(1024, ("lora", "full"), (8, 32, 128)),
+        restarts=3,
+        vectors=(1, 2, 8),
+        pictures=80,
+        examples=32,
+    ),
+}
+"""By name. ``paper`` spends what the papers of the attacks that have one spent: 40 steps at each of 50 timesteps
+(UnlearnDiffAtk), 5,000 steps (CCE), 50 steps of 25 (TINA). The others search at P4D's rate, .1."""
 
 
 def budget_named(name: str) -> Budget:

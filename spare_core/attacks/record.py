@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from spare_core.errors import OutputError
 from spare_core.files.atomic import write_bytes, write_json, write_tensors
 from spare_core.files.output import check_output
 
-SCHEMA: Final = "spare.attack/1"
+SCHEMA: Final = "spare.attack/2"
 REPORT: Final = "attack.json"
 FOUND: Final = "found"
 """Folder of what attacks have found, which only its owner may read: whoever has it has the concept back."""
@@ -65,10 +65,16 @@ class Record:
                 file.write(json.dumps([name, self._done[name]]) + "\n")
         return self._done[name]
 
-    def keep(self, name: str, vectors: Tensor) -> str:
+    def keep_tensors(self, name: str, found: Mapping[str, Tensor]) -> str:
         """Store what an attack has found; only the owner may read it. Returns where, below the folder."""
-        path = self.output / FOUND / f"{name}.safetensors"
-        write_tensors(path, {"vectors": vectors})
+        return self._keep(self.output / FOUND / f"{name}.safetensors", lambda path: write_tensors(path, found))
+
+    def keep_json(self, name: str, found: Mapping[str, Any]) -> str:
+        """The same of what is no tensor."""
+        return self._keep(self.output / FOUND / f"{name}.json", lambda path: write_json(path, found))
+
+    def _keep(self, path: Path, write: Callable[[Path], None]) -> str:
+        write(path)
         path.chmod(0o600)
         return f"{FOUND}/{path.name}"
 

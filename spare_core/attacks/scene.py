@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from spare_core.adapters.low_rank import Adapter
+from spare_core.concepts.names import normalise
 from spare_core.evaluation.judgement import Judge
 from spare_core.evaluation.metrics import wilson_interval
 from spare_core.evaluation.suite import Domain, Suite
@@ -47,24 +49,47 @@ class Scene:
         own = list(self.suite.seeds)
         return [*own, *range(max(own) + 1, max(own) + 1 + count)][:count]
 
+    def own_seeds(self, count: int) -> list[int]:
+        """The seeds of the pictures of :meth:`prompts`."""
+        return [self._seeds[i] for i in self._spread(count)]
+
+    def unrelated(self, count: int, besides: Sequence[str]) -> list[str]:
+        """As many prompts of the same form that name others of the concept's domain, none of ``besides``."""
+        gone = {normalise(name) for name in (self.concept, *besides)}
+        others = [name for name in self.suite.names(self.domain) if normalise(name) not in gone]
+        own = self.prompts(count)
+        if not others:
+            return []
+        return [self.prompts(count, others[i % len(others)])[i % len(own)] for i in range(count)]
+
+    def draw(self, encoded: Conditioning, seeds: Sequence[int]) -> Tensor:
+        """Latents ``(N, C, H, W)`` of pictures, as the suite samples them."""
+        suite = self.suite
+        return self.denoiser.sample(encoded, seeds, suite.steps, suite.guidance, suite.resolution)
+
+    def seen(self, latents: Tensor) -> list[bool]:
+        """In which pictures the judge names the concept."""
+        judged = self.judge.judge(self.denoiser.decode_latents(latents))
+        return ((judged.styles if self.domain == "style" else judged.objects).predicted == self.row).tolist()
+
     def shown(
         self, prompts: Sequence[str], encode: Encode | None = None, seeds: Sequence[int] | None = None
     ) -> dict[str, Any]:
         """How often the judge names the concept in pictures of ``prompts``, one of each, with the seeds of the
         concept's own pictures unless others are given."""
-        suite = self.suite
-        encoded = (encode or self.denoiser.encode_prompts)(prompts, suite.resolution)
-        seeds = seeds or [self._seeds[i] for i in self._spread(len(prompts))]
-        latents = self.denoiser.sample(encoded, seeds, suite.steps, suite.guidance, suite.resolution)
-        judged = self.judge.judge(self.denoiser.decode_latents(latents))
-        seen = (judged.styles if self.domain == "style" else judged.objects).predicted == self.row
-        share = float(seen.float().mean())
-        return {"shown": share, "interval": list(wilson_interval(share, len(seen))), "pictures": len(seen)}
+        encoded = (encode or self.denoiser.encode_prompts)(prompts, self.suite.resolution)
+        return counted(self.seen(self.draw(encoded, seeds or self.own_seeds(len(prompts)))))
 
     def _spread(self, count: int) -> list[int]:
         """Up to ``count`` of the concept's cells, at equal distances."""
         there = len(self._seeds)
         return [int(i) for i in torch.linspace(0, there - 1, min(count, there))]
+
+
+def counted(seen: Sequence[bool]) -> dict[str, Any]:
+    """The share of pictures that ``shown`` the concept, with its interval."""
+    share = sum(seen) / len(seen)
+    return {"shown": share, "interval": list(wilson_interval(share, len(seen))), "pictures": len(seen)}
 
 
 @contextlib.contextmanager

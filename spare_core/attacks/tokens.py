@@ -13,6 +13,12 @@ from spare_core.models.conditioning import Conditioning
 from spare_core.models.unet import UNetDenoiser
 
 
+def unsaid(denoiser: UNetDenoiser, texts: Sequence[str]) -> list[str]:
+    """Words of one token each that none of ``texts`` has: they may stand for tokens that are given otherwise."""
+    said = {word for text in texts for word in text.casefold().split()}
+    return [word for word in denoiser.words() if word not in said]
+
+
 class OnTokens:
     """Implements :class:`spare_core.attacks.inversion.Carrier`.
 
@@ -25,8 +31,7 @@ class OnTokens:
 
     def __init__(self, denoiser: UNetDenoiser, bank: Bank, concept: str, name: str) -> None:
         self.denoiser, self.prompts, self.concept, self.name = denoiser, bank.prompts, concept, name
-        said = {word for prompt in bank.prompts for word in prompt.casefold().split()} | {*name.casefold().split()}
-        self._free = [word for word in denoiser.words() if word not in said]
+        self._free = unsaid(denoiser, [*bank.prompts, name])
         own = denoiser.input_embeddings(concept)
         self._mean, self.unit = own.mean(dim=0), float(own.square().mean().sqrt())
 

@@ -24,7 +24,11 @@ def attack(
     budget: Annotated[str, typer.Option(help="how much the attacker spends: quick, standard or paper")] = "standard",
     attacks: Annotated[
         list[str] | None,
-        typer.Option("--attack", help="paraphrase, inversion, conditioning or tampering; repeatable; all if not given"),
+        typer.Option(
+            "--attack",
+            help="paraphrase, prompt, pictures, inversion, conditioning, latents, relearning or tampering; repeatable; "
+            "all if not given",
+        ),
     ] = None,
     suite: Annotated[
         str,
@@ -38,8 +42,9 @@ def attack(
 ) -> None:
     """Try to bring erased concepts back, and say how often and at what cost; the base and a plain erasure beside it."""
     from spare_core.adapters.directory import load_adapters
-    from spare_core.attacks.attack import ATTACKS, check_request, table
     from spare_core.attacks.attack import attack as run
+    from spare_core.attacks.attack import check_request, table
+    from spare_core.attacks.besieged import ATTACKS
     from spare_core.attacks.record import check_attack_output
     from spare_core.evaluation.judges import load_judge
     from spare_core.evaluation.suite import load_suite, suite_of

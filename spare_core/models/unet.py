@@ -186,16 +186,25 @@ class UNetDenoiser:
         ids = self.pipeline.tokenizer(text, add_special_tokens=False).input_ids
         return torch.cat([table[ids] for table in tables], dim=1)
 
+    def token_vectors(self) -> tuple[list[str], Tensor]:
+        """Every token of the vocabulary that is no mark of the tokenizer's own, as it is written, and its input
+        embedding, ``(tokens, D)``; of SDXL's two encoders side by side."""
+        tokenizer = self.pipeline.tokenizer
+        marks, written = {*tokenizer.all_special_ids}, tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        ids = [token for token in range(len(tokenizer)) if token not in marks]
+        tables = [table.weight.detach().float().cpu() for table in self._token_tables()]
+        return [written[token] for token in ids], torch.cat([table[ids] for table in tables], dim=1)
+
     def encode_as(
         self, prompts: Sequence[str], words: Sequence[str], vectors: Tensor, resolution: int = 0
     ) -> Conditioning:
         """Prompts encoded with ``vectors`` ``(V, D)``, as :meth:`input_embeddings` has them, in place of the tokens of
-        V ``words``, each of one token; with their gradient."""
+        V ``words``, each of one token; with their gradient. ``(N, V, D)``: each of N prompts has its own."""
         ids = [self.pipeline.tokenizer(word, add_special_tokens=False).input_ids for word in words]
         assert all(len(some) == 1 for some in ids), "a word of one token each"
         handles, start = [], 0
         for table in self._token_tables():
-            own = vectors[:, start : start + table.embedding_dim]
+            own = vectors[..., start : start + table.embedding_dim]
             handles.append(table.register_forward_hook(_reading([some[0] for some in ids], own)))
             start += table.embedding_dim
         try:
@@ -338,11 +347,12 @@ class UNetDenoiser:
 
 
 def _reading(ids: Sequence[int], vectors: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    """A hook of a table of tokens ``(B, L)`` that gives ``vectors`` in place of those of ``ids``."""
+    """A hook of a table of tokens ``(B, L)`` that gives ``vectors`` ``(V, D)`` or ``(B, V, D)`` in place of those of
+    ``ids``."""
 
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        for token, vector in zip(ids, vectors, strict=True):
-            output = torch.where((inputs[0] == token)[..., None], vector.to(output), output)
+        for token, vector in zip(ids, vectors.unbind(-2), strict=True):
+            output = torch.where((inputs[0] == token)[..., None], vector.unsqueeze(-2).to(output), output)
         return output
 
     return hook

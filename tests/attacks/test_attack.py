@@ -13,9 +13,11 @@ import torch
 
 from spare_core.adapters.directory import StoredAdapter, load_adapter, save_adapter
 from spare_core.adapters.low_rank import Adapter
-from spare_core.attacks import attack as attacking
-from spare_core.attacks.attack import TARGETS, attack, table
-from spare_core.attacks.budgets import BUDGETS, Learning
+from spare_core.attacks import besieged
+from spare_core.attacks.attack import attack, table
+from spare_core.attacks.besieged import TARGETS, named_by_base
+from spare_core.attacks.budgets import BUDGETS, Inverting, Learning, Relearning, Searching
+from spare_core.attacks.inversion import invert
 from spare_core.attacks.scene import Scene
 from spare_core.attacks.tampering import forms as tampered_forms
 from spare_core.canvas.judge import GridJudge
@@ -30,7 +32,8 @@ from tests.support.grids import small_suite
 SUITE = small_suite()
 QUICK = dataclasses.replace(
     BUDGETS["quick"], phrase_pictures=2, inversion=Learning(3, (0.2,)), conditioning=Learning(2, (0.02, 0.1)),
-    pictures=3, examples=4, example_steps=4,
+    concept=Learning(2, (0.2,)), prompt=Searching(2, 2, 1, 0.1), latents=Inverting(2, 3, 1),
+    relearning=Relearning(2, ("lora", "full"), (4,)), pictures=3, examples=4, example_steps=4,
 )  # fmt: skip
 PLAIN = EraseSettings(
     heldout=2, example_steps=2, examples=4, retain_examples=4, rank=2, steps=1, prior_texts=40, failed_above=100.0,
@@ -42,7 +45,7 @@ PLAIN = EraseSettings(
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """As little work as there can be."""
     monkeypatch.setitem(BUDGETS, "quick", QUICK)
-    monkeypatch.setattr(attacking, "_plain", lambda seed: dataclasses.replace(PLAIN, seed=seed))
+    monkeypatch.setattr(besieged, "plain", lambda seed: dataclasses.replace(PLAIN, seed=seed))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def test_an_attack_is_complete(denoiser: UNetDenoiser, judge: GridJudge, stored:
     report = run(denoiser, judge, tmp_path / "out", stored)
     assert json.loads((tmp_path / "out" / "attack.json").read_text()) == json.loads(json.dumps(report))
     assert (report["schema"], report["erased"], report["adapters"]) == (
-        "spare.attack/1",
+        "spare.attack/2",
         ["Neon Lines"],
         [stored.sha256],
     )
@@ -81,14 +84,28 @@ def test_an_attack_is_complete(denoiser: UNetDenoiser, judge: GridJudge, stored:
             assert {*inverted["tries"]} == titles
             assert inverted["shown"] == max(each["shown"] for each in inverted["tries"].values())
             assert inverted["pictures"] == 3
-        forms = one["tampering"][target]["forms"]
-        assert {*forms} == ({"name"} if target == "base" else {*tampered_forms(stored.adapter)})
-        assert one["tampering"][target]["shown"] == max(each["shown"] for each in forms.values())
+        own = {"name"} if target == "base" else {*tampered_forms(stored.adapter)}
+        relearned = {"name"} if target == "base" else {"lora-4", "full-4"}
+        for name, titles in (
+            ("pictures", {"1v-lr0.2-0"}),
+            ("prompt", {"noise", "prediction"}),
+            ("latents", {"img2img 0.5", "img2img 0.75", "null-text"}),
+            ("relearning", relearned),
+            ("tampering", own),
+        ):
+            made = one[name][target]
+            assert {*made["tries"]} == titles
+            assert made["shown"] == max(each["shown"] for each in made["tries"].values())
+        if target != "base":
+            assert {*one["relearning"][target]["controls"]} == {"lora-unrelated", "full-unrelated"}
         phrases = one["paraphrase"][target]["phrases"]
         assert phrases["name"]["pictures"] == 2
         assert {"article", "letter left out", "prompt 'a photo of {}'"} <= {*phrases}
-    assert one["conditioning"]["base"]["best"]["left_before"] < 1e-3
-    assert one["conditioning"]["adapted"]["best"]["left_before"] > 1e-3
+    lefts = {
+        target: [each["left_before"] for each in one["conditioning"][target]["tries"].values()] for target in TARGETS
+    }
+    assert max(lefts["base"]) < 1e-3
+    assert min(lefts["adapted"]) > 1e-3
     assert "| Neon Lines | conditioning |" in table(report)
     after = denoiser.weights.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -108,30 +125,38 @@ def test_only_phrases_count_that_name_the_concept_to_the_base() -> None:
     def shown(*shares: float) -> dict[str, Any]:
         return {way: {"shown": share, "pictures": 4} for way, share in zip("abc", shares, strict=True)}
 
-    counted = attacking._counted(shown(0.0, 0.5, 1.0), shown(1.0, 0.5, 0.25))
+    counted = named_by_base(shown(0.0, 0.5, 1.0), shown(1.0, 0.5, 0.25))
     assert (counted["shown"], counted["prompts"], counted["worst"], counted["pictures"]) == (0.25, 0.5, "b", 8)
-    assert attacking._counted(shown(1.0, 1.0, 1.0), shown(0.0, 0.25, 0.4))["shown"] is None
+    assert named_by_base(shown(1.0, 1.0, 1.0), shown(0.0, 0.25, 0.4))["shown"] is None
 
 
 def test_what_is_found_is_kept_apart_for_its_owner_alone(
-    denoiser: UNetDenoiser, judge: GridJudge, stored: StoredAdapter, tmp_path: Path
+    denoiser: UNetDenoiser, judge: GridJudge, stored: StoredAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = run(denoiser, judge, tmp_path / "out", stored, attacks=["conditioning"])
+    monkeypatch.setattr(Scene, "seen", lambda scene, latents: [False] * len(latents))  # so that prompts are searched
+    report = run(denoiser, judge, tmp_path / "out", stored, attacks=["conditioning", "prompt"])
     assert stat.S_IMODE((tmp_path / "out" / "found").stat().st_mode) == 0o700
     (one,) = report["concepts"]
+    prompts = Scene(denoiser, SUITE, judge, "style", "Neon Lines").prompts(2)
     for target in TARGETS:
-        for each in one["conditioning"][target]["tries"].values():
-            file = tmp_path / "out" / each["file"]
-            assert stat.S_IMODE(file.stat().st_mode) == 0o600
-            vectors, _ = read_tensors(file)
-            assert vectors["vectors"].shape[0] == 1
+        vectors, texts = (
+            [tmp_path / "out" / each["file"] for each in one[name][target]["tries"].values()]
+            for name in ("conditioning", "prompt")
+        )
+        assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in (*vectors, *texts))
+        assert all(read_tensors(file)[0]["vectors"].shape[0] == 1 for file in vectors)
+        for file in texts:
+            found = json.loads(file.read_text())
+            assert [*found] == prompts
+            assert all(len(tokens) == 3 for tokens in found.values())
+            assert file.read_text() not in (tmp_path / "out" / "attack.json").read_text()
 
 
 def test_stopped_anywhere_it_goes_on_where_it_was(
     denoiser: UNetDenoiser, judge: GridJudge, stored: StoredAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(denoiser, judge, tmp_path / "whole", stored, attacks=["conditioning"])
-    invert, calls = attacking.invert, []
+    calls: list[Any] = []
 
     def dying(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -139,7 +164,7 @@ def test_stopped_anywhere_it_goes_on_where_it_was(
             raise KeyboardInterrupt
         return invert(*arguments)
 
-    monkeypatch.setattr(attacking, "invert", dying)
+    monkeypatch.setattr(besieged, "invert", dying)
     with pytest.raises(KeyboardInterrupt):
         run(denoiser, judge, tmp_path / "out", stored, attacks=["conditioning"])
     assert not (tmp_path / "out" / "attack.json").exists()
@@ -166,7 +191,7 @@ def test_what_is_complete_is_returned_without_any_work(
     def never(*_: Any) -> Any:
         raise AssertionError("worked again")
 
-    monkeypatch.setattr(attacking, "prepare", never)
+    monkeypatch.setattr(besieged, "prepare", never)
     monkeypatch.setattr(Scene, "shown", never)
     assert run(denoiser, judge, tmp_path / "out", stored, attacks=["tampering"]) == report
 
@@ -177,7 +202,7 @@ def test_what_is_complete_is_returned_without_any_work(
         (
             {"attacks": ["magic"]},
             SettingsError,
-            r"attack is magic; allowed: paraphrase, inversion, .*tampering",
+            r"attack is magic; allowed: paraphrase, prompt, .*tampering",
         ),
         ({"attacks": []}, SettingsError, r"attack is missing"),
         ({"budget": "endless"}, SettingsError, r"budget is 'endless'; allowed: quick, standard, paper"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from spare_core.adapters.low_rank import Adapter, LowRankUpdate
@@ -31,8 +30,7 @@ def test_each_form_is_what_its_name_says(denoiser: UNetDenoiser) -> None:
     assert any(not torch.equal(made["int8"][name], delta) for name, delta in whole.items())
 
 
-@pytest.mark.parametrize("mask", ["weight"])
-def test_what_is_no_low_rank_update_has_no_ranks_to_cut(denoiser: UNetDenoiser, mask: str) -> None:
-    adapter = random_adapter(denoiser, mask)
+def test_what_is_no_low_rank_update_has_no_ranks_to_cut(denoiser: UNetDenoiser) -> None:
+    adapter = random_adapter(denoiser, "weight")
     assert "half of its rank" not in forms(adapter)
     assert in_form(adapter, "half of its rank") is adapter

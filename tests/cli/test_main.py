@@ -55,7 +55,7 @@ def test_help_is_there_for_each_command() -> None:
     ("options", "message"),
     [
         (["--budget", "endless"], "budget is 'endless'; allowed: quick, standard, paper"),
-        (["--attack", "magic"], "attack is magic; allowed: paraphrase, inversion, conditioning, tampering"),
+        (["--attack", "magic"], "attack is magic; allowed: paraphrase, prompt, pictures"),
         (["--erased", "Dog"], "'Dog' is not erased there, but Neon"),
         ([], "suite 'unlearncanvas' has no style 'Neon'"),
     ],
