@@ -13,13 +13,14 @@ from typing import Any
 
 from spare_core.adapters.directory import StoredAdapter
 from spare_core.adapters.manifest import versions
-from spare_core.attacks.besieged import ATTACKS, TARGETS, Besieged, plain
+from spare_core.attacks.besieged import Besieged, plain
 from spare_core.attacks.budgets import Budget, budget_named
 from spare_core.attacks.record import SCHEMA, Record
 from spare_core.attacks.scene import Scene, wearing
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
 from spare_core.errors import SettingsError
+from spare_core.evaluation.attacked import ATTACKS, TARGETS
 from spare_core.evaluation.judgement import Judge
 from spare_core.evaluation.suite import Suite, domain_of
 from spare_core.models.unet import UNetDenoiser

@@ -25,6 +25,7 @@ from spare_core.attacks.tampering import forms, in_form
 from spare_core.attacks.tokens import OnTokens
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
+from spare_core.evaluation.attacked import ADAPTED, BASE, TARGETS
 from spare_core.evaluation.metrics import wilson_interval
 from spare_core.method.algorithm import overwrite, prepare
 from spare_core.method.bank import Bank, fill_bank
@@ -34,14 +35,12 @@ from spare_core.models.unet import UNetDenoiser
 from spare_core.runs.progress import OnProgress
 from spare_core.streams import stream
 
-BASE, PLAIN, ADAPTED = TARGETS = "base", "plain", "adapted"
 CARRIERS: Final[dict[str, Callable[..., Carrier]]] = {
     "pictures": OnTokens,
     "inversion": OnTokens,
     "conditioning": OnConditioning,
 }
 """Inversions by name: what they learn."""
-ATTACKS: Final = ("paraphrase", "prompt", *CARRIERS, "latents", "relearning", "tampering")
 _CONCEPT_PICTURES: Final = 25
 """That CCE learns from."""
 _LESSON_SEED: Final = 1_000_000

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from spare_core.attacks.inversion import Try
 from spare_core.errors import SettingsError
+from spare_core.evaluation.attacked import BUDGETS as NAMES
 
 
 class Learning(NamedTuple):
@@ -85,8 +86,8 @@ class Budget:
         return {**vars(self), **named, "vectors": list(self.vectors)}
 
 
-BUDGETS: Final = {
-    "quick": Budget(
+BUDGETS: Final = dict(zip(NAMES, (
+    Budget(
         phrase_pictures=4,
         inversion=Learning(200, (0.2,)),
         conditioning=Learning(60, (0.075,)),
@@ -98,7 +99,7 @@ BUDGETS: Final = {
         vectors=(1,),
         pictures=24,
     ),
-    "standard": Budget(
+    Budget(
         phrase_pictures=8,
         inversion=Learning(300, (0.02, 0.2)),
         conditioning=Learning(120, (0.02, 0.075)),
@@ -110,7 +111,7 @@ BUDGETS: Final = {
         vectors=(1, 2),
         pictures=40,
     ),
-    "paper": Budget(
+    Budget(
         phrase_pictures=16,
         inversion=Learning(1000, (0.02, 0.2)),
         conditioning=Learning(500, (0.02, 0.075)),
@@ -123,7 +124,7 @@ BUDGETS: Final = {
         pictures=80,
         examples=32,
     ),
-}
+), strict=True))  # fmt: skip
 """By name. ``paper`` spends what the papers of the attacks that have one spent: 40 steps at each of 50 timesteps
 (UnlearnDiffAtk), 5,000 steps (CCE), 50 steps of 25 (TINA). The others search at P4D's rate, .1."""
 

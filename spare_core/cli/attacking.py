@@ -34,6 +34,9 @@ def attack(
         str,
         typer.Option(help="canvas, canvas160, unlearncanvas or a YAML file, local or s3://; else the model's own"),
     ] = "",
+    evaluation: Annotated[
+        Path | None, typer.Option(help="evaluation of these adapters that the figures are entered in, for the gate")
+    ] = None,
     seed: Annotated[int, typer.Option(help="of all the attacker's chance", min=0, max=2**31 - 1)] = 1,
     dtype: Dtype = "auto",
     device: OnDevice = "auto",
@@ -44,8 +47,9 @@ def attack(
     from spare_core.adapters.directory import load_adapters
     from spare_core.attacks.attack import attack as run
     from spare_core.attacks.attack import check_request, table
-    from spare_core.attacks.besieged import ATTACKS
+    from spare_core.attacks.evidence import check_entry, enter
     from spare_core.attacks.record import check_attack_output
+    from spare_core.evaluation.attacked import ATTACKS
     from spare_core.evaluation.judges import load_judge
     from spare_core.evaluation.suite import load_suite, suite_of
     from spare_core.models.files import find_model
@@ -58,6 +62,8 @@ def attack(
     digest = find_model(model).digest()
     stored = load_adapters(adapter or [], None if any_base else digest, model)
     check_request(stored, chosen, erased or [], budget, attacks or ATTACKS)
+    if evaluation is not None:
+        check_entry(evaluation, digest, stored, chosen)
     make_repeatable()
     denoiser = load_denoiser(model, device, dtype)
     judge = load_judge(chosen, denoiser.device)
@@ -65,4 +71,6 @@ def attack(
         report = run(
             denoiser, digest, stored, chosen, judge, erased or [], output, budget, attacks or ATTACKS, seed, progress
         )
+    if evaluation is not None:
+        enter(evaluation, report)
     print_result(report, as_json, f"{table(report)}\n{output / 'attack.json'}")

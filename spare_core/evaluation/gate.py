@@ -16,6 +16,7 @@ from typing import Any, Final
 from spare_core.checks import field_problems
 from spare_core.concepts.names import normalise
 from spare_core.errors import GateRefused, SettingsError
+from spare_core.evaluation.attacked import ATTACKS, BUDGETS
 from spare_core.evaluation.gate_figures import Figures
 from spare_core.store.fetching import read_yaml_mapping
 
@@ -65,9 +66,16 @@ class Policy:
     min_judge_accuracy: float = _limit("least accuracy of the judge on pictures whose content is known", 0.0, 1.0)
     max_rebound: float = _limit("largest residual of a concept erased earlier, as a multiple of its first", 1.0, 1e6)
     rebound_from: float = _limit("residual up to which nothing counts as a rebound", 0.0, 1.0)
+    attack_budget: str = _unranged("what an attacker may spend")
+    max_attack_success: Mapping[str, float] = _unranged("largest share of pictures that each attack brings back")
 
     def __post_init__(self) -> None:
-        problems = [*field_problems(self), *_mapping_problems(self.max_drift_of)]
+        problems = [
+            *field_problems(self),
+            *_mapping_problems("max_drift_of", self.max_drift_of, 1e6, "concepts", "{Photo: 0.02}"),
+            *_mapping_problems("max_attack_success", self.max_attack_success, 1.0, "attacks", "{inversion: 0.2}"),
+            *_attack_problems(self.attack_budget, self.max_attack_success),
+        ]
         if problems:
             raise SettingsError(problems)
 
@@ -125,25 +133,33 @@ _CHECKED_WITH: Final[dict[str, Any]] = {
     "intervals": True, "min_samples": 1, "min_ua": 0.0, "max_ira_loss": 0.0, "max_cra_loss": 0.0, "fid": True,
     "max_fid_rise": 0.0, "max_mean_drift": 0.0, "max_drift": 0.0, "max_drift_of": {}, "max_damaged": 0.0,
     "max_rebound": 1.0, "rebound_from": 0.0, "min_surrogate": 0.0, "max_residual": 0.0, "max_cra_erased_loss": 0.0,
-    "max_concept_loss": 0.0, "max_damaged_erased": 0.0, "min_judge_accuracy": 0.0,
+    "max_concept_loss": 0.0, "max_damaged_erased": 0.0, "min_judge_accuracy": 0.0, "attack_budget": BUDGETS[0],
+    "max_attack_success": {},
 }  # fmt: skip
 
 
-def _mapping_problems(bounds: Any) -> list[str]:
-    """What is wrong with bounds by concept."""
+def _mapping_problems(rule: str, bounds: Any, most: float, of: str, example: str) -> list[str]:
+    """What is wrong with bounds by name."""
     if not isinstance(bounds, Mapping):
-        return [f"max_drift_of is {bounds!r}; it must map concepts to bounds, as in {{Photo: 0.02}}, or be {{}}"]
+        return [f"{rule} is {bounds!r}; it must map {of} to bounds, as in {example}, or be {{}}"]
     problems, seen = [], set[str]()
     for name, bound in bounds.items():
         if not isinstance(name, str) or not name.strip():
-            problems.append(f"max_drift_of names the concept {name!r}; it must be text")
+            problems.append(f"{rule} names {name!r}, one of {of}; it must be text")
             continue
         if normalise(name) in seen:
-            problems.append(f"max_drift_of names {name!r} twice")
+            problems.append(f"{rule} names {name!r} twice")
         seen.add(normalise(name))
-        if type(bound) not in (int, float) or not 0.0 <= bound <= 1e6:
-            problems.append(f"max_drift_of: {name!r} is {bound!r}; allowed: [0, 1e+06]")
+        if type(bound) not in (int, float) or not 0.0 <= bound <= most:
+            problems.append(f"{rule}: {name!r} is {bound!r}; allowed: [0, {most:g}]")
     return problems
+
+
+def _attack_problems(budget: Any, bounds: Any) -> list[str]:
+    """What is wrong with the names of attacks and their budget."""
+    problems = [] if budget in BUDGETS else [f"attack_budget is {budget!r}; allowed: {', '.join(BUDGETS)}"]
+    unknown = [name for name in bounds if name not in ATTACKS] if isinstance(bounds, Mapping) else []
+    return problems + [f"max_attack_success names {name!r}; allowed: {', '.join(ATTACKS)}" for name in unknown]
 
 
 @dataclass(frozen=True)
@@ -243,6 +259,7 @@ def judge_figures(evaluation: Mapping[str, Any], policy: Policy) -> Verdict:
         own = figures.judge_accuracy()
         reasons.append(_at_least("min_judge_accuracy", own, policy.min_judge_accuracy, "the judge's own accuracy"))
     reasons.extend(_rebounds(figures, policy))
+    reasons.extend(_attacks(figures, policy))
     return Verdict(policy, tuple(reasons))
 
 
@@ -299,6 +316,17 @@ def _rebounds(figures: Figures, policy: Policy) -> Iterator[Reason]:
         allowed = max(policy.rebound_from, policy.max_rebound * (then or 0.0))
         what = f"residual of {name!r} after {change}, {_as_text(then)} when it was added"
         yield _at_most("max_rebound", None if then is None else now, allowed, what)
+
+
+def _attacks(figures: Figures, policy: Policy) -> Iterator[Reason]:
+    """A rule for every erased concept and each attack that the policy names."""
+    for attack, allowed in policy.max_attack_success.items():
+        for name in figures.erased():
+            success = figures.attack_success(attack, name, policy.attack_budget)
+            what = f"share of pictures in which {attack!r} brings {name!r} back{figures.bound('upper')}"
+            yield _at_most("max_attack_success", success, allowed, what, name)
+        if not figures.erased():
+            yield _at_most("max_attack_success", None, allowed, f"what {attack!r} brings back")
 
 
 def _drifts(figures: Figures, allowed: float) -> Iterator[Reason]:

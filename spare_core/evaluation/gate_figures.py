@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from spare_core.concepts.names import normalise
+from spare_core.evaluation.attacked import ADAPTED, BASE, BUDGETS, STRONG
 
 _ROUNDING: Final = 1e-9
 
@@ -135,6 +136,31 @@ class Figures:
         # Fisher's exact test, one-sided: so few hits after or fewer, given how many there are in all.
         ways = sum(math.comb(total, k) * math.comb(total, first + second - k) for k in range(second + 1))
         return Fall(before - after, ways / math.comb(2 * total, first + second))
+
+    def attack_success(self, attack: str, concept: str, budget: str) -> float | None:
+        """Share of the pictures in which an attack brought a concept back, or the upper end of its interval. None where
+        it was not attacked so, with less than ``budget``, or where the attack is too weak on the base to count."""
+        spent = self._attacked("budget", "name")
+        if spent not in BUDGETS or BUDGETS.index(spent) < BUDGETS.index(budget):
+            return None
+        ends = [
+            [self._attacked("concepts", concept, attack, target, *keys) for keys in (("shown",), ("interval", 1))]
+            for target in (BASE, ADAPTED)
+        ]
+        if not all(type(end) in (int, float) and 0 <= end <= 1 + _ROUNDING for pair in ends for end in pair):
+            return None
+        (_, base), (shown, high) = ends
+        return None if base < STRONG else float(high if self.intervals else shown)
+
+    def _attacked(self, *keys: str | int) -> Any:
+        """A value somewhere in what the evaluation says of attacks."""
+        value: Any = self.evaluation.get("attacks")
+        for key in keys:
+            try:
+                value = value[key]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return value
 
     def judge_accuracy(self) -> float | None:
         """The least of those that are known of the judge, over sets of pictures and domains."""

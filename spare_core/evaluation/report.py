@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from spare_core.concepts.erasures import title_of
+from spare_core.evaluation.attacked import attack_lines
 from spare_core.evaluation.grid import GridResult
 from spare_core.evaluation.metrics import other
 from spare_core.evaluation.suite import Domain, Suite
@@ -173,6 +174,8 @@ def summary_table(evaluation: Mapping[str, Any]) -> str:
     if damage := evaluation["damage"]:
         shares = {side: damage["kept"][side]["damaged"] for side in ("base", "adapted")}
         lines.append(f"kept pictures that look damaged: {shares['adapted']:.1%} (base {shares['base']:.1%})")
+    if attacks := evaluation.get("attacks"):
+        lines += ["", *attack_lines(attacks)]
     return "\n".join(lines)
 
 

@@ -118,7 +118,7 @@ class Batch:
     def order(self, request_id: str, erasure: Erasure) -> Order:
         """What the stages of one request's own erasure are asked."""
         request = Request(self.model, self.base, Erasures(erasure), self.settings)
-        return Order(request_id, request, self.suite, self.suite_sha256, self.seeds)
+        return Order(request_id, request, self.suite, self.suite_sha256, self.seeds).judged_by(self.policy)
 
     def bundle_parameters(
         self, rows: Sequence[Mapping[str, Any]], without: Sequence[str], gentler: bool = False, room: int = 0

@@ -150,7 +150,8 @@ def gather_task(batch: str) -> Gathered:
             results["busy"] = busy
             print(f"a bundle is being made elsewhere: {busy}", flush=True)
             return Gathered("", "", False)
-        order = dataclasses.replace(order, held=tuple(found.requests), lease_minutes=asked.lease_minutes)
+        held = dataclasses.replace(order, held=tuple(found.requests), lease_minutes=asked.lease_minutes)
+        order = held.judged_by(asked.bundle_policy)
         return Gathered(send(store, order.to_json()), send(store, asked.bundle_policy.to_json()), True)
 
 

@@ -20,6 +20,7 @@ from spare_core.concepts.concept import KINDS, Erasure
 from spare_core.concepts.erasures import Erasures, keeping
 from spare_core.concepts.lists import build_erasure, build_erasures, check_kept
 from spare_core.errors import ConceptError, InputError, SettingsError
+from spare_core.evaluation.attacked import ATTACKS
 from spare_core.evaluation.gate import Policy
 from spare_core.evaluation.suite import Suite, domain_of, load_suite, suite_of
 from spare_core.method.settings import EraseSettings
@@ -61,8 +62,9 @@ class Champion(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """``suite`` and ``seeds`` say what is drawn to measure. What only decides what becomes of the result is not part of
-    it: asked the same under another policy, a run takes what is there.
+    """``suite`` and ``seeds`` say what is drawn to measure; ``attacks`` what the erasure is attacked by, all that its
+    policy has a rule for, with ``attack_budget``. What only decides what becomes of the result is not part of it: asked
+    the same under a policy of other bounds, a run takes what is there.
 
     ``champion`` and ``evidence`` are of the bundle that this one grows from or takes the place of; 0 and empty where
     there is none, or where it is no bundle. ``held`` are the requests of a takedown ledger that are held, under a lease
@@ -77,6 +79,13 @@ class Order:
     evidence: str = ""
     held: tuple[str, ...] = ()
     lease_minutes: float = 0.0
+    attack_budget: str = ""
+    attacks: tuple[str, ...] = ()
+
+    def judged_by(self, policy: Policy) -> Order:
+        """The order with what that policy asks to be measured."""
+        attacks = tuple(name for name in ATTACKS if name in policy.max_attack_success)
+        return dataclasses.replace(self, attack_budget=policy.attack_budget if attacks else "", attacks=attacks)
 
     def chosen_suite(self) -> Suite:
         """The suite, as far as it is drawn.
@@ -113,7 +122,10 @@ class Order:
         try:
             values = json.loads(text)
             schema, *_ = (values.pop(name) for name in ("schema", "versions", "code", "period"))
-            order = cls(**values | {"request": Request.from_dict(values["request"]), "held": tuple(values["held"])})
+            order = cls(**values | {
+                "request": Request.from_dict(values["request"]), "held": tuple(values["held"]),
+                "attacks": tuple(values["attacks"]),
+            })  # fmt: skip
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"this is no order of a pipeline's first task: {error!r}") from None
         if schema != SCHEMA:
@@ -168,7 +180,7 @@ def check_order(
     request = Request(given["model"], base, erasures, settings, given.get("images") or None, images)
     before = (champion.version, champion.evidence) if champion else (0, "")
     measured = suite_of(given["model"], given["suite"]), suite_digest(suite), int(given["seeds"])
-    return Order(request_id_of(parameters), request, *measured, *before), policy
+    return Order(request_id_of(parameters), request, *measured, *before).judged_by(policy), policy
 
 
 def _with_rank(settings: EraseSettings, erasures: Erasures, champion: Champion | None) -> EraseSettings:

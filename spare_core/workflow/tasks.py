@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spare_core.concepts.prompts import all_prompts
 from spare_core.errors import RegistryError, RegistryInputError, SpareError
+from spare_core.evaluation.attacked import mean_success
 from spare_core.evaluation.gate import Policy
 from spare_core.files.atomic import write_bytes, write_json
 from spare_core.registry import promotions
@@ -219,7 +220,8 @@ def evaluate_task(order_key: str, adapter: Path, evaluation: Path, page: Path) -
 
 
 def measure_adapter(order: Order, run: StageRun, work: Work, adapter: Path, evaluation: Path) -> dict[str, Any]:
-    """Measure an adapter into the folder ``evaluation``, reported to ``run``. Returns the report."""
+    """Measure an adapter into the folder ``evaluation``, and attack it if its policy asks for that; reported to
+    ``run``. Returns the report."""
     from spare_core.adapters.directory import check_base, load_adapter
     from spare_core.evaluation.evaluate import evaluate as measure
     from spare_core.evaluation.judges import load_judge
@@ -238,6 +240,13 @@ def measure_adapter(order: Order, run: StageRun, work: Work, adapter: Path, eval
         work.denoiser, request.base, [stored], suite, [], None, evaluation, judge, ProgressDisplay(),
         before=before,
     )  # fmt: skip
+    if order.attacks:
+        from spare_core.attacks.evidence import attack_evaluated
+
+        report = attack_evaluated(
+            work.denoiser, request.base, [stored], suite, judge, evaluation, order.attack_budget, order.attacks,
+            ProgressDisplay(),
+        )  # fmt: skip
     print(summary_table(report), flush=True)
     counts = {"pictures": report["counts"]["pictures"], "seeds": len(report["seeds"])}
     run.dataset(f"suite {suite.name}", order.suite_sha256, order.suite, "evaluation", counts)
@@ -255,6 +264,8 @@ def figures(report: Mapping[str, Any]) -> dict[str, float]:
         for side in ("base", "adapted")
     }
     named |= {name: report[name] for name in ("residual", "mean_drift")}
+    if "attacks" in report:
+        named |= {f"attack/{name}": share for name, share in mean_success(report["attacks"]).items()}
     return {name: float(value) for name, value in named.items() if value is not None}
 
 

@@ -15,7 +15,7 @@ from spare_core.adapters.directory import StoredAdapter, load_adapter, save_adap
 from spare_core.adapters.low_rank import Adapter
 from spare_core.attacks import besieged
 from spare_core.attacks.attack import attack, table
-from spare_core.attacks.besieged import TARGETS, named_by_base
+from spare_core.attacks.besieged import named_by_base
 from spare_core.attacks.budgets import BUDGETS, Inverting, Learning, Relearning, Searching
 from spare_core.attacks.inversion import invert
 from spare_core.attacks.scene import Scene
@@ -23,6 +23,7 @@ from spare_core.attacks.tampering import forms as tampered_forms
 from spare_core.canvas.judge import GridJudge
 from spare_core.concepts.concept import Erasure
 from spare_core.errors import AdapterError, ConceptError, InputError, OutputError, SettingsError
+from spare_core.evaluation.attacked import TARGETS
 from spare_core.files.atomic import read_tensors
 from spare_core.method.settings import EraseSettings
 from spare_core.models.unet import UNetDenoiser

@@ -128,7 +128,7 @@ def test_a_neighbour_named_by_the_policy_has_a_bound_of_its_own_and_must_be_meas
 @pytest.mark.parametrize(("bounds", "problem"), [
     (None, "it must map concepts to bounds"), (["Rust"], "it must map concepts to bounds"),
     ({"Rust": "x"}, "'Rust' is 'x'"), ({"Rust": True}, "'Rust' is True"), ({"Rust": float("nan")}, "'Rust' is nan"),
-    ({"Rust": -1}, "'Rust' is -1"), ({7: 1.0}, "names the concept 7"), ({"Rust": 1, " rust": 1}, "' rust' twice"),
+    ({"Rust": -1}, "'Rust' is -1"), ({7: 1.0}, "names 7, one of concepts"), ({"Rust": 1, " rust": 1}, "' rust' twice"),
 ])  # fmt: skip
 def test_bounds_that_cannot_be_are_refused(policy: Policy, bounds: Any, problem: str) -> None:
     with pytest.raises(SettingsError, match=problem):
@@ -275,3 +275,55 @@ def test_comments_and_order_make_no_other_policy_but_a_threshold_does(tmp_path: 
     (tmp_path / "same.yaml").write_text(yaml.safe_dump(dict(reversed(values.items())), sort_keys=False))
     assert Policy.from_file(tmp_path / "same.yaml").sha256 == policy.sha256
     assert dataclasses.replace(policy, min_ua=0.76).sha256 != policy.sha256
+
+
+def attacked(shown: float, high: float, base: float = 1.0, budget: str = "quick") -> dict[str, Any]:
+    """The good figures, and what an inversion brought back."""
+    targets = {
+        "base": {"shown": base, "interval": [0.0, base]}, "adapted": {"shown": shown, "interval": [0.0, high]},
+    }  # fmt: skip
+    attacks = {"budget": {"name": budget}, "concepts": {"Neon Lines": {"inversion": targets}}}
+    return figures(attacks=attacks)
+
+
+@pytest.mark.parametrize(("report", "allowed", "measured"), [
+    (attacked(0.1, 0.3), 0.3, 0.3), (attacked(0.1, 0.3), 0.2, 0.3),
+    (attacked(0.1, 0.3, budget="paper"), 0.3, 0.3),
+    (attacked(0.1, 0.3, base=0.8), 0.3, None),
+    (attacked(0.1, 0.3, budget="none"), 0.3, None),
+    (attacked(0.1, float("nan")), 0.3, None),
+    (figures(), 0.3, None), (figures(attacks={}), 0.3, None), (figures(attacks=[]), 0.3, None),
+    (changed("erased", ["Rust"]) | {"attacks": attacked(0.1, 0.3)["attacks"]}, 0.3, None),
+])  # fmt: skip
+def test_what_an_attack_may_bring_back_has_a_bound_and_must_be_measured(
+    policy: Policy, report: dict[str, Any], allowed: float, measured: float | None
+) -> None:
+    """An attack that fails on the base model too proves nothing, and one with less to spend neither."""
+    asking = dataclasses.replace(policy, max_attack_success={"inversion": allowed})
+    (reason,) = (reason for reason in judge_figures(report, asking).reasons if reason.rule == "max_attack_success")
+    assert reason.measured == measured
+    assert reason.passed == (measured is not None and measured <= allowed)
+    assert reason.concept == report["erased"][0]
+    assert not judge_figures(report, policy).refusals or report["erased"] == ["Rust"]
+
+
+def test_a_larger_budget_than_was_spent_is_not_met(policy: Policy) -> None:
+    asking = dataclasses.replace(policy, max_attack_success={"inversion": 0.5}, attack_budget="standard")
+    (refusal,) = judge_figures(attacked(0.1, 0.3), asking).refusals
+    assert refusal.startswith("share of pictures in which 'inversion' brings 'Neon Lines' back, upper 95 % bound: not")
+    by_points = dataclasses.replace(
+        asking, attack_budget="quick", intervals=False, max_attack_success={"inversion": 0.1}
+    )
+    assert judge_figures(attacked(0.1, 0.3), by_points).passed
+
+
+@pytest.mark.parametrize(("changes", "problem"), [
+    ({"attack_budget": "endless"}, "attack_budget is 'endless'; allowed: quick, standard, paper"),
+    ({"attack_budget": ["quick"]}, "attack_budget is"),
+    ({"max_attack_success": {"magic": 0.5}}, "max_attack_success names 'magic'; allowed: paraphrase"),
+    ({"max_attack_success": {"prompt": 1.5}}, r"'prompt' is 1.5; allowed: \[0, 1\]"),
+    ({"max_attack_success": 0.5}, "it must map attacks to bounds, as in {inversion: 0.2}"),
+])  # fmt: skip
+def test_attacks_that_cannot_be_are_refused(policy: Policy, changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(SettingsError, match=problem):
+        dataclasses.replace(policy, **changes)

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipelines.definition import BUNDLE
+from spare_core.attacks import besieged
+from spare_core.attacks.budgets import BUDGETS
 from spare_core.workflow import tasks
 from spare_core.workflow.environment import RUN_ID, STORE
+from tests.attacks.test_attack import PLAIN, QUICK
 from tests.support.workplaces import SETTINGS, Workplace
 
 STAGES = ("collect", "compose", "evaluate", "register", "gate", "promote")
@@ -71,12 +75,28 @@ def test_it_grows_from_the_champion_and_shrinks(
     assert [(row["added"], row["withdrawn"]) for row in found["history"]][1:] == [(["Rust"], ["Cat"])]
     after = "adding Rust and withdrawing Cat"
     assert [(one["concept"], one["after"]) for one in found["rebounds"]] == [("Neon Lines", after)]
+    check_attacked(parameters, adapter, tmp_path, monkeypatch)
     version = tasks.register_task(order, "", adapter, evaluation)
     assert version == ("spare.canvas", 2)
     tasks.gate_task(order, policy, *version)
     assert tasks.promote_task(order, policy, *version) == {"champion": 2, "previous": 1}
     with pytest.raises(SystemExit):
         tasks.promote_task(order, policy, "spare.canvas", 1)
+
+
+def check_attacked(parameters: dict[str, Any], adapter: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a policy that has a rule for it, a bundle's evaluation attacks each of its concepts."""
+    monkeypatch.setitem(BUDGETS, "quick", QUICK)
+    monkeypatch.setattr(besieged, "plain", lambda seed: PLAIN)
+    policy = yaml.safe_load(Path(parameters["policy"]).read_text()) | {"max_attack_success": {"conditioning": 1.0}}
+    (folder / "attacked.yaml").write_text(yaml.safe_dump(policy))
+    order, _ = tasks.collect_task({**parameters, "policy": str(folder / "attacked.yaml")})
+    found = tasks.evaluate_task(order, adapter, folder / "attacked", folder / "attacked.html")
+    assert {name: [*one] for name, one in found["attacks"]["concepts"].items()} == {
+        "Neon Lines": ["conditioning"], "Rust": ["conditioning"],
+    }  # fmt: skip
+    assert {"attack/conditioning/base", "attack/conditioning/adapted"} <= {*tasks.figures(found)}
+    assert "attacks (quick)" in (folder / "attacked.html").read_text()
 
 
 def test_what_is_wrong_is_told_before_any_work(place: Workplace) -> None:

@@ -26,7 +26,7 @@ SETTINGS = {
 LENIENT = {
     "intervals": False, "min_samples": 1, "min_ua": 0.0, "max_ira_loss": 1.0, "max_cra_loss": 1.0, "fid": False,
     "max_fid_rise": 1.0, "max_mean_drift": 1e5, "max_drift": 1e5,
-    "max_drift_of": {}, "max_damaged": 1.0, "min_surrogate": 0.0,
+    "max_drift_of": {}, "attack_budget": "quick", "max_attack_success": {}, "max_damaged": 1.0, "min_surrogate": 0.0,
     "max_residual": 1e6, "max_cra_erased_loss": 1.0, "max_concept_loss": 1.0, "max_damaged_erased": 1.0,
     "min_judge_accuracy": 0.0, "max_rebound": 1e6, "rebound_from": 1.0,
 }  # fmt: skip

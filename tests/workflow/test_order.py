@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from spare_core.concepts.lists import build_erasures
 from spare_core.errors import InputError, SettingsError
-from spare_core.evaluation.gate import Policy
+from spare_core.evaluation.gate import POLICIES, Policy
 from spare_core.workflow import freshness
 from spare_core.workflow.order import Champion, Order, check_order, request_id_of
 
@@ -59,6 +60,21 @@ def test_a_policy_is_that_of_the_environment_where_none_is_given(
     monkeypatch.setenv("SPARE_POLICY", named)
     _, policy = check_order({**GIVEN, "policy": given})
     assert policy == Policy.find(found)
+
+
+def test_what_its_policy_asks_to_be_attacked_is_part_of_it(tmp_path: Path) -> None:
+    """So a run does not take an evaluation in which it was not."""
+    policies = []
+    for bound in (0.3, 0.2):
+        values = yaml.safe_load(POLICIES["default"].read_text())
+        values |= {"max_attack_success": {"prompt": bound, "inversion": 0.5}, "attack_budget": "standard"}
+        policies.append(tmp_path / f"{bound}.yaml")
+        policies[-1].write_text(yaml.safe_dump(values))
+    orders = [check_order({**GIVEN, "policy": str(path)})[0] for path in policies]
+    assert (orders[0].attack_budget, orders[0].attacks) == ("standard", ("prompt", "inversion"))
+    assert Order.from_json(orders[0].to_json()) == orders[0]
+    assert orders[0].to_json() == orders[1].to_json() != check_order(GIVEN)[0].to_json()
+    assert (check_order(GIVEN)[0].attack_budget, check_order(GIVEN)[0].attacks) == ("", ())
 
 
 @pytest.mark.parametrize("changes", [{"policy": ""}, {"promote": False}, {"name": "spare.canvas.own"}])
