@@ -69,16 +69,21 @@ class Besieged:
 
     def run(self, attacks: Sequence[str]) -> dict[str, Any]:
         """What each attack brought back, by attack and target."""
-        doing: dict[str, Callable[[str], Any]] = {
-            "paraphrase": self._phrases, "prompt": self._search, "latents": self._latents,
-            "relearning": self._relearning, "tampering": self._tampering,
-        }  # fmt: skip
-        doing |= {name: partial(self._inversion, name) for name in CARRIERS}
-        found = {name: {target: doing[name](target) for target in TARGETS} for name in attacks}
+        found = {name: {target: self.attack(name, target) for target in TARGETS} for name in attacks}
         if "paraphrase" in found:
             base = found["paraphrase"][BASE]
             found["paraphrase"] = {target: named_by_base(one, base) for target, one in found["paraphrase"].items()}
         return found
+
+    def attack(self, name: str, target: str) -> dict[str, Any]:
+        """What one attack brought back on one target; of paraphrases, under each of them."""
+        if name in CARRIERS:
+            return self._inversion(name, target)
+        doing: dict[str, Callable[[str], dict[str, Any]]] = {
+            "paraphrase": self._phrases, "prompt": self._search, "latents": self._latents,
+            "relearning": self._relearning, "tampering": self._tampering,
+        }  # fmt: skip
+        return doing[name](target)
 
     def _phrases(self, target: str) -> dict[str, Any]:
         """What is shown under each phrase."""

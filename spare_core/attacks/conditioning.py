@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spare_core.method.bank import Bank
-from spare_core.method.places import concept_length, concept_places, from_first
+from spare_core.method.places import concept_length, concept_places, put_vectors
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import Denoiser
 
@@ -41,15 +41,8 @@ class OnConditioning:
 
 
 def moved(table: Conditioning, places: Sequence[Sequence[int]], vectors: Tensor) -> Conditioning:
-    """``vectors`` ``(V, D)`` added to rows of a table of prompts. One vector is added at each of a prompt's ``places``;
-    several are added one after the other from the first place on, as if the concept had so many tokens."""
-    embeds = table.prompt_embeds
-    width = embeds.shape[1]
-    delta = torch.zeros_like(embeds)
+    """``vectors`` ``(V, D)`` added to rows of a table of prompts, each at its concept's ``places``."""
+    delta = torch.zeros_like(table.prompt_embeds)
     for row, some in enumerate(places):
-        if len(vectors) == 1:
-            delta[row, list(some)] = vectors[0].to(delta)
-        else:
-            where = from_first(some, len(vectors), width)
-            delta[row, list(where)] = vectors[: len(where)].to(delta)
-    return Conditioning(embeds + delta, table.added)
+        put_vectors(delta[row], some, vectors)
+    return Conditioning(table.prompt_embeds + delta, table.added)

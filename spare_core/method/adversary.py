@@ -1,14 +1,21 @@
 """The adversary: who wants the concept back, while it is erased.
 
 An erasure that is taught on the concept's name alone is undone by a vector beside it (:mod:`spare_core.attacks`). So
-each step's forget rows are asked under conditioning that was moved first, where the concept stands in the prompt, to
-make the adapted model predict what the frozen one predicts under the concept:
+most of a step's forget rows are asked as attackers would ask them. Each is an attacker with vectors of its own where
+the concept stands in the prompt, of what the text encoder reads or of what it has made of it, and moves them by Adam,
+step after step against the model as it has become, to make it predict what the frozen one predicts under the concept:
 
     d = argmin over d   ||eps_D(x_t, c + d) - eps(x_t, c)||^2
 
-by a few normalised gradient steps, each row by itself, from chance as far out as an attacker goes. What they are taught
-stays the surrogate's prediction. In some steps every place from the concept's first on has a vector of its own, as an
-attacker who writes several tokens has; some rows stay under the plain name.
+What its row is taught is to lose what it has won, and no more. With p = eps_D(x_t, c + d) and the way
+w = eps(x_t, c) - eps(x_t, s) from the surrogate to the concept,
+
+    target = p - max(0, a) w,    a = <p - eps(x_t, s), w> / ||w||^2
+
+An attacker who has come to something else instead, the name of a kept concept, is left there: pulled to the surrogate,
+it took kept concepts along (docs/failures.md). The other rows stay under the plain name and are taught the surrogate.
+
+Attackers begin anew at every measurement, where a run may be interrupted: so they need not be kept.
 
 Adversarial training (arXiv 1706.06083) is the idea; AdvUnlearn (2405.15234), RECE (2407.12383) and STEREO (2408.16807)
 have it for diffusion models, each with another adversary.
@@ -16,69 +23,131 @@ have it for diffusion models, each with another adversary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from spare_core.method.bank import Bank, Side
-from spare_core.method.places import concept_length, concept_places, from_first
+from spare_core.method.places import concept_length, concept_places, put_vectors
 from spare_core.method.settings import EraseSettings
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import FP16_LOSS_SCALE, Denoiser
 from spare_core.streams import stream
 
 _PLAIN: Final = 0.25
-"""Share of the rows that the adversary leaves alone."""
-_SEVERAL: Final = 0.4
-"""Share of the steps in which several vectors are moved, and the most of them."""
-_MOST: Final = 8
+"""Share of the rows that nobody attacks."""
+_SEVERAL: Final = 0.3
+"""Share of the attackers with a vector for each of several places, from the concept's first on, and the most of them;
+the others have one for all of the concept's."""
+_MOST: Final = 4
+_TOKENS: Final = 3.0
+"""How much faster what the text encoder reads is moved than what it has made: it must reach as far."""
+_BETAS: Final = (0.9, 0.99)
+
+
+@dataclass
+class _Attacker:
+    """``vectors`` ``(1, D)`` for all places of the concept, or ``(V, D)`` from its first on; of what the text encoder
+    reads if ``reads``. ``first`` and ``second`` are Adam's moments after so many ``steps``."""
+
+    vectors: Tensor
+    reads: bool
+    rate: float
+    first: Tensor
+    second: Tensor
+    steps: int = 0
+
+    def move(self, slope: Tensor) -> None:
+        """One step of Adam down ``slope``."""
+        self.steps += 1
+        for moment, beta, part in zip((self.first, self.second), _BETAS, (slope, slope.square()), strict=True):
+            moment.lerp_(part, 1 - beta)
+        first, second = (
+            moment / (1 - beta**self.steps) for moment, beta in zip((self.first, self.second), _BETAS, strict=True)
+        )
+        self.vectors = self.vectors - self.rate * first / second.sqrt().clamp_min(torch.finfo(second.dtype).tiny)
 
 
 class Adversary:
-    """Moves what the student is conditioned on; see :class:`spare_core.method.batches.Batches`."""
+    """The forget side of a step: see :class:`spare_core.method.batches.Batches`."""
 
     def __init__(self, denoiser: Denoiser, bank: Bank, settings: EraseSettings) -> None:
         self.denoiser, self.bank, self.settings = denoiser, bank, settings
-        self._places: dict[int, list[int]] = {}
-        for row in dict.fromkeys(bank.forget.student.tolist()):
-            (self._places[row],) = concept_places(denoiser, [bank.prompts[row]], bank.names[row])
-        self._unit = concept_length(bank.table, self._places)
+        self._places = {
+            row: concept_places(denoiser, [bank.prompts[row]], bank.names[row])[0]
+            for row in dict.fromkeys(bank.forget.student.tolist())
+        }
+        self._length = bank.table.prompt_embeds.shape[1]
+        names = dict.fromkeys(bank.names[row] for row in self._places)
+        read = torch.cat([denoiser.input_embeddings(name) for name in names])
+        self._widths = {True: read.shape[1], False: bank.table.prompt_embeds.shape[2]}
+        self._units = {True: float(read.square().mean().sqrt()), False: concept_length(bank.table, self._places)}
+        self._generation, self._attackers = -1, dict[tuple[int, str], _Attacker]()
 
-    def __call__(self, side: Side, step: int) -> Conditioning:
-        """The conditioning of the rows of ``side``, moved against the model as it is now, adapter on."""
-        device, settings = self.denoiser.device, self.settings
-        generator = stream(settings.seed, "adversary", step)
-        table = self.bank.table[side.student].to(device)
-        count, length, width = table.prompt_embeds.shape
-        several = float(torch.rand(1, generator=generator)) < _SEVERAL
-        where = torch.zeros(count, length, 1)
-        for i, row in enumerate(side.student.tolist()):
-            places, most = self._places[row], int(torch.randint(1, 1 + _MOST, (1,), generator=generator))
-            where[i, from_first(places, most, length) if several else places] = 1.0
-        start = torch.randn((count, length if several else 1, width), generator=generator)
-        reach = settings.adversary_reach * torch.rand((count, 1, 1), generator=generator)
-        moved = (torch.rand((count, 1, 1), generator=generator) >= _PLAIN).float()
-        where, delta = where.to(device), (start * reach * self._unit).to(device)
+    def __call__(self, side: Side, step: int) -> tuple[Conditioning, Tensor]:
+        """What the rows of ``side`` are conditioned on and what they are taught, against the model as it is now,
+        adapter on."""
+        generation = step // self.settings.measure_every
+        if generation != self._generation:
+            self._generation, self._attackers = generation, {}
+        device, rows = self.denoiser.device, side.student.tolist()
+        attackers = [self._attacker(place, self.bank.names[row]) for place, row in enumerate(rows)]
         noisy, timesteps = side.noisy.to(device), side.timesteps.to(device)
-        wanted = side.under_student.to(device)
+        concept, surrogate = side.under_student.to(device), side.under_teacher.to(device)
         scale = FP16_LOSS_SCALE if self.denoiser.dtype is torch.float16 else 1.0
-        for _ in range(settings.adversary_steps):
-            delta = delta.requires_grad_(True)
-            found = self.denoiser.predict(noisy, timesteps, _added(table, delta * where))
-            (slope,) = torch.autograd.grad(scale * (found - wanted).square().mean(dim=(1, 2, 3)).sum(), delta)
-            delta = (delta - self._step(slope)).detach()
-        return _added(table, delta * where * moved.to(device)).to(self.bank.table.prompt_embeds.device)
+        for _ in range(self.settings.adversary_steps):
+            moves = [one.vectors.requires_grad_(True) for one in attackers]
+            found = self.denoiser.predict(noisy, timesteps, self._conditioning(rows, attackers))
+            wrong = (found - concept).square().mean(dim=(1, 2, 3)).sum()
+            for one, slope in zip(attackers, torch.autograd.grad(scale * wrong, moves), strict=True):
+                one.vectors = one.vectors.detach()
+                one.move(slope / scale)
+        attacked = torch.rand(len(rows), generator=stream(self.settings.seed, "adversary", step)) >= _PLAIN
+        there = [one if own else None for one, own in zip(attackers, attacked.tolist(), strict=True)]
+        with torch.no_grad():
+            asked = self._conditioning(rows, there)
+            lost = without(self.denoiser.predict(noisy, timesteps, asked), concept, surrogate).cpu()
+        taught = torch.where(attacked[:, None, None, None], lost, side.under_teacher)
+        return asked.to(self.bank.table.prompt_embeds.device), taught
 
-    def _step(self, slope: Tensor) -> Tensor:
-        """Of each vector as long as :attr:`EraseSettings.adversary_rate` says, in root mean squares of the concept."""
-        squares = slope.square().mean(dim=2, keepdim=True)
-        size = (squares.sum(dim=1, keepdim=True) / (squares > 0).sum(dim=1, keepdim=True).clamp(min=1)).sqrt()
-        return self.settings.adversary_rate * self._unit * slope / size.clamp(min=torch.finfo(size.dtype).tiny)
+    def _attacker(self, place: int, name: str) -> _Attacker:
+        """Who attacks ``name`` from a place of the batch, of this generation."""
+        if (place, name) not in self._attackers:
+            settings, reads = self.settings, place % 2 == 0
+            generator = stream(settings.seed, "adversary", self._generation, place, name)
+            several = float(torch.rand(1, generator=generator)) < _SEVERAL
+            count = int(torch.randint(2, 1 + _MOST, (1,), generator=generator)) if several else 1
+            reach = settings.adversary_reach * float(torch.rand(1, generator=generator))
+            vectors = reach * self._units[reads] * torch.randn(count, self._widths[reads], generator=generator)
+            vectors = vectors.to(self.denoiser.device)
+            rate = settings.adversary_rate * self._units[reads] * (_TOKENS if reads else 1.0)
+            self._attackers[place, name] = _Attacker(
+                vectors, reads, rate, torch.zeros_like(vectors), torch.zeros_like(vectors)
+            )
+        return self._attackers[place, name]
+
+    def _conditioning(self, rows: Sequence[int], attackers: Sequence[_Attacker | None]) -> Conditioning:
+        """The bank's ``rows``, each as its attacker moves it, with the gradient of that."""
+        shape, device = (len(rows), self._length), self.denoiser.device
+        moves = {reads: torch.zeros(*shape, width, device=device) for reads, width in self._widths.items()}
+        for place, (row, one) in enumerate(zip(rows, attackers, strict=True)):
+            if one is not None:
+                put_vectors(moves[one.reads][place], self._places[row], one.vectors)
+        prompts = [self.bank.prompts[row] for row in rows]
+        encoded = self.denoiser.encode_moved(prompts, moves[True], self.settings.resolution)
+        made = moves[False].to(encoded.prompt_embeds)
+        return Conditioning(encoded.prompt_embeds + made, encoded.added)
 
 
-def _added(table: Conditioning, delta: Tensor) -> Conditioning:
-    return Conditioning(table.prompt_embeds + delta.to(table.prompt_embeds), table.added)
+def without(found: Tensor, concept: Tensor, surrogate: Tensor) -> Tensor:
+    """Predictions ``(B, C, H, W)`` without what they have of the way from ``surrogate`` to ``concept``."""
+    way = concept - surrogate
+    size = way.square().sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(way.dtype).tiny)
+    along = ((found - surrogate) * way).sum(dim=(1, 2, 3), keepdim=True) / size
+    return found - along.clamp_min(0) * way
 
 
 def adversary_of(denoiser: Denoiser, bank: Bank, settings: EraseSettings) -> Adversary | None:

@@ -43,8 +43,8 @@ class Batch(NamedTuple):
 class Batches:
     """Draws the batches of a run. All chance of a step comes from a generator seeded by (seed, step).
 
-    ``forget_conditioning`` says what the student is conditioned on for rows of the forget side at a step, such as an
-    adversary; the rows of the prompt table that name the concept, if none is given.
+    ``asking`` says what the student is conditioned on for rows of the forget side at a step, and what it is taught, as
+    an adversary does; if none is given, the rows of the prompt table that name the concept, and the surrogate.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class Batches:
         bank: Bank,
         profile: TimestepProfile,
         settings: EraseSettings,
-        forget_conditioning: Callable[[Side, int], Conditioning] | None = None,
+        asking: Callable[[Side, int], tuple[Conditioning, Tensor]] | None = None,
     ) -> None:
         self.bank, self.settings = bank, settings
-        self._conditioning = forget_conditioning or (lambda side, _: bank.table[side.student])
+        self._asking = asking or (lambda side, _: (bank.table[side.student], side.under_teacher))
         sampler = TimestepSampler.from_profile(profile, settings)
         self._forget = StateSampler(sampler, bank.forget.timesteps)
         self._retain = StateSampler(sampler, bank.retain.timesteps)
@@ -76,7 +76,7 @@ class Batches:
             parts.append(Batch(retain.noisy, retain.timesteps, table, retain.under_student))
         if empty:
             parts.append(self._under_empty(self._empty.sample(empty, generator)))
-        own = Batch(forget.noisy, forget.timesteps, self._conditioning(forget, step), forget.under_teacher)
+        own = Batch(forget.noisy, forget.timesteps, *self._asking(forget, step))
         return own, Batch.cat(parts)
 
     def _under_empty(self, index: Tensor) -> Batch:

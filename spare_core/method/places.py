@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import Denoiser
@@ -22,6 +23,13 @@ def concept_places(denoiser: Denoiser, prompts: Sequence[str], concept: str) -> 
 def from_first(places: Sequence[int], count: int, length: int) -> range:
     """Where ``count`` vectors stand in a prompt of ``length`` places, as if the concept had so many tokens."""
     return range(places[0], min(length, places[0] + count))
+
+
+def put_vectors(row: Tensor, places: Sequence[int], vectors: Tensor) -> None:
+    """Write ``vectors`` ``(V, D)`` into the ``row`` ``(L, D)`` of a prompt: a single one at each of the concept's
+    ``places``; several one after the other from the first place on, as if the concept had so many tokens."""
+    where = list(places if len(vectors) == 1 else from_first(places, len(vectors), len(row)))
+    row[where] = (vectors.expand(len(where), -1) if len(vectors) == 1 else vectors[: len(where)]).to(row)
 
 
 def concept_length(table: Conditioning, places: Mapping[int, Sequence[int]]) -> float:

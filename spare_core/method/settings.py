@@ -16,7 +16,7 @@ MaskKind = Literal["text", "module", "channel", "weight", "none"]
 SaliencyLoss = Literal["denoise", "gap"]
 TimestepSampling = Literal["gap", "uniform", "window", "threshold"]
 LearningRate = float | Literal["auto"]
-Adversaries = Literal["none", "conditioning"]
+Adversaries = Literal["none", "vectors"]
 Alpha = float | Literal["rank"]
 Rank = int | Literal["auto"]
 
@@ -40,7 +40,7 @@ _PRESETS: Final = Path(__file__).parent / "presets"
 _SCORED: Final = Only("mask", ("module", "channel", "weight"))
 _BY_GAP: Final = Only("timesteps", ("gap",))
 _SOLVED: Final = Only("closed_form", (True,))
-_OPPOSED: Final = Only("adversary", ("conditioning",))
+_OPPOSED: Final = Only("adversary", ("vectors",))
 _RANKS: Final = 8
 """The smallest rank that is chosen, and what larger ones are a multiple of."""
 
@@ -132,14 +132,21 @@ class EraseSettings:
     forget_weight: float = _setting(0.3, "weight of the forget loss", 0.0, 1e6, open_low=True)
     retain_weight: float = _setting(1.0, "weight of the retain loss", 0.0, 1e6)
     adversary: Adversaries = _setting(
-        "none", "who wants the concept back in training; 'conditioning': moves the concept's embedding in each step"
+        "none",
+        "who wants the concept back in training; 'vectors': learned ones, of what the text encoder reads and of what "
+        "it has made, which are moved before each step and begin anew at each measurement",
     )
-    adversary_steps: int = _setting(2, "gradient steps it takes before each step", 1, 1000, only=_OPPOSED)
+    adversary_steps: int = _setting(1, "steps of Adam it takes before each step", 1, 1000, only=_OPPOSED)
     adversary_rate: float = _setting(
-        0.3, "length of each, in lengths of the concept's embedding", 0.0, 100.0, True, only=_OPPOSED
+        0.1,
+        "their rate, in lengths of the concept's embedding; three times as much for what the text encoder reads",
+        0.0,
+        100.0,
+        True,
+        only=_OPPOSED,
     )
     adversary_reach: float = _setting(
-        2.5, "how far out it begins at most, in the same lengths", 0.0, 100.0, only=_OPPOSED
+        1.0, "how far out it begins at most, in the same lengths", 0.0, 100.0, only=_OPPOSED
     )
     measure_every: int = _setting(10, "steps between measurements of residual and drift", 1, 1_000_000)
     patience: int = _setting(3, "measurements without improvement of the residual before stopping early", 1, 1_000_000)

@@ -77,6 +77,13 @@ class Denoiser(Protocol):
     def encode_prompts(self, prompts: Sequence[str], resolution: int = 0) -> Conditioning:
         """Prompts as the model's sampler would condition on them; "" is what guidance is measured against."""
 
+    def input_embeddings(self, text: str) -> Tensor:
+        """The tokens of ``text`` as the text encoders read them, before they know of each other, ``(tokens, D)``; of
+        several encoders side by side."""
+
+    def encode_moved(self, prompts: Sequence[str], moves: Tensor, resolution: int = 0) -> Conditioning:
+        """Prompts encoded with ``moves`` ``(B, L, D)`` added to what the text encoders read, with their gradient."""
+
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Scaled latents of RGB ``pixels``, ``(B, 3, H, W)`` in [-1, 1]."""
 

@@ -181,7 +181,7 @@ class UNetDenoiser:
         return Conditioning(embeds, {"text_embeds": pooled, "time_ids": time_ids})
 
     def input_embeddings(self, text: str) -> Tensor:
-        """The tokens of ``text`` in the text encoders' own tables, ``(tokens, D)``; of SDXL's two, side by side."""
+        """See :class:`Denoiser`: from the encoders' own tables."""
         tables = [table.weight.detach().float().cpu() for table in self._token_tables()]
         ids = self.pipeline.tokenizer(text, add_special_tokens=False).input_ids
         return torch.cat([table[ids] for table in tables], dim=1)
@@ -212,6 +212,16 @@ class UNetDenoiser:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def encode_moved(self, prompts: Sequence[str], moves: Tensor, resolution: int = 0) -> Conditioning:
+        """See :class:`Denoiser`."""
+        with contextlib.ExitStack() as stack:
+            start = 0
+            for table in self._token_tables():
+                own = moves[..., start : start + table.embedding_dim]
+                stack.callback(table.register_forward_hook(_moving(own)).remove)
+                start += table.embedding_dim
+            return self._encode(list(prompts), resolution)
 
     def _token_tables(self) -> list[nn.Embedding]:
         encoders = [self.pipeline.text_encoder, *([self.pipeline.text_encoder_2] if self._is_xl else [])]
@@ -344,6 +354,11 @@ class UNetDenoiser:
                 for name in ("layers_per_block", "down_block_types", "up_block_types", "transformer_layers_per_block")
             },
         }
+
+
+def _moving(moves: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    """A hook that adds ``moves`` to what a table of tokens gives."""
+    return lambda _module, _inputs, output: output + moves.to(output)
 
 
 def _reading(ids: Sequence[int], vectors: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:

@@ -61,15 +61,17 @@ def test_the_empty_prompt_is_asked_on_latents_of_both_sides() -> None:
         assert seen & {tuple(row.flatten().tolist()) for row in side.noisy}
 
 
-def test_the_caller_may_say_what_the_forget_side_is_conditioned_on() -> None:
+def test_the_caller_may_say_what_the_forget_side_is_conditioned_on_and_taught() -> None:
     learned = torch.full((1, 2), 7.0)
 
-    def conditioning(side: Side, step: int) -> Conditioning:
-        return Conditioning(learned.expand(len(side.student), 1, 2) + step)
+    def asking(side: Side, step: int) -> tuple[Conditioning, torch.Tensor]:
+        return Conditioning(learned.expand(len(side.student), 1, 2) + step), torch.full_like(side.under_teacher, 5.0)
 
-    batches = Batches(toy_bank(ToyDenoiser()), PROFILE, EraseSettings(batch_size=3), conditioning)
+    batches = Batches(toy_bank(ToyDenoiser()), PROFILE, EraseSettings(batch_size=3), asking)
     forget, retain = batches.draw(2)
     assert (forget.conditioning.prompt_embeds == 9.0).all()
+    assert (forget.target == 5.0).all()
+    assert not (retain.target == 5.0).any()
     assert not (retain.conditioning.prompt_embeds == 9.0).any()
 
 

@@ -227,7 +227,7 @@ def test_bad_settings_are_bad_input() -> None:
 def test_against_an_adversary_a_rate_is_given() -> None:
     """Trials measure residual and drift; from a solution the lowest rate changes these least."""
     with pytest.raises(SettingsError, match=r"try lr 0\.004"):
-        EraseSettings(adversary="conditioning")
+        EraseSettings(adversary="vectors")
     with pytest.raises(SettingsError, match=r"adversary_rate is 1\.0, but means nothing where adversary is 'none'"):
         EraseSettings(adversary_rate=1.0)
-    assert EraseSettings.from_mapping({"method": "robust"}).adversary == "conditioning"
+    assert EraseSettings.from_mapping({"method": "robust"}).adversary == "vectors"
