@@ -88,15 +88,15 @@ class Adversary:
         self._generation, self._attackers = -1, dict[tuple[int, str], _Attacker]()
 
     def __call__(self, side: Side, step: int) -> tuple[Conditioning, Tensor]:
-        """What the rows of ``side`` are conditioned on and what they are taught, against the model as it is now,
-        adapter on."""
+        """What the rows of ``side`` are conditioned on, against the model as it is now, adapter on; and the way to the
+        concept that each attacked one is not to have gone, else zero."""
         generation = step // self.settings.measure_every
         if generation != self._generation:
             self._generation, self._attackers = generation, {}
         device, rows = self.denoiser.device, side.student.tolist()
         attackers = [self._attacker(place, self.bank.names[row]) for place, row in enumerate(rows)]
         noisy, timesteps = side.noisy.to(device), side.timesteps.to(device)
-        concept, surrogate = side.under_student.to(device), side.under_teacher.to(device)
+        concept = side.under_student.to(device)
         scale = FP16_LOSS_SCALE if self.denoiser.dtype is torch.float16 else 1.0
         for _ in range(self.settings.adversary_steps):
             moves = [one.vectors.requires_grad_(True) for one in attackers]
@@ -109,9 +109,8 @@ class Adversary:
         there = [one if own else None for one, own in zip(attackers, attacked.tolist(), strict=True)]
         with torch.no_grad():
             asked = self._conditioning(rows, there)
-            lost = without(self.denoiser.predict(noisy, timesteps, asked), concept, surrogate).cpu()
-        taught = torch.where(attacked[:, None, None, None], lost, side.under_teacher)
-        return asked.to(self.bank.table.prompt_embeds.device), taught
+        way = (side.under_student - side.under_teacher) * attacked[:, None, None, None]
+        return asked.to(self.bank.table.prompt_embeds.device), way
 
     def _attacker(self, place: int, name: str) -> _Attacker:
         """Who attacks ``name`` from a place of the batch, of this generation."""
@@ -140,14 +139,6 @@ class Adversary:
         encoded = self.denoiser.encode_moved(prompts, moves[True], self.settings.resolution)
         made = moves[False].to(encoded.prompt_embeds)
         return Conditioning(encoded.prompt_embeds + made, encoded.added)
-
-
-def without(found: Tensor, concept: Tensor, surrogate: Tensor) -> Tensor:
-    """Predictions ``(B, C, H, W)`` without what they have of the way from ``surrogate`` to ``concept``."""
-    way = concept - surrogate
-    size = way.square().sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(way.dtype).tiny)
-    along = ((found - surrogate) * way).sum(dim=(1, 2, 3), keepdim=True) / size
-    return found - along.clamp_min(0) * way
 
 
 def adversary_of(denoiser: Denoiser, bank: Bank, settings: EraseSettings) -> Adversary | None:

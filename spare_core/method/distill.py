@@ -170,7 +170,8 @@ def training_step(
         for group in groups:
             joined = Batch.cat([both[i] for i in group]).to(denoiser.device)
             found = denoiser.predict(joined.noisy, joined.timesteps, joined.conditioning)
-            parts = zip(found.chunk(len(group)), joined.target.chunk(len(group)), strict=True)
+            taught = joined.taught(found.detach())
+            parts = zip(found.chunk(len(group)), taught.chunk(len(group)), strict=True)
             loss = torch.stack([F.mse_loss(prediction, target) for prediction, target in parts])
             (scale * (weights[group] * loss).sum()).backward()
             losses[group] = loss.detach()

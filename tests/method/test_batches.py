@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spare_core.method.bank import Side
-from spare_core.method.batches import Batch, Batches
+from spare_core.method.batches import Batch, Batches, without
 from spare_core.method.gap import TimestepProfile
 from spare_core.method.settings import EraseSettings
 from spare_core.models.conditioning import Conditioning
@@ -61,7 +61,7 @@ def test_the_empty_prompt_is_asked_on_latents_of_both_sides() -> None:
         assert seen & {tuple(row.flatten().tolist()) for row in side.noisy}
 
 
-def test_the_caller_may_say_what_the_forget_side_is_conditioned_on_and_taught() -> None:
+def test_the_caller_may_say_what_the_forget_side_is_conditioned_on_and_must_not_predict() -> None:
     learned = torch.full((1, 2), 7.0)
 
     def asking(side: Side, step: int) -> tuple[Conditioning, torch.Tensor]:
@@ -70,9 +70,23 @@ def test_the_caller_may_say_what_the_forget_side_is_conditioned_on_and_taught() 
     batches = Batches(toy_bank(ToyDenoiser()), PROFILE, EraseSettings(batch_size=3), asking)
     forget, retain = batches.draw(2)
     assert (forget.conditioning.prompt_embeds == 9.0).all()
-    assert (forget.target == 5.0).all()
-    assert not (retain.target == 5.0).any()
+    assert (forget.way == 5.0).all()
+    assert not retain.way.any()
     assert not (retain.conditioning.prompt_embeds == 9.0).any()
+
+
+def test_a_prediction_loses_what_it_has_of_the_concept_and_nothing_else() -> None:
+    surrogate, concept, other = torch.zeros(1, 1, 1, 3), torch.tensor([2.0, 0, 0]), torch.tensor([0, 0, 1.0])
+    concept, other = concept.view(1, 1, 1, 3), other.view(1, 1, 1, 3)
+    torch.testing.assert_close(without(0.5 * concept + other, surrogate, concept), other)
+    torch.testing.assert_close(without(concept, surrogate, concept), surrogate)
+    beyond = -0.5 * concept + other
+    assert torch.equal(without(beyond, surrogate, concept), beyond), "who went the other way is let be"
+    asked = Conditioning(torch.zeros(2, 1, 2))
+    batch = Batch(torch.zeros(2, 1, 1, 3), torch.zeros(2), asked, torch.ones(2, 1, 1, 3),
+                  torch.cat([torch.zeros(1, 1, 1, 3), concept]))  # fmt: skip
+    found = torch.full((2, 1, 1, 3), 3.0)
+    assert batch.taught(found).flatten(1).tolist() == [[1.0, 1.0, 1.0], [1.0, 3.0, 3.0]]
 
 
 def test_a_steps_chance_comes_from_seed_and_step_alone() -> None:
