@@ -44,8 +44,11 @@ SMALL = EraseSettings(
 
 
 UNSOLVED = {"closed_form": False, "prior_texts": 2000}
-AT_ITS_RATE: dict[Any, dict[str, Any]] = {1e-3: {"lr": 1e-3}, "auto": {"lr": "auto", **UNSOLVED}}
-"""A run from the solution, and one that must find its rate: from the solution of a tiny model no rate is any good."""
+WAYS: dict[str, dict[str, Any]] = {
+    "solved": {"lr": 1e-3}, "searching": {"lr": "auto", **UNSOLVED}, "opposed": {"lr": 1e-3, "adversary": "vectors"},
+}  # fmt: skip
+"""A run from the solution; one that must find its rate, since from the solution of a tiny model no rate is any good;
+and one against an adversary, who is not kept."""
 
 
 def requested(model: Path, **changes: object) -> dict[str, object]:
@@ -119,11 +122,11 @@ def test_the_same_seed_gives_the_same_adapter_bytes(sd1_dir: Path, tmp_path: Pat
     assert first != other
 
 
-@pytest.fixture(scope="module", params=[1e-3, "auto"])
+@pytest.fixture(scope="module", params=WAYS)
 def uninterrupted(request: pytest.FixtureRequest, sd1_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Learning rate, folder and manifest of a run from beginning to end."""
+    """Way, folder and manifest of a run from beginning to end."""
     folder = tmp_path_factory.mktemp("whole") / "adapter"
-    return request.param, folder, erase(**requested(sd1_dir, **AT_ITS_RATE[request.param]), output=folder)
+    return request.param, folder, erase(**requested(sd1_dir, **WAYS[request.param]), output=folder)
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 5])
@@ -131,7 +134,7 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_result(
     sd1_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Any, stop_at: int
 ) -> None:
     """The checkpoint is gone afterwards, and losses and measurements are those of an uninterrupted run."""
-    lr, folder, whole = uninterrupted
+    way, folder, whole = uninterrupted
     step = distill.training_step
 
     def dying(*args: object) -> tuple[float, float]:
@@ -141,10 +144,10 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_result(
 
     monkeypatch.setattr(distill, "training_step", dying)
     with pytest.raises(KeyboardInterrupt):
-        erase(**requested(sd1_dir, **AT_ITS_RATE[lr]), output=tmp_path / "stopped")
+        erase(**requested(sd1_dir, **WAYS[way]), output=tmp_path / "stopped")
     assert not (tmp_path / "stopped" / MANIFEST).exists()
     monkeypatch.setattr(distill, "training_step", step)
-    resumed = erase(**requested(sd1_dir, **AT_ITS_RATE[lr]), output=tmp_path / "stopped")
+    resumed = erase(**requested(sd1_dir, **WAYS[way]), output=tmp_path / "stopped")
     assert (tmp_path / "stopped" / LORA).read_bytes() == (folder / LORA).read_bytes()
     assert sorted(p.name for p in (tmp_path / "stopped").iterdir()) == [LORA, MANIFEST]
     for name in ("residual", "drift", "training"):
