@@ -232,9 +232,15 @@ class Besieged:
         title, found = f"{attack} {target}", {}
         for i, (name, work) in enumerate(works.items()):
             self.on_progress(title, i, len(works))
-            found[name] = self._once(target, f"{attack}/{name}", work)
+            file = f"{self.scene.domain}-{self.scene.row}-{target}-{attack}-{i}"
+            found[name] = self._once(target, f"{attack}/{name}", partial(self._with_picture, work, file))
         self.on_progress(title, len(works), len(works))
         return found
+
+    def _with_picture(self, work: Callable[[], dict[str, Any]], file: str) -> dict[str, Any]:
+        """What ``work`` found, and some of the pictures that it was judged by last."""
+        result = work()
+        return {**result, "picture": self.record.keep_picture(file, self.scene.strip)}
 
     def _once(self, target: str, name: str, work: Callable[[], Any]) -> Any:
         return self.record.once(f"{self.scene.domain}/{self.scene.concept}/{target}/{name}", work)

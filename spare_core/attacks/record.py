@@ -13,6 +13,7 @@ from torch import Tensor
 from spare_core.errors import OutputError
 from spare_core.files.atomic import write_bytes, write_json, write_tensors
 from spare_core.files.output import check_output
+from spare_core.runs.generate import png
 
 SCHEMA: Final = "spare.attack/2"
 REPORT: Final = "attack.json"
@@ -72,6 +73,10 @@ class Record:
     def keep_json(self, name: str, found: Mapping[str, Any]) -> str:
         """The same of what is no tensor."""
         return self._keep(self.output / FOUND / f"{name}.json", lambda path: write_json(path, found))
+
+    def keep_picture(self, name: str, picture: Tensor) -> str:
+        """The same of a picture, RGB ``(3, H, W)`` in [0, 1]."""
+        return self._keep(self.output / FOUND / f"{name}.png", lambda path: write_bytes(path, png(picture)))
 
     def _keep(self, path: Path, write: Callable[[Path], None]) -> str:
         write(path)

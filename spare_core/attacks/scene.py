@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -18,12 +18,15 @@ from spare_core.evaluation.suite import Domain, Suite
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import Denoiser
 
+_STRIP: Final = 8
+"""Pictures of a strip."""
 Encode = Callable[[Sequence[str], int], Conditioning]
 """How an attack encodes prompts for pictures of a resolution."""
 
 
 class Scene:
-    """One concept of a suite, in its contexts and seeds, as the suite's judge sees it."""
+    """One concept of a suite, in its contexts and seeds, as the suite's judge sees it. ``strip`` ``(3, H, 8 W)``: some
+    of the pictures that were judged last, for people."""
 
     def __init__(self, denoiser: Denoiser, suite: Suite, judge: Judge, domain: Domain, concept: str) -> None:
         self.denoiser, self.suite, self.judge, self.domain = denoiser, suite, judge, domain
@@ -31,6 +34,7 @@ class Scene:
         self.concept = suite.names(domain)[self.row]
         cells = suite.all_cells({domain: (self.row,)})
         own = ((cells.styles if domain == "style" else cells.objects) == self.row).nonzero().flatten()
+        self.strip = torch.zeros(3, 1, 1)
         self._contexts = [int(row) for row in (cells.objects if domain == "style" else cells.styles)[own]]
         self._seeds = [int(seed) for seed in cells.seeds[own]]
 
@@ -68,8 +72,10 @@ class Scene:
         return self.denoiser.sample(encoded, seeds, suite.steps, suite.guidance, suite.resolution)
 
     def seen(self, latents: Tensor) -> list[bool]:
-        """In which pictures the judge names the concept."""
-        judged = self.judge.judge(self.denoiser.decode_latents(latents))
+        """In which pictures the judge names the concept; the first of them are :attr:`strip` then."""
+        pixels = self.denoiser.decode_latents(latents)
+        self.strip = torch.cat([*pixels[:_STRIP].cpu()], dim=2)
+        judged = self.judge.judge(pixels)
         return ((judged.styles if self.domain == "style" else judged.objects).predicted == self.row).tolist()
 
     def shown(

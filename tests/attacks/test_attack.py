@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from spare_core.adapters.directory import StoredAdapter, load_adapter, save_adapter
 from spare_core.adapters.low_rank import Adapter
@@ -137,6 +139,7 @@ def test_what_is_found_is_kept_apart_for_its_owner_alone(
     monkeypatch.setattr(Scene, "seen", lambda scene, latents: [False] * len(latents))  # so that prompts are searched
     report = run(denoiser, judge, tmp_path / "out", stored, attacks=["conditioning", "prompt"])
     assert stat.S_IMODE((tmp_path / "out" / "found").stat().st_mode) == 0o700
+    assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in (tmp_path / "out" / "found").iterdir())
     (one,) = report["concepts"]
     prompts = Scene(denoiser, SUITE, judge, "style", "Neon Lines").prompts(2)
     for target in TARGETS:
@@ -144,13 +147,27 @@ def test_what_is_found_is_kept_apart_for_its_owner_alone(
             [tmp_path / "out" / each["file"] for each in one[name][target]["tries"].values()]
             for name in ("conditioning", "prompt")
         )
-        assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in (*vectors, *texts))
         assert all(read_tensors(file)[0]["vectors"].shape[0] == 1 for file in vectors)
         for file in texts:
             found = json.loads(file.read_text())
             assert [*found] == prompts
             assert all(len(tokens) == 3 for tokens in found.values())
             assert file.read_text() not in (tmp_path / "out" / "attack.json").read_text()
+
+
+def test_some_of_the_pictures_that_an_attack_is_judged_by_are_there_to_look_at(
+    denoiser: UNetDenoiser, judge: GridJudge, stored: StoredAdapter, tmp_path: Path
+) -> None:
+    """Under names that no phrase has a part in."""
+    report = run(denoiser, judge, tmp_path / "out", stored, attacks=["paraphrase", "tampering"])
+    (one,) = report["concepts"]
+    works = [*one["paraphrase"]["adapted"]["phrases"].values(), *one["tampering"]["adapted"]["tries"].values()]
+    for work in works:
+        assert re.fullmatch(r"found/style-\d+-adapted-(paraphrase|tampering)-\d+\.png", work["picture"])
+        with Image.open(tmp_path / "out" / work["picture"]) as picture:
+            side = denoiser.resolution
+            assert picture.size == (side * min(8, work["pictures"]), side)
+    assert len({work["picture"] for work in works}) == len(works)
 
 
 def test_stopped_anywhere_it_goes_on_where_it_was(
