@@ -5,10 +5,10 @@
     python -m benchmarks.robustness --output out/robustness --plot docs/images/robustness.png
 
 An attack learns against what training never saw: other states, other pictures, more steps, and the best of its tries
-counts, over all budgets that it was run with. ``--steps``, ``--rates``, ``--restarts`` and ``--vectors`` are of the inversions; the other attacks have what
-``spare attack --budget quick`` has. Seconds are of one core's work, without imports and loading. Each attack is one
-line of a file of its concept; a run that was stopped goes on with the same command. A concept is one job: set
-OMP_NUM_THREADS=1 with ``--jobs 2``.
+counts, over all budgets that it was run with. ``--steps``, ``--restarts`` and ``--vectors`` are of the inversions; the
+other attacks have what ``spare attack --budget quick`` has. Seconds are of one core's work, without imports and
+loading. Each attack is one line of a file of its concept; a run that was stopped goes on with the same command. A
+concept is one job: set OMP_NUM_THREADS=1 with ``--jobs 2``.
 """
 
 from __future__ import annotations
