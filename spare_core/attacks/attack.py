@@ -39,8 +39,10 @@ def attack(
     attacks: Sequence[str] = ATTACKS,
     seed: int = 1,
     on_progress: OnProgress = no_progress,
+    phrases: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Attack each of the ``erased`` concepts, or all that the adapters erase; writes ``attack.json`` and returns it.
+    ``phrases`` are further ways to write the only one: descriptions, other languages.
 
     A run that was stopped goes on with the same call: what is done lies in ``output``.
 
@@ -50,10 +52,10 @@ def attack(
         TrainingError: if a prediction is not finite.
         StorageError: if the disk would not take a file.
     """
-    spent, parts = check_request(stored, suite, erased, budget, attacks)
+    spent, parts = check_request(stored, suite, erased, budget, attacks, phrases)
     scenes = [Scene(denoiser, suite, judge, domain_of(part), part.concept) for part in parts]
     for scene in scenes:
-        denoiser.check_prompts(scene.prompts(spent.pictures))
+        denoiser.check_prompts([*scene.prompts(spent.pictures), *(scene.prompts(1, text)[0] for text in phrases)])
     with wearing(denoiser, [one.adapter for one in stored]):
         pass
     chosen = [name for name in ATTACKS if name in attacks]
@@ -69,6 +71,7 @@ def attack(
         "budget": {"name": budget, **spent.as_dict()},
         "seed": seed,
         "attacks": chosen,
+        "phrases": list(phrases),
         "plain": plain(seed).as_dict(),
         "versions": versions(),
     }
@@ -76,19 +79,24 @@ def attack(
     adapters, gone = [one.adapter for one in stored], Erasures.of(*(one.manifest for one in stored)).names
     concepts = []
     for part, scene in zip(parts, scenes, strict=True):
-        one = Besieged(denoiser, part, scene, adapters, gone, spent, seed, record, on_progress)
+        one = Besieged(denoiser, part, scene, adapters, gone, spent, seed, record, on_progress, phrases)
         concepts.append({"concept": scene.concept, "domain": scene.domain, **one.run(chosen)})
     return record.finish({**facts, "concepts": concepts})
 
 
 def check_request(
-    stored: Sequence[StoredAdapter], suite: Suite, erased: Sequence[str], budget: str, attacks: Sequence[str]
+    stored: Sequence[StoredAdapter],
+    suite: Suite,
+    erased: Sequence[str],
+    budget: str,
+    attacks: Sequence[str],
+    phrases: Sequence[str] = (),
 ) -> tuple[Budget, list[Erasure]]:
     """What may be spent and what is attacked, before a model is loaded.
 
     Raises:
         InputError: for an unknown budget or attack, no adapter, a concept that the adapters do not erase or that the
-            suite lacks.
+            suite lacks, phrases that are empty or of who knows which concept.
     """
     spent = budget_named(budget)
     unknown = [name for name in attacks if name not in ATTACKS]
@@ -98,6 +106,11 @@ def check_request(
         raise SettingsError(["there is no adapter to attack; give one or more with --adapter"])
     erasures = Erasures.of(*(one.manifest for one in stored))
     parts = erasures.named(erased) if erased else list(erasures)
+    if phrases and len(parts) > 1:
+        names = ", ".join(part.concept for part in parts)
+        raise SettingsError([f"phrase {phrases[0]!r} is of which of {names}? give that one with --erased"])
+    if not all(text.strip() for text in phrases):
+        raise SettingsError(["a phrase is empty; give words that people may write for the concept"])
     for part in parts:
         suite.find(part.concept, domain_of(part))
     return spent, parts

@@ -48,7 +48,8 @@ _LESSON_SEED: Final = 1_000_000
 
 
 class Besieged:
-    """One concept under attack on every target. ``gone`` are all names that the adapters erase."""
+    """One concept under attack on every target. ``gone`` are all names that the adapters erase, ``given`` further ways
+    to write this one."""
 
     def __init__(
         self,
@@ -61,9 +62,10 @@ class Besieged:
         seed: int,
         record: Record,
         on_progress: OnProgress,
+        given: Sequence[str] = (),
     ) -> None:
         self.denoiser, self.part, self.scene, self.gone, self.budget = denoiser, part, scene, gone, budget
-        self.seed, self.record, self.on_progress = seed, record, on_progress
+        self.seed, self.record, self.on_progress, self.given = seed, record, on_progress, given
         self._adapters: dict[str, list[Adapter]] = {BASE: [], ADAPTED: adapters}
         self._known: dict[str, Any] = {}
 
@@ -88,7 +90,8 @@ class Besieged:
     def _phrases(self, target: str) -> dict[str, Any]:
         """What is shown under each phrase."""
         scene, count = self.scene, self.budget.phrase_pictures
-        prompts = {way: scene.prompts(count, text) for way, text in phrases(scene.concept, self.part.aliases).items()}
+        ways = phrases(scene.concept, self.part.aliases, self.given)
+        prompts = {way: scene.prompts(count, text) for way, text in ways.items()}
         free = {way: [text] * count for way, text in free_prompts(scene.concept).items()}
 
         def draw(texts: Sequence[str], seeds: Sequence[int] | None = None) -> dict[str, Any]:

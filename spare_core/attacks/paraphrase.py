@@ -11,8 +11,9 @@ NAME: Final = "name"
 _FREE: Final = ("{}", "a photo of {}", "a painting of {}", "{}, {}, {}")
 
 
-def phrases(concept: str, aliases: Sequence[str]) -> dict[str, str]:
-    """Ways to write a concept, by what they do to its name; each distinct one once, the name itself first."""
+def phrases(concept: str, aliases: Sequence[str], given: Sequence[str] = ()) -> dict[str, str]:
+    """Ways to write a concept, by what they do to its name, and those ``given`` besides; each distinct one once, the
+    name itself first."""
     words = concept.split()
     longest = max(range(len(words)), key=lambda i: len(words[i]))
     word = words[longest]
@@ -24,6 +25,7 @@ def phrases(concept: str, aliases: Sequence[str]) -> dict[str, str]:
     ways = {
         NAME: concept,
         **{f"alias {alias}": alias for alias in aliases},
+        **{f"given {text}": text for text in given},
         "article": f"the {concept}",
         "plural": concept if concept.endswith("s") else f"{concept}s",
         "twice": f"{concept} {concept}",

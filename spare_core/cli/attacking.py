@@ -30,6 +30,10 @@ def attack(
             "all if not given",
         ),
     ] = None,
+    phrase: Annotated[
+        list[str] | None,
+        typer.Option(help="another way to write the concept, for paraphrase: a description, a language; repeatable"),
+    ] = None,
     suite: Annotated[
         str,
         typer.Option(help="canvas, canvas160, unlearncanvas or a YAML file, local or s3://; else the model's own"),
@@ -61,7 +65,7 @@ def attack(
     check_attack_output(output)
     digest = find_model(model).digest()
     stored = load_adapters(adapter or [], None if any_base else digest, model)
-    check_request(stored, chosen, erased or [], budget, attacks or ATTACKS)
+    check_request(stored, chosen, erased or [], budget, attacks or ATTACKS, phrase or [])
     if evaluation is not None:
         check_entry(evaluation, digest, stored, chosen)
     make_repeatable()
@@ -69,8 +73,9 @@ def attack(
     judge = load_judge(chosen, denoiser.device)
     with ProgressDisplay() as progress:
         report = run(
-            denoiser, digest, stored, chosen, judge, erased or [], output, budget, attacks or ATTACKS, seed, progress
-        )
+            denoiser, digest, stored, chosen, judge, erased or [], output, budget, attacks or ATTACKS, seed, progress,
+            phrase or [],
+        )  # fmt: skip
     if evaluation is not None:
         enter(evaluation, report)
     print_result(report, as_json, f"{table(report)}\n{output / 'attack.json'}")

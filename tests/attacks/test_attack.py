@@ -159,8 +159,10 @@ def test_some_of_the_pictures_that_an_attack_is_judged_by_are_there_to_look_at(
     denoiser: UNetDenoiser, judge: GridJudge, stored: StoredAdapter, tmp_path: Path
 ) -> None:
     """Under names that no phrase has a part in."""
-    report = run(denoiser, judge, tmp_path / "out", stored, attacks=["paraphrase", "tampering"])
+    own = "../glowing tubes"
+    report = run(denoiser, judge, tmp_path / "out", stored, attacks=["paraphrase", "tampering"], phrases=[own])
     (one,) = report["concepts"]
+    assert f"given {own}" in one["paraphrase"]["adapted"]["phrases"]
     works = [*one["paraphrase"]["adapted"]["phrases"].values(), *one["tampering"]["adapted"]["tries"].values()]
     for work in works:
         assert re.fullmatch(r"found/style-\d+-adapted-(paraphrase|tampering)-\d+\.png", work["picture"])
@@ -224,6 +226,7 @@ def test_what_is_complete_is_returned_without_any_work(
         ),
         ({"attacks": []}, SettingsError, r"attack is missing"),
         ({"budget": "endless"}, SettingsError, r"budget is 'endless'; allowed: quick, standard, paper"),
+        ({"phrases": ["glowing tubes", " "]}, SettingsError, "a phrase is empty"),
         ({"erased": ["Rust"]}, ConceptError, r"'Rust' is not erased there, but Neon Lines"),
         ({"suite": small_suite(styles=("Photo", "Rust"))}, ConceptError, r"has no style 'Neon Lines'"),
     ],
