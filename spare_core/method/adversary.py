@@ -37,8 +37,8 @@ from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import FP16_LOSS_SCALE, Denoiser
 from spare_core.streams import stream
 
-_PLAIN: Final = 0.25
-"""Share of the rows that nobody attacks."""
+_PLAIN: Final = 4
+"""One row in so many is attacked by nobody; of fewer, one in every so many steps."""
 _SEVERAL: Final = 0.3
 """Share of the attackers with a vector for each of several places, from the concept's first on, and the most of them;
 the others have one for all of the concept's."""
@@ -93,23 +93,24 @@ class Adversary:
         generation = step // self.settings.measure_every
         if generation != self._generation:
             self._generation, self._attackers = generation, {}
-        device, rows = self.denoiser.device, side.student.tolist()
-        attackers = [self._attacker(place, self.bank.names[row]) for place, row in enumerate(rows)]
-        noisy, timesteps = side.noisy.to(device), side.timesteps.to(device)
-        concept = side.under_student.to(device)
+        rows = side.student.tolist()
+        count = len(rows) - (len(rows) // _PLAIN or int(step % _PLAIN == 0))
+        attackers = [self._attacker(place, self.bank.names[row]) for place, row in enumerate(rows[:count])]
+        noisy, timesteps, concept = (
+            part[:count].to(self.denoiser.device) for part in (side.noisy, side.timesteps, side.under_student)
+        )
         scale = FP16_LOSS_SCALE if self.denoiser.dtype is torch.float16 else 1.0
         for _ in range(self.settings.adversary_steps):
             moves = [one.vectors.requires_grad_(True) for one in attackers]
-            found = self.denoiser.predict(noisy, timesteps, self._conditioning(rows, attackers))
+            found = self.denoiser.predict(noisy, timesteps, self._conditioning(rows[:count], attackers))
             wrong = (found - concept).square().mean(dim=(1, 2, 3)).sum()
             for one, slope in zip(attackers, torch.autograd.grad(scale * wrong, moves), strict=True):
                 one.vectors = one.vectors.detach()
                 one.move(slope / scale)
-        attacked = torch.rand(len(rows), generator=stream(self.settings.seed, "adversary", step)) >= _PLAIN
-        there = [one if own else None for one, own in zip(attackers, attacked.tolist(), strict=True)]
         with torch.no_grad():
-            asked = self._conditioning(rows, there)
-        way = (side.under_student - side.under_teacher) * attacked[:, None, None, None]
+            asked = self._conditioning(rows, attackers)
+        way = side.under_student - side.under_teacher
+        way[count:] = 0.0
         return asked.to(self.bank.table.prompt_embeds.device), way
 
     def _attacker(self, place: int, name: str) -> _Attacker:
@@ -128,13 +129,12 @@ class Adversary:
             )
         return self._attackers[place, name]
 
-    def _conditioning(self, rows: Sequence[int], attackers: Sequence[_Attacker | None]) -> Conditioning:
-        """The bank's ``rows``, each as its attacker moves it, with the gradient of that."""
+    def _conditioning(self, rows: Sequence[int], attackers: Sequence[_Attacker]) -> Conditioning:
+        """The bank's ``rows``, the first ones each as its attacker moves it, with the gradient of that."""
         shape, device = (len(rows), self._length), self.denoiser.device
         moves = {reads: torch.zeros(*shape, width, device=device) for reads, width in self._widths.items()}
-        for place, (row, one) in enumerate(zip(rows, attackers, strict=True)):
-            if one is not None:
-                put_vectors(moves[one.reads][place], self._places[row], one.vectors)
+        for place, one in enumerate(attackers):
+            put_vectors(moves[one.reads][place], self._places[rows[place]], one.vectors)
         prompts = [self.bank.prompts[row] for row in rows]
         encoded = self.denoiser.encode_moved(prompts, moves[True], self.settings.resolution)
         made = moves[False].to(encoded.prompt_embeds)
