@@ -146,13 +146,14 @@ class Besieged:
         prompts, seeds = scene.prompts(spent.prompts), scene.own_seeds(spent.prompts)
         asked = self._once_here("tasks", self._search_tasks)
         with self._on(target):
-            before = scene.seen(scene.draw(self.denoiser.encode_prompts(prompts), seeds))
+            before = scene.seen(scene.draw(self._encoded(prompts), seeds))
             left = [row for row, one in enumerate(before) if not one]
             after, kept, steps = before, None, 0
             if left:
                 some = [one.of(left) for one in asked]
                 found = searching.search(
                     self.denoiser, [prompts[row] for row in left], some, aim, spent.steps, spent.rate, self.seed,
+                    scene.suite.resolution,
                     lambda encoded, rows: scene.seen(scene.draw(encoded, [seeds[left[row]] for row in rows])),
                 )  # fmt: skip
                 after = [*before]
@@ -167,8 +168,9 @@ class Besieged:
         """States of the base's own pictures of the prompts that are searched for."""
         scene, spent = self.scene, self.budget.prompt
         prompts, generator = scene.prompts(spent.prompts), stream(self.seed, "search", "states")
-        drawn = scene.draw(self.denoiser.encode_prompts(prompts), scene.own_seeds(spent.prompts)).cpu()
-        return searching.tasks(self.denoiser, drawn, prompts, spent.timesteps, generator)
+        encoded = self._encoded(prompts)
+        drawn = scene.draw(encoded, scene.own_seeds(spent.prompts)).cpu()
+        return searching.tasks(self.denoiser, drawn, encoded, spent.timesteps, generator)
 
     def _latents(self, target: str) -> dict[str, Any]:
         """What is drawn from pictures of the concept, by img2img and by null-text inversion."""
@@ -180,7 +182,7 @@ class Besieged:
     def _redrawn(self, target: str, strength: float) -> dict[str, Any]:
         denoiser, scene = self.denoiser, self.scene
         prompts, drawn = self._lessons(self.budget.latents.pictures)
-        encoded, empty = denoiser.encode_prompts(prompts), denoiser.encode_prompts([""])
+        encoded, empty = self._encoded(prompts), self._encoded([""])
         steps, guidance = scene.suite.steps, scene.suite.guidance
         with self._on(target):
             generator = stream(self.seed, "img2img", str(strength))
@@ -192,7 +194,7 @@ class Besieged:
         spent, denoiser = self.budget.latents, self.denoiser
         _, drawn = self._lessons(spent.pictures)
         with self._on(target):
-            found = from_latents.recalled(denoiser, denoiser.encode_prompts([""]), drawn, spent.steps, spent.inner)
+            found = from_latents.recalled(denoiser, self._encoded([""]), drawn, spent.steps, spent.inner)
             return counted(self.scene.seen(found))
 
     def _relearning(self, target: str) -> dict[str, Any]:
@@ -206,18 +208,19 @@ class Besieged:
             for way in spent.ways
             for count in spent.pictures
         }
+        ways = spent.ways if self.scene.unrelated(1, self.gone) else ()
         controls = {
-            f"{way}-unrelated": partial(self._relearned, target, way, max(spent.pictures), False) for way in spent.ways
+            f"{way}-unrelated": partial(self._relearned, target, way, max(spent.pictures), False) for way in ways
         }
         found = self._worst("relearning", target, tries)
         times = [one["half"] for one in found["tries"].values() if one["half"] is not None]
         half = min(times) if times else None
-        return {**found, "half": half, "controls": self._each("relearning", target, controls)}
+        return {**found, "half": half, "controls": self._each("control", target, controls)}
 
     def _relearned(self, target: str, way: str, count: int, related: bool) -> dict[str, Any]:
         denoiser, scene, budget = self.denoiser, self.scene, self.budget
         prompts, drawn = self._lessons(count, related)
-        encoded, asked = denoiser.encode_prompts(prompts), scene.prompts(budget.pictures)
+        encoded, asked = self._encoded(prompts), scene.prompts(budget.pictures)
         looks = Looks(budget.relearning.steps, lambda: scene.shown(asked))
         with self._on(target), denoiser.precise(tf32=True):
             relearn(denoiser, way, drawn, encoded, budget.relearning.steps, budget.batch_size, self.seed, looks)
@@ -293,9 +296,12 @@ class Besieged:
         return prompts, self._once_here(f"lessons {count} {related}", lambda: self._drawn(prompts))
 
     def _drawn(self, prompts: Sequence[str]) -> Tensor:
-        resolution = self.scene.suite.resolution
-        encoded: Conditioning = self.denoiser.encode_prompts(prompts, resolution)
-        return self.scene.draw(encoded, range(_LESSON_SEED, _LESSON_SEED + len(prompts))).cpu()
+        seeds = range(_LESSON_SEED, _LESSON_SEED + len(prompts))
+        return self.scene.draw(self._encoded(prompts), seeds).cpu()
+
+    def _encoded(self, prompts: Sequence[str]) -> Conditioning:
+        """As pictures of the suite are conditioned."""
+        return self.denoiser.encode_prompts(prompts, self.scene.suite.resolution)
 
 
 def plain(seed: int) -> EraseSettings:

@@ -51,11 +51,10 @@ class Found(NamedTuple):
 
 
 def tasks(
-    denoiser: UNetDenoiser, latents: Tensor, prompts: Sequence[str], count: int, generator: torch.Generator
+    denoiser: UNetDenoiser, latents: Tensor, conditioning: Conditioning, count: int, generator: torch.Generator
 ) -> list[Task]:
-    """``count`` timesteps, evenly spread, of pictures' ``latents`` ``(N, C, H, W)``; asked of the model as it is, which
-    must be the base."""
-    conditioning = denoiser.encode_prompts(prompts)
+    """``count`` timesteps, evenly spread, of pictures' ``latents`` ``(N, C, H, W)`` under their prompts; asked of the
+    model as it is, which must be the base."""
     found = []
     for timestep in torch.linspace(denoiser.num_timesteps - 1, 0, count + 2)[1:-1].long().tolist():
         when = torch.full((len(latents),), timestep)
@@ -76,10 +75,12 @@ def search(
     steps: int,
     rate: float,
     seed: int,
+    resolution: int,
     seen: Callable[[Conditioning, list[int]], list[bool]],
 ) -> Found:
-    """Look for tokens against ``denoiser`` as it is, adapters on, for all ``prompts`` at once, each for itself.
-    ``seen`` draws those of the numbers given and says in which pictures the concept is.
+    """Look for tokens against ``denoiser`` as it is, adapters on, for all ``prompts`` at once, each for itself, in
+    pictures of a ``resolution`` (0: the model's own). ``seen`` draws those of the numbers given and says in which
+    pictures the concept is.
 
     Raises:
         TrainingError: if a loss is not finite.
@@ -98,7 +99,7 @@ def search(
         likeliest = F.one_hot(places[rows].argmax(dim=-1), len(written)).float()
         # What is read is the token; what has a slope is the point.
         hard = likeliest + places[rows] - places[rows].detach()
-        return denoiser.encode_as([texts[row] for row in rows], words, hard @ table)
+        return denoiser.encode_as([texts[row] for row in rows], words, hard @ table, resolution)
 
     for task in asked:
         left = [row for row, one in enumerate(shown) if not one]

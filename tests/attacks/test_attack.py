@@ -100,7 +100,10 @@ def test_an_attack_is_complete(denoiser: UNetDenoiser, judge: GridJudge, stored:
             assert {*made["tries"]} == titles
             assert made["shown"] == max(each["shown"] for each in made["tries"].values())
         if target != "base":
-            assert {*one["relearning"][target]["controls"]} == {"lora-unrelated", "full-unrelated"}
+            relearned = one["relearning"][target]
+            assert {*relearned["controls"]} == {"lora-unrelated", "full-unrelated"}
+            shown = [*relearned["controls"].values(), *relearned["tries"].values()]
+            assert len({each["picture"] for each in shown}) == len(shown)
         phrases = one["paraphrase"][target]["phrases"]
         assert phrases["name"]["pictures"] == 2
         assert {"article", "letter left out", "prompt 'a photo of {}'"} <= {*phrases}

@@ -28,12 +28,12 @@ def test_a_point_goes_to_the_nearest_of_the_simplex() -> None:
 @pytest.fixture(scope="module")
 def asked(denoiser: UNetDenoiser) -> list[searching.Task]:
     latents = torch.randn((2, *denoiser.latent_shape()), generator=stream(1, "test"))
-    return tasks(denoiser, latents, PROMPTS, 2, stream(1, "test", "tasks"))
+    return tasks(denoiser, latents, denoiser.encode_prompts(PROMPTS), 2, stream(1, "test", "tasks"))
 
 
 def found(denoiser: UNetDenoiser, asked: list[searching.Task], aim: str, seen: Any, steps: int = 3) -> searching.Found:
     with wearing(denoiser, [random_adapter(denoiser, "channel")]):
-        return search(denoiser, PROMPTS, asked, aim, steps, 0.1, 1, seen)
+        return search(denoiser, PROMPTS, asked, aim, steps, 0.1, 1, 0, seen)
 
 
 @pytest.mark.parametrize("aim", AIMS)
