@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spare_core.attacks.tokens import unsaid
 from spare_core.errors import TrainingError
+from spare_core.method.places import unsaid
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.unet import UNetDenoiser
 from spare_core.streams import stream
@@ -88,7 +88,7 @@ def search(
     generator = stream(seed, "search", aim)
     written, table = denoiser.token_vectors()
     table = table.to(denoiser.device)
-    words = unsaid(denoiser, prompts)[:TOKENS]
+    words = unsaid(denoiser, prompts, TOKENS)
     texts = [f"{' '.join(words)} {prompt}" for prompt in prompts]
     first = torch.randint(len(written), (len(prompts), TOKENS), generator=generator)
     places = F.one_hot(first, len(written)).float().to(denoiser.device).requires_grad_(True)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from spare_core.errors import ConceptError
 from spare_core.method.bank import Bank
+from spare_core.method.places import unsaid
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.unet import UNetDenoiser
 
-
-def unsaid(denoiser: UNetDenoiser, texts: Sequence[str]) -> list[str]:
-    """Words of one token each that none of ``texts`` has: they may stand for tokens that are given otherwise."""
-    said = {word for text in texts for word in text.casefold().split()}
-    return [word for word in denoiser.words() if word not in said]
+_MOST: Final = 16
+"""Learned tokens at most."""
 
 
 class OnTokens:
@@ -31,7 +30,7 @@ class OnTokens:
 
     def __init__(self, denoiser: UNetDenoiser, bank: Bank, concept: str, name: str) -> None:
         self.denoiser, self.prompts, self.concept, self.name = denoiser, bank.prompts, concept, name
-        self._free = unsaid(denoiser, [*bank.prompts, name])
+        self._free = unsaid(denoiser, [*bank.prompts, name], _MOST)
         own = denoiser.input_embeddings(concept)
         self._mean, self.unit = own.mean(dim=0), float(own.square().mean().sqrt())
 

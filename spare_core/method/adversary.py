@@ -1,13 +1,13 @@
 """The adversary: who wants the concept back, while it is erased.
 
 An erasure that is taught on the concept's name alone is undone by a vector beside it (:mod:`spare_core.attacks`). So
-most of a step's forget rows are asked as attackers would ask them. Each is an attacker with vectors of its own where
-the concept stands in the prompt, of what the text encoder reads or of what it has made of it, and moves them by Adam,
-step after step against the model as it has become, to make it predict what the frozen one predicts under the concept:
+most of a step's forget rows are asked as attackers would ask them. Each is an attacker with vectors of its own, tokens
+in place of the concept's name or something added to what the text encoder has made of it, and moves them by Adam, step
+after step against the model as it has become, to make it predict what the frozen one predicts under the concept:
 
-    d = argmin over d   ||eps_D(x_t, c + d) - eps(x_t, c)||^2
+    d = argmin over d   ||eps_D(x_t, c(d)) - eps(x_t, c)||^2
 
-What its row is taught is to lose what it has won, and no more. With p = eps_D(x_t, c + d) and the way
+What its row is taught is to lose what it has won, and no more. With p = eps_D(x_t, c(d)) and the way
 w = eps(x_t, c) - eps(x_t, s) from the surrogate to the concept,
 
     target = p - max(0, a) w,    a = <p - eps(x_t, s), w> / ||w||^2
@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from spare_core.method.bank import Bank, Side
-from spare_core.method.places import concept_length, concept_places, put_vectors
+from spare_core.method.places import concept_length, concept_places, put_vectors, unsaid
 from spare_core.method.settings import EraseSettings
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import FP16_LOSS_SCALE, Denoiser
@@ -40,18 +40,18 @@ from spare_core.streams import stream
 _PLAIN: Final = 4
 """One row in so many is attacked by nobody; of fewer, one in every so many steps."""
 _SEVERAL: Final = 0.3
-"""Share of the attackers with a vector for each of several places, from the concept's first on, and the most of them;
-the others have one for all of the concept's."""
+"""Share of the attackers with several vectors, and the most of them."""
 _MOST: Final = 4
 _TOKENS: Final = 3.0
-"""How much faster what the text encoder reads is moved than what it has made: it must reach as far."""
+"""How much faster tokens are moved than what is added behind the text encoder: they must reach as far."""
 _BETAS: Final = (0.9, 0.99)
 
 
 @dataclass
 class _Attacker:
-    """``vectors`` ``(1, D)`` for all places of the concept, or ``(V, D)`` from its first on; of what the text encoder
-    reads if ``reads``. ``first`` and ``second`` are Adam's moments after so many ``steps``."""
+    """``vectors`` ``(V, D)`` from ``origin`` ``(D,)`` on: tokens if ``reads``, else added to what the text encoder has
+    made, see :func:`spare_core.method.places.put_vectors`. ``first`` and ``second`` are Adam's moments after so many
+    ``steps``."""
 
     vectors: Tensor
     reads: bool
@@ -80,11 +80,11 @@ class Adversary:
             row: concept_places(denoiser, [bank.prompts[row]], bank.names[row])[0]
             for row in dict.fromkeys(bank.forget.student.tolist())
         }
-        self._length = bank.table.prompt_embeds.shape[1]
-        names = dict.fromkeys(bank.names[row] for row in self._places)
-        read = torch.cat([denoiser.input_embeddings(name) for name in names])
-        self._widths = {True: read.shape[1], False: bank.table.prompt_embeds.shape[2]}
-        self._units = {True: float(read.square().mean().sqrt()), False: concept_length(bank.table, self._places)}
+        self._words = unsaid(denoiser, bank.prompts, _MOST)
+        tokens = {name: denoiser.input_embeddings(name) for name in {bank.names[row] for row in self._places}}
+        self._origins = {name: own.mean(dim=0) for name, own in tokens.items()}
+        self._units = {True: float(torch.cat([*tokens.values()]).square().mean().sqrt())}
+        self._units[False] = concept_length(bank.table, self._places)
         self._generation, self._attackers = -1, dict[tuple[int, str], _Attacker]()
 
     def __call__(self, side: Side, step: int) -> tuple[Conditioning, Tensor]:
@@ -121,8 +121,9 @@ class Adversary:
             several = float(torch.rand(1, generator=generator)) < _SEVERAL
             count = int(torch.randint(2, 1 + _MOST, (1,), generator=generator)) if several else 1
             reach = settings.adversary_reach * float(torch.rand(1, generator=generator))
-            vectors = reach * self._units[reads] * torch.randn(count, self._widths[reads], generator=generator)
-            vectors = vectors.to(self.denoiser.device)
+            origin = self._origins[name] if reads else torch.zeros(self.bank.table.prompt_embeds.shape[2])
+            away = torch.randn(count, len(origin), generator=generator)
+            vectors = (origin + reach * self._units[reads] * away).to(self.denoiser.device)
             rate = settings.adversary_rate * self._units[reads] * (_TOKENS if reads else 1.0)
             self._attackers[place, name] = _Attacker(
                 vectors, reads, rate, torch.zeros_like(vectors), torch.zeros_like(vectors)
@@ -130,15 +131,21 @@ class Adversary:
         return self._attackers[place, name]
 
     def _conditioning(self, rows: Sequence[int], attackers: Sequence[_Attacker]) -> Conditioning:
-        """The bank's ``rows``, the first ones each as its attacker moves it, with the gradient of that."""
-        shape, device = (len(rows), self._length), self.denoiser.device
-        moves = {reads: torch.zeros(*shape, width, device=device) for reads, width in self._widths.items()}
-        for place, one in enumerate(attackers):
-            put_vectors(moves[one.reads][place], self._places[rows[place]], one.vectors)
+        """The bank's ``rows``, the first ones each as its attacker has it, with the gradient of that."""
         prompts = [self.bank.prompts[row] for row in rows]
-        encoded = self.denoiser.encode_moved(prompts, moves[True], self.settings.resolution)
-        made = moves[False].to(encoded.prompt_embeds)
-        return Conditioning(encoded.prompt_embeds + made, encoded.added)
+        width = len(next(iter(self._origins.values())))
+        tokens = torch.zeros(len(rows), len(self._words), width, device=self.denoiser.device)
+        for place, one in enumerate(attackers):
+            if one.reads:
+                count, name = len(one.vectors), self.bank.names[rows[place]]
+                prompts[place] = prompts[place].replace(name, " ".join(self._words[:count]), 1)
+                tokens[place, :count] = one.vectors
+        encoded = self.denoiser.encode_as(prompts, self._words, tokens, self.settings.resolution)
+        added = torch.zeros_like(encoded.prompt_embeds)
+        for place, one in enumerate(attackers):
+            if not one.reads:
+                put_vectors(added[place], self._places[rows[place]], one.vectors)
+        return Conditioning(encoded.prompt_embeds + added, encoded.added)
 
 
 def adversary_of(denoiser: Denoiser, bank: Bank, settings: EraseSettings) -> Adversary | None:

@@ -38,6 +38,15 @@ def concept_length(table: Conditioning, places: Mapping[int, Sequence[int]]) -> 
     return float(torch.cat(own).float().square().mean().sqrt())
 
 
+def unsaid(denoiser: Denoiser, texts: Sequence[str], count: int) -> list[str]:
+    """``count`` words of one token each that none of ``texts`` has, not even within another word: they may stand for
+    tokens that are given otherwise (:meth:`Denoiser.encode_as`)."""
+    said = {token for ids in denoiser.token_ids(texts) for token in ids}
+    some = denoiser.words()[: count + len(said)]
+    free = [word for word, ids in zip(some, denoiser.token_ids(some), strict=True) if not said & {*ids[1:-1]}]
+    return free[:count]
+
+
 def _found(ids: list[int], name: list[int]) -> list[int]:
     for start in range(1, len(ids) - len(name)):
         if ids[start : start + len(name)] == name:

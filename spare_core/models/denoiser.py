@@ -81,8 +81,11 @@ class Denoiser(Protocol):
         """The tokens of ``text`` as the text encoders read them, before they know of each other, ``(tokens, D)``; of
         several encoders side by side."""
 
-    def encode_moved(self, prompts: Sequence[str], moves: Tensor, resolution: int = 0) -> Conditioning:
-        """Prompts encoded with ``moves`` ``(B, L, D)`` added to what the text encoders read, with their gradient."""
+    def encode_as(
+        self, prompts: Sequence[str], words: Sequence[str], vectors: Tensor, resolution: int = 0
+    ) -> Conditioning:
+        """Prompts encoded with ``vectors`` ``(V, D)``, as :meth:`input_embeddings` has them, in place of the tokens of
+        V ``words``, each of one token; with their gradient. ``(N, V, D)``: each of N prompts has its own."""
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Scaled latents of RGB ``pixels``, ``(B, 3, H, W)`` in [-1, 1]."""

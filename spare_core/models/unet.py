@@ -198,8 +198,7 @@ class UNetDenoiser:
     def encode_as(
         self, prompts: Sequence[str], words: Sequence[str], vectors: Tensor, resolution: int = 0
     ) -> Conditioning:
-        """Prompts encoded with ``vectors`` ``(V, D)``, as :meth:`input_embeddings` has them, in place of the tokens of
-        V ``words``, each of one token; with their gradient. ``(N, V, D)``: each of N prompts has its own."""
+        """See :class:`Denoiser`."""
         ids = [self.pipeline.tokenizer(word, add_special_tokens=False).input_ids for word in words]
         assert all(len(some) == 1 for some in ids), "a word of one token each"
         handles, start = [], 0
@@ -212,16 +211,6 @@ class UNetDenoiser:
         finally:
             for handle in handles:
                 handle.remove()
-
-    def encode_moved(self, prompts: Sequence[str], moves: Tensor, resolution: int = 0) -> Conditioning:
-        """See :class:`Denoiser`."""
-        with contextlib.ExitStack() as stack:
-            start = 0
-            for table in self._token_tables():
-                own = moves[..., start : start + table.embedding_dim]
-                stack.callback(table.register_forward_hook(_moving(own)).remove)
-                start += table.embedding_dim
-            return self._encode(list(prompts), resolution)
 
     def _token_tables(self) -> list[nn.Embedding]:
         encoders = [self.pipeline.text_encoder, *([self.pipeline.text_encoder_2] if self._is_xl else [])]
@@ -354,11 +343,6 @@ class UNetDenoiser:
                 for name in ("layers_per_block", "down_block_types", "up_block_types", "transformer_layers_per_block")
             },
         }
-
-
-def _moving(moves: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    """A hook that adds ``moves`` to what a table of tokens gives."""
-    return lambda _module, _inputs, output: output + moves.to(output)
 
 
 def _reading(ids: Sequence[int], vectors: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:

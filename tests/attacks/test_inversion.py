@@ -98,25 +98,19 @@ def test_a_token_that_is_the_words_own_says_what_the_word_says(model: str, reque
 
 
 @pytest.mark.parametrize("model", ["sd1_dir", "sdxl_dir"])
-def test_a_word_moved_to_another_says_what_that_says(model: str, request: pytest.FixtureRequest) -> None:
-    """Each prompt by its own, of both of SDXL's text encoders; and with its gradient."""
+def test_each_prompt_may_have_tokens_of_its_own(model: str, request: pytest.FixtureRequest) -> None:
+    """And their gradient is its own."""
     denoiser = load_tiny(request.getfixturevalue(model))
-    prompts = ["A Dog image in Photo style.", "A Cat image in Photo style."]
-    plain = denoiser.encode_prompts(prompts[1:])
-    (places,) = concept_places(denoiser, prompts[:1], "Dog")
-    way = denoiser.input_embeddings("Cat") - denoiser.input_embeddings("Dog")
-    moves = torch.zeros(2, plain.prompt_embeds.shape[1], way.shape[1])
-    moves[0, places] = way
-    moves.requires_grad_(True)
-    moved = denoiser.encode_moved(prompts, moves)
-    for row in (0, 1):
-        torch.testing.assert_close(moved[[row]].prompt_embeds, plain.prompt_embeds)
-        for name, tensor in plain.added.items():
-            torch.testing.assert_close(moved[[row]].added[name], tensor)
-    (slope,) = torch.autograd.grad(moved.prompt_embeds[0].square().sum(), moves)
+    prompts = ["A Dog image in Photo style.", "A Dog image in Photo style."]
+    vectors = torch.stack([denoiser.input_embeddings("Cat"), denoiser.input_embeddings("Bird")]).requires_grad_(True)
+    learned = denoiser.encode_as(prompts, ["Dog"], vectors)
+    plain = denoiser.encode_prompts(["A Cat image in Photo style.", "A Bird image in Photo style."])
+    torch.testing.assert_close(learned.prompt_embeds, plain.prompt_embeds)
+    for name, tensor in plain.added.items():
+        torch.testing.assert_close(learned.added[name], tensor)
+    (slope,) = torch.autograd.grad(learned.prompt_embeds[0].square().sum(), vectors)
     assert slope[0].any()
     assert not slope[1].any()
-    assert torch.equal(denoiser.encode_prompts(prompts[1:]).prompt_embeds, plain.prompt_embeds)
 
 
 def test_a_token_takes_the_place_of_the_name_only(denoiser: UNetDenoiser, bank: Bank) -> None:

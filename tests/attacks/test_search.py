@@ -10,7 +10,7 @@ import torch
 from spare_core.attacks import search as searching
 from spare_core.attacks.scene import wearing
 from spare_core.attacks.search import AIMS, TOKENS, on_simplex, search, tasks
-from spare_core.attacks.tokens import unsaid
+from spare_core.method.places import unsaid
 from spare_core.models.unet import UNetDenoiser
 from spare_core.streams import stream
 from tests.support.adapters import random_adapter
@@ -64,7 +64,7 @@ def test_tokens_that_were_found_are_read_as_that_text_is(denoiser: UNetDenoiser,
 
     result = found(denoiser, asked, "noise", seen)
     tokenizer = denoiser.pipeline.tokenizer
-    words = unsaid(denoiser, PROMPTS)[:TOKENS]
+    words = unsaid(denoiser, PROMPTS, TOKENS)
     written, table = denoiser.token_vectors()
     vectors = torch.stack([table[[written.index(token) for token in tokens]] for tokens in result.tokens])
     again = denoiser.encode_as([f"{' '.join(words)} {prompt}" for prompt in PROMPTS], words, vectors)

@@ -17,7 +17,7 @@ from spare_core.method.bank import Bank, fill_bank
 from spare_core.method.batches import Batches
 from spare_core.method.distill import distill, new_state, training_step
 from spare_core.method.gap import profile_timesteps
-from spare_core.method.places import concept_places
+from spare_core.method.places import concept_places, unsaid
 from spare_core.method.probes import draw_held_out
 from spare_core.method.rate import begin_from
 from spare_core.method.residual import Measurement, Meter
@@ -52,42 +52,47 @@ def adapter(denoiser: UNetDenoiser) -> Adapter:
     return random_adapter(denoiser, "channel")
 
 
-def moves(denoiser: UNetDenoiser, bank: Bank, adversary: Adversary) -> dict[int, list[Tensor]]:
-    """What a fresh generation adds to the rows of the forget side, by row: ``(L, D)`` of what is read, or of what is
-    made of it."""
-    rows = bank.forget.student.tolist()
-    attackers = [adversary._attacker(place, "Neon Lines") for place in range(len(rows))]
-    seen: dict[str, Tensor] = {}
-    encode = denoiser.encode_moved
-
-    def spying(prompts: list[str], moves: Tensor, resolution: int = 0) -> Conditioning:
-        seen["read"], seen["plain"] = moves, encode(prompts, moves, resolution).prompt_embeds
-        return encode(prompts, moves, resolution)
-
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(denoiser, "encode_moved", spying)
-        asked = adversary._conditioning(rows, attackers)
-    made = asked.prompt_embeds - seen["plain"]
-    return {place: [seen["read"][place], made[place]] for place in range(len(rows))}
-
-
-def test_each_row_is_moved_where_the_concept_stands_or_from_there_on_before_or_behind_the_text_encoder(
-    denoiser: UNetDenoiser, bank: Bank
+def test_a_row_is_asked_with_tokens_in_place_of_the_name_or_with_vectors_where_it_stands(
+    denoiser: UNetDenoiser, bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adversary = Adversary(denoiser, bank, SETTINGS)
-    places = [concept_places(denoiser, [bank.prompts[row]], "Neon Lines")[0] for row in bank.forget.student.tolist()]
-    own, several = set(), set()
-    for place, (read, made) in moves(denoiser, bank, adversary).items():
-        mine, moved, other = places[place], *((read, made) if place % 2 == 0 else (made, read))
-        assert other.abs().max() < 1e-5
-        where = (moved.abs().sum(dim=1) > 1e-4).nonzero().flatten().tolist()
-        if where == mine and torch.allclose(moved[mine[0]], moved[mine[-1]], atol=1e-5):
-            own.add(place % 2)
+    adversary, rows = Adversary(denoiser, bank, SETTINGS), bank.forget.student.tolist()
+    attackers = [adversary._attacker(place, "Neon Lines") for place in range(len(rows))]
+    encode, seen = denoiser.encode_as, []
+
+    def spying(prompts: list[str], words: list[str], vectors: Tensor, resolution: int = 0) -> Conditioning:
+        seen.append((prompts, vectors, encode(prompts, words, vectors, resolution).prompt_embeds))
+        return encode(prompts, words, vectors, resolution)
+
+    monkeypatch.setattr(denoiser, "encode_as", spying)
+    with torch.no_grad():
+        made = adversary._conditioning(rows, attackers).prompt_embeds
+    ((prompts, tokens, plain),) = seen
+    counts = set()
+    for place, (row, one) in enumerate(zip(rows, attackers, strict=True)):
+        moved = ((made - plain)[place].abs().sum(dim=1) > 1e-4).nonzero().flatten().tolist()
+        count, (mine,) = len(one.vectors), concept_places(denoiser, [bank.prompts[row]], "Neon Lines")
+        counts.add((one.reads, count > 1))
+        if one.reads:
+            words = " ".join(adversary._words[:count])
+            assert prompts[place] == bank.prompts[row].replace("Neon Lines", words)
+            assert torch.equal(tokens[place, :count], one.vectors)
+            assert moved == []
         else:
-            assert where == list(range(mine[0], mine[0] + len(where)))
-            assert 2 <= len(where) <= 4
-            several.add(place % 2)
-    assert own == several == {0, 1}
+            assert prompts[place] == bank.prompts[row]
+            assert moved == (mine if count == 1 else [*range(mine[0], mine[0] + count)])
+    assert counts == {(reads, several) for reads in (True, False) for several in (True, False)}
+
+
+def test_what_stands_for_tokens_stands_nowhere_else(denoiser: UNetDenoiser) -> None:
+    """Not within a word either, where a tokenizer cuts it there."""
+    whole, (end,) = "sand", denoiser.token_ids(["and"])
+    (ids,) = denoiser.token_ids([whole])
+    assert end[1] in ids, "this tokenizer cuts it there"
+    free = unsaid(denoiser, [whole, "Neon Lines"], 8)
+    assert len(free) == 8
+    assert "and" in denoiser.words()
+    assert "and" not in free
+    assert not {ids[1] for ids in denoiser.token_ids(free)} & {*ids, *denoiser.token_ids(["Neon Lines"])[0][1:-1]}
 
 
 def left(denoiser: UNetDenoiser, bank: Bank, asked: Conditioning) -> Tensor:
