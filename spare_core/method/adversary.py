@@ -100,7 +100,7 @@ class Adversary:
             part[:count].to(self.denoiser.device) for part in (side.noisy, side.timesteps, side.under_student)
         )
         scale = FP16_LOSS_SCALE if self.denoiser.dtype is torch.float16 else 1.0
-        for _ in range(self.settings.adversary_steps):
+        for _ in range(self.settings.adversary_steps if attackers else 0):
             moves = [one.vectors.requires_grad_(True) for one in attackers]
             found = self.denoiser.predict(noisy, timesteps, self._conditioning(rows[:count], attackers))
             wrong = (found - concept).square().mean(dim=(1, 2, 3)).sum()

@@ -133,6 +133,13 @@ def test_who_is_attacked_is_not_to_have_gone_the_way_to_the_concept_and_the_othe
     assert torch.equal(way[~plain], (side.under_student - side.under_teacher)[~plain])
 
 
+def test_of_one_row_a_step_nobody_attacks_it_in_every_fourth(denoiser: UNetDenoiser, bank: Bank) -> None:
+    """Else its name would never be overwritten."""
+    adversary = Adversary(denoiser, bank, SETTINGS)
+    one = bank.forget.take(torch.tensor([0]))
+    assert [bool(adversary(one, step)[1].any()) for step in range(5)] == [False, True, True, True, False]
+
+
 def test_its_chance_comes_from_seed_and_step_alone_and_begins_anew_at_a_measurement(
     denoiser: UNetDenoiser, bank: Bank
 ) -> None:
