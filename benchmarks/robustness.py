@@ -2,7 +2,7 @@
 
     python -m benchmarks.robustness --jobs 2 --output out/robustness
     python -m benchmarks.robustness --attacks relearning prompt pictures --output out/robustness
-    python -m benchmarks.robustness --output out/robustness --plot docs/images/robustness.png
+    python -m benchmarks.robustness --output out/robustness --plot docs/how-to/robustness.png
 
 An attack learns against what training never saw: other states, other pictures, more steps, and the best of its tries
 counts, over all budgets that it was run with. ``--steps``, ``--restarts`` and ``--vectors`` are of the inversions; the
@@ -151,7 +151,7 @@ def read(output: Path) -> list[dict[str, Any]]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values) if values else float("nan")
+    return statistics.fmean(values)
 
 
 def worst(rows: Sequence[Mapping[str, Any]], variant: str, attack: str) -> list[Mapping[str, Any]]:
@@ -180,13 +180,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for variant, attack in dict.fromkeys((row["variant"], row["attack"]) for row in rows):
         mine = worst(rows, variant, attack)
         each = ", ".join(f"{row['concept']} {row['result']['shown']:.2f}" for row in mine)
-        halves = [str(row["result"].get("half", "–")) for row in mine]
+        halves = [str(row["result"].get("half") or "–") for row in mine]
         ira = [change(row, "ira") for row in mine]
         unnamed = [change(row, "ira_unnamed") for row in mine if row["base"]["ira_unnamed"] is not None]
+        rest = f"{_mean(unnamed):+.2f}" if unnamed else "–"
         lines.append(
             f"| {variant} | {attack} | {_mean([row['result']['shown'] for row in mine]):.2f} | {each} "
             f"| {', '.join(halves)} | {_mean([row['adapted']['ua'] for row in mine]):.3f} | {_mean(ira):+.2f} "
-            f"| {min(ira):+.2f} | {_mean(unnamed):+.2f} | {_mean([change(row, 'cra') for row in mine]):+.2f} "
+            f"| {min(ira):+.2f} | {rest} | {_mean([change(row, 'cra') for row in mine]):+.2f} "
             f"| {_mean([row['residual'] for row in mine]):.3f} | {_mean([row['drift'] for row in mine]):.4f} "
             f"| {_mean([row['seconds'] for row in mine]):.0f} |"
         )
