@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.jobs import in_processes, read_settings
 from spare_core.adapters.low_rank import Adapter
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.erasures import Erasures
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="so many concepts at once; set OMP_NUM_THREADS=1 with it")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    common = {name: json.loads(value) for name, value in (item.split("=", 1) for item in options.set)}
+    common = read_settings(options.set)
     names = list(VARIANTS) if options.variants == ["all"] else options.variants
     variants = {name: EraseSettings.from_mapping({**common, **VARIANTS[name]}) for name in names}
     options.output.mkdir(parents=True, exist_ok=True)
@@ -103,9 +103,8 @@ def main() -> None:
         for concept in BY_MODEL[options.model]
         if not options.concepts or concept[1] in options.concepts
     ]
-    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1) as pool:
-        for rows in pool.imap_unordered(run_job, jobs):
-            done += rows
+    for rows in in_processes(run_job, jobs, options.jobs):
+        done += rows
     print(table(done, variants))
 
 

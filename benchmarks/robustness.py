@@ -16,14 +16,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import multiprocessing
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from benchmarks.ablation import BY_MODEL, Bench
+from benchmarks.jobs import in_processes, read_rows, read_settings
 from benchmarks.tradeoff import SIX
 from spare_core.adapters.low_rank import Adapter
 from spare_core.attacks.besieged import Besieged
@@ -71,7 +71,7 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     if options.plot is None:
-        common = {name: json.loads(value) for name, value in (item.split("=", 1) for item in options.set)}
+        common = read_settings(options.set)
         variants = {name: EraseSettings.from_mapping({**preset(name), **common}) for name in options.variants}
         budget = dataclasses.replace(
             BUDGETS["quick"],
@@ -81,10 +81,9 @@ def main() -> None:
             vectors=tuple(options.vectors),
         )
         jobs = [Job(options.model, one, variants, options.attacks, budget, options.output) for one in options.concepts]
-        with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1) as pool:
-            for done in pool.imap_unordered(run_job, jobs):
-                print(done, flush=True)
-    rows = read(options.output)
+        for done in in_processes(run_job, jobs, options.jobs):
+            print(done, flush=True)
+    rows = read_rows(options.output)
     print(table(rows))
     if options.plot is not None:
         draw(rows, options.plot)
@@ -117,7 +116,7 @@ class Variant:
             "concept": self.erasure.concept, "variant": self.name, "settings": self.settings.as_dict(),
             "attack": attack, "budget": json.loads(json.dumps(self.job.budget.as_dict())),
         }  # fmt: skip
-        if any(all(row[name] == value for name, value in key.items()) for row in read(self.job.output)):
+        if any(all(row[name] == value for name, value in key.items()) for row in read_rows(self.job.output)):
             return
         adapter, domain = self._erased(), domain_of(self.erasure)
         scene = Scene(self.bench.denoiser, self.bench.suite, self.bench.judge, domain, self.erasure.concept)
@@ -143,15 +142,6 @@ class Variant:
             self._row = {**figures, **self.bench.findings(self.erasure, state.adapter)}
             self._adapter = state.adapter
         return self._adapter
-
-
-def read(output: Path) -> list[dict[str, Any]]:
-    """What all jobs have written; a last line that a kill cut off is left out."""
-    return [json.loads(line) for path in sorted(output.glob("*.jsonl")) for line in path.read_text().split("\n")[:-1]]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values)
 
 
 def worst(rows: Sequence[Mapping[str, Any]], variant: str, attack: str) -> list[Mapping[str, Any]]:
@@ -183,13 +173,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         halves = [str(row["result"].get("half") or "–") for row in mine]
         ira = [change(row, "ira") for row in mine]
         unnamed = [change(row, "ira_unnamed") for row in mine if row["base"]["ira_unnamed"] is not None]
-        rest = f"{_mean(unnamed):+.2f}" if unnamed else "–"
+        rest = f"{fmean(unnamed):+.2f}" if unnamed else "–"
         lines.append(
-            f"| {variant} | {attack} | {_mean([row['result']['shown'] for row in mine]):.2f} | {each} "
-            f"| {', '.join(halves)} | {_mean([row['adapted']['ua'] for row in mine]):.3f} | {_mean(ira):+.2f} "
-            f"| {min(ira):+.2f} | {rest} | {_mean([change(row, 'cra') for row in mine]):+.2f} "
-            f"| {_mean([row['residual'] for row in mine]):.3f} | {_mean([row['drift'] for row in mine]):.4f} "
-            f"| {_mean([row['seconds'] for row in mine]):.0f} |"
+            f"| {variant} | {attack} | {fmean([row['result']['shown'] for row in mine]):.2f} | {each} "
+            f"| {', '.join(halves)} | {fmean([row['adapted']['ua'] for row in mine]):.3f} | {fmean(ira):+.2f} "
+            f"| {min(ira):+.2f} | {rest} | {fmean([change(row, 'cra') for row in mine]):+.2f} "
+            f"| {fmean([row['residual'] for row in mine]):.3f} | {fmean([row['drift'] for row in mine]):.4f} "
+            f"| {fmean([row['seconds'] for row in mine]):.0f} |"
         )
     return "\n".join(lines)
 
@@ -209,8 +199,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 continue
             harm, shown = [change(row, "ira") for row in mine], [row["result"]["shown"] for row in mine]
             (dots,) = place.plot(harm, shown, "o", alpha=0.35)
-            place.plot([_mean(harm)], [_mean(shown)], "o", markersize=11, color=dots.get_color(),
-                       label=f"{variant}, {_mean([row['seconds'] for row in mine]):.0f} s")  # fmt: skip
+            place.plot([fmean(harm)], [fmean(shown)], "o", markersize=11, color=dots.get_color(),
+                       label=f"{variant}, {fmean([row['seconds'] for row in mine]):.0f} s")  # fmt: skip
         place.set_title(attack)
         place.set_xlabel("IRA, points")
         place.set_ylim(-0.05, 1.05)

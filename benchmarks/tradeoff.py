@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation import CONCEPTS, Bench
+from benchmarks.jobs import in_processes, read_rows
 from spare_core.method.settings import EraseSettings, preset
 
 SIX = ("Neon Lines", "Winter", "Red Blue Ink", "Cat", "Tower", "Mushroom")
@@ -84,10 +84,9 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     if options.plot is None:
         jobs = [(name, seed, options.output) for seed in options.seeds for name in options.concepts]
-        with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1) as pool:
-            for done in pool.imap_unordered(run_job, jobs):
-                print(done, flush=True)
-    rows = read(options.output)
+        for done in in_processes(run_job, jobs, options.jobs):
+            print(done, flush=True)
+    rows = read_rows(options.output)
     print(table(rows))
     if options.plot is not None:
         draw(rows, options.plot)
@@ -104,11 +103,6 @@ def run_job(job: tuple[str, int, Path]) -> str:
         with path.open("a") as file:
             file.write(json.dumps({**row, "seed": seed}) + "\n")
     return str(path)
-
-
-def read(output: Path) -> list[dict[str, Any]]:
-    """What all jobs have written."""
-    return [json.loads(line) for path in sorted(output.glob("*.jsonl")) for line in path.read_text().splitlines()]
 
 
 def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

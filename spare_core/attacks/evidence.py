@@ -12,8 +12,9 @@ from spare_core.attacks.attack import attack
 from spare_core.errors import InputError
 from spare_core.evaluation.attacked import attack_figures
 from spare_core.evaluation.judgement import Judge
-from spare_core.evaluation.report_files import EVALUATION, read_report, rewrite_report
+from spare_core.evaluation.report_files import EVALUATION, read_report
 from spare_core.evaluation.suite import Suite
+from spare_core.files.atomic import write_json
 from spare_core.models.unet import UNetDenoiser
 from spare_core.runs.progress import OnProgress, no_progress
 
@@ -37,7 +38,9 @@ def check_entry(evaluation: Path, base_digest: str, stored: Sequence[StoredAdapt
 
 def enter(evaluation: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     """Enter an attack's figures in an evaluation, in place of earlier ones; returns it."""
-    return rewrite_report(evaluation, {**read_report(evaluation), "attacks": attack_figures(report)})
+    entered = {**read_report(evaluation), "attacks": attack_figures(report)}
+    write_json(evaluation / EVALUATION, entered)
+    return entered
 
 
 def attack_evaluated(

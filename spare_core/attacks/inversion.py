@@ -43,7 +43,7 @@ class Try(NamedTuple):
 
 
 class Lesson(NamedTuple):
-    """B noisy latents ``(B, C, H, W)`` at ``timesteps`` ``(B,)`` under ``rows`` of the bank's prompts, and the
+    """B noisy latents ``(B, C, H, W)`` at ``timesteps`` ``(B,)`` under ``rows`` of a table of prompts, and the
     ``wanted`` prediction."""
 
     noisy: Tensor
@@ -53,7 +53,7 @@ class Lesson(NamedTuple):
 
 
 Lessons = Callable[[int, torch.Generator], Lesson]
-"""What an inversion learns from: so many rows of it, by chance."""
+"""What an attacker learns from: so many rows of it, by chance."""
 
 
 def predictions(states: Side) -> Lessons:
@@ -67,8 +67,8 @@ def predictions(states: Side) -> Lessons:
 
 
 def pictures(denoiser: Denoiser, latents: Tensor, rows: Tensor) -> Lessons:
-    """Pictures of the concept, ``latents`` ``(N, C, H, W)`` of ``rows`` of the bank's prompts, noised anew each time,
-    and nothing of the base model: the protocol of CCE (arXiv 2308.01508)."""
+    """Pictures, ``latents`` ``(N, C, H, W)`` of ``rows`` of a table of prompts, noised anew each time, and nothing of
+    the base model: of the concept, the protocol of CCE (arXiv 2308.01508)."""
 
     def draw(count: int, generator: torch.Generator) -> Lesson:
         index = torch.randint(len(latents), (count,), generator=generator)

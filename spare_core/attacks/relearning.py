@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spare_core.adapters.low_rank import Adapter
+from spare_core.attacks.inversion import pictures
 from spare_core.attacks.looks import Looks
 from spare_core.errors import TrainingError
 from spare_core.method.masks import whole_layers
@@ -45,15 +46,12 @@ def relearn(
         TrainingError: if a loss is not finite.
     """
     generator = stream(seed, "relearning", way, len(latents))
+    draw = pictures(denoiser, latents, torch.arange(len(latents)))
     with _tuned(denoiser, way, seed) as parameters:
         optimizer = torch.optim.AdamW(parameters, lr=RATES[way])
         for step in range(1, steps + 1):
-            index = torch.randint(len(latents), (batch_size,), generator=generator)
-            timesteps = torch.randint(denoiser.num_timesteps, (batch_size,), generator=generator)
-            noise = torch.randn((batch_size, *latents.shape[1:]), generator=generator)
-            clean, noise, when = (part.to(denoiser.device) for part in (latents[index], noise, timesteps))
-            found = denoiser.predict(denoiser.add_noise(clean, noise, when), when, conditioning[index])
-            loss = F.mse_loss(found, denoiser.training_target(clean, noise, when))
+            noisy, timesteps, rows, wanted = (part.to(denoiser.device) for part in draw(batch_size, generator))
+            loss = F.mse_loss(denoiser.predict(noisy, timesteps, conditioning[rows]), wanted)
             if not torch.isfinite(loss):
                 raise TrainingError(f"relearning ({way}): the loss is not finite at step {step}; try --dtype float32")
             optimizer.zero_grad()

@@ -32,12 +32,7 @@ class Figures:
 
     def number(self, *keys: str | int) -> float | None:
         """A finite number somewhere in the evaluation."""
-        value: Any = self.evaluation
-        for key in keys:
-            try:
-                value = value[key]
-            except (KeyError, IndexError, TypeError):
-                return None
+        value = self._value(*keys)
         return float(value) if type(value) in (int, float) and math.isfinite(value) else None
 
     def samples(self) -> float | None:
@@ -140,21 +135,23 @@ class Figures:
     def attack_success(self, attack: str, concept: str, budget: str) -> float | None:
         """Share of the pictures in which an attack brought a concept back, or the upper end of its interval. None where
         it was not attacked so, with less than ``budget``, or where the attack is too weak on the base to count."""
-        spent = self._attacked("budget", "name")
+        spent = self._value("attacks", "budget", "name")
         if spent not in BUDGETS or BUDGETS.index(spent) < BUDGETS.index(budget):
             return None
         ends = [
-            [self._attacked("concepts", concept, attack, target, *keys) for keys in (("shown",), ("interval", 1))]
+            self.number("attacks", "concepts", concept, attack, target, *keys)
             for target in (BASE, ADAPTED)
+            for keys in (("shown",), ("interval", 1))
         ]
-        if not all(type(end) in (int, float) and 0 <= end <= 1 + _ROUNDING for pair in ends for end in pair):
+        known = [end for end in ends if end is not None and 0 <= end <= 1 + _ROUNDING]
+        if len(known) < len(ends):
             return None
-        (_, base), (shown, high) = ends
-        return None if base < STRONG else float(high if self.intervals else shown)
+        _, base, shown, high = known
+        return None if base < STRONG else high if self.intervals else shown
 
-    def _attacked(self, *keys: str | int) -> Any:
-        """A value somewhere in what the evaluation says of attacks."""
-        value: Any = self.evaluation.get("attacks")
+    def _value(self, *keys: str | int) -> Any:
+        """What stands somewhere in the evaluation; None where nothing does."""
+        value: Any = self.evaluation
         for key in keys:
             try:
                 value = value[key]

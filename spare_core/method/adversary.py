@@ -49,8 +49,8 @@ _BETAS: Final = (0.9, 0.99)
 
 @dataclass
 class _Attacker:
-    """``vectors`` ``(V, D)`` from ``origin`` ``(D,)`` on: tokens if ``reads``, else added to what the text encoder has
-    made, see :func:`spare_core.method.places.put_vectors`. ``first`` and ``second`` are Adam's moments after so many
+    """``vectors`` ``(V, D)``, tokens if ``reads``, else added to what the text encoder has made
+    (:func:`spare_core.method.places.put_vectors`). ``first`` and ``second`` are Adam's moments after so many
     ``steps``."""
 
     vectors: Tensor

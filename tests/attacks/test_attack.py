@@ -13,52 +13,24 @@ import pytest
 import torch
 from PIL import Image
 
-from spare_core.adapters.directory import StoredAdapter, load_adapter, save_adapter
+from spare_core.adapters.directory import StoredAdapter
 from spare_core.adapters.low_rank import Adapter
 from spare_core.attacks import besieged
 from spare_core.attacks.attack import attack, table
 from spare_core.attacks.besieged import named_by_base
-from spare_core.attacks.budgets import BUDGETS, Inverting, Learning, Relearning, Searching
 from spare_core.attacks.inversion import invert
 from spare_core.attacks.scene import Scene
 from spare_core.attacks.tampering import forms as tampered_forms
 from spare_core.canvas.judge import GridJudge
-from spare_core.concepts.concept import Erasure
 from spare_core.errors import AdapterError, ConceptError, InputError, OutputError, SettingsError
 from spare_core.evaluation.attacked import TARGETS
 from spare_core.files.atomic import read_tensors
-from spare_core.method.settings import EraseSettings
 from spare_core.models.unet import UNetDenoiser
-from tests.support.adapters import manifest_for, random_adapter
+from tests.support.attacking import SUITE
 from tests.support.grids import small_suite
 
-SUITE = small_suite()
-QUICK = dataclasses.replace(
-    BUDGETS["quick"], phrase_pictures=2, inversion=Learning(3, (0.2,)), conditioning=Learning(2, (0.02, 0.1)),
-    concept=Learning(2, (0.2,)), prompt=Searching(2, 2, 1, 0.1), latents=Inverting(2, 3, 1),
-    relearning=Relearning(2, ("lora", "full"), (4,)), pictures=3, examples=4, example_steps=4,
-)  # fmt: skip
-PLAIN = EraseSettings(
-    heldout=2, example_steps=2, examples=4, retain_examples=4, rank=2, steps=1, prior_texts=40, failed_above=100.0,
-    dtype="float32", device="cpu",
-)  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As little work as there can be."""
-    monkeypatch.setitem(BUDGETS, "quick", QUICK)
-    monkeypatch.setattr(besieged, "plain", lambda seed: dataclasses.replace(PLAIN, seed=seed))
-
-
-@pytest.fixture(scope="module")
-def stored(denoiser: UNetDenoiser, tmp_path_factory: pytest.TempPathFactory) -> StoredAdapter:
-    folder = tmp_path_factory.mktemp("attacked") / "adapter"
-    template = "A {context} image in {concept} style."
-    erasure = Erasure("Neon Lines", "Photo", "style", ("Rust",), template, ("Cat", "Dog"))
-    manifest = {**manifest_for(denoiser), **erasure.as_dict(), "settings": PLAIN.as_dict()}
-    save_adapter(folder, random_adapter(denoiser, "channel"), denoiser.lora_prefix, manifest)
-    return load_adapter(folder)
+pytest_plugins = ("tests.support.attack_fixtures",)
+pytestmark = pytest.mark.usefixtures("small_attacks")
 
 
 def run(denoiser: UNetDenoiser, judge: GridJudge, output: Path, *stored: StoredAdapter, **changes: Any) -> Any:

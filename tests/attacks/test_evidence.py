@@ -18,17 +18,18 @@ from spare_core.evaluation.attacked import TARGETS, attack_figures, attack_lines
 from spare_core.evaluation.evaluate import evaluate
 from spare_core.evaluation.report import summary_table
 from spare_core.models.unet import UNetDenoiser
-from tests.attacks.test_attack import QUICK, SUITE, small, stored  # noqa: F401 fixtures
 from tests.support.adapters import manifest_for, random_adapter
+from tests.support.attacking import QUICK, SUITE
 
-pytestmark = pytest.mark.usefixtures("small")
+pytest_plugins = ("tests.support.attack_fixtures",)
+pytestmark = pytest.mark.usefixtures("small_attacks")
 
 
 @pytest.fixture(scope="module")
 def evaluation(
     denoiser: UNetDenoiser,
     judge: GridJudge,
-    stored: StoredAdapter,  # noqa: F811
+    stored: StoredAdapter,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     output = tmp_path_factory.mktemp("evaluated") / "evaluation"
@@ -39,7 +40,7 @@ def evaluation(
 def test_an_evaluation_takes_over_the_figures_and_nothing_that_was_found(
     denoiser: UNetDenoiser,
     judge: GridJudge,
-    stored: StoredAdapter,  # noqa: F811
+    stored: StoredAdapter,
     evaluation: Path,
 ) -> None:
     before = json.loads((evaluation / "evaluation.json").read_text())
@@ -97,7 +98,7 @@ def write_other(folder: Path, denoiser: UNetDenoiser) -> Path:
 
 def test_an_evaluation_of_something_else_is_refused(
     denoiser: UNetDenoiser,
-    stored: StoredAdapter,  # noqa: F811
+    stored: StoredAdapter,
     evaluation: Path,
     tmp_path: Path,
 ) -> None:

@@ -10,13 +10,11 @@ import pytest
 import yaml
 
 from pipelines.definition import BUNDLE
-from spare_core.attacks import besieged
-from spare_core.attacks.budgets import BUDGETS
 from spare_core.workflow import tasks
 from spare_core.workflow.environment import RUN_ID, STORE
-from tests.attacks.test_attack import PLAIN, QUICK
 from tests.support.workplaces import SETTINGS, Workplace
 
+pytest_plugins = ("tests.support.attack_fixtures",)
 STAGES = ("collect", "compose", "evaluate", "register", "gate", "promote")
 NEON, CAT = {"concept": "neon lines", "surrogate": "Photo"}, {"concept": "Cat", "surrogate": "Dog"}
 
@@ -56,7 +54,7 @@ def test_a_first_list_becomes_a_bundle(place: Workplace) -> None:
 
 
 def test_it_grows_from_the_champion_and_shrinks(
-    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_attacks: None
 ) -> None:
     """What the same tasks do, here in one process: the evaluation goes on from the one before, and names what is left
     of what was there. A bundle that was collected before that is not promoted any more."""
@@ -75,7 +73,7 @@ def test_it_grows_from_the_champion_and_shrinks(
     assert [(row["added"], row["withdrawn"]) for row in found["history"]][1:] == [(["Rust"], ["Cat"])]
     after = "adding Rust and withdrawing Cat"
     assert [(one["concept"], one["after"]) for one in found["rebounds"]] == [("Neon Lines", after)]
-    check_attacked(parameters, adapter, tmp_path, monkeypatch)
+    check_attacked(parameters, adapter, tmp_path)
     version = tasks.register_task(order, "", adapter, evaluation)
     assert version == ("spare.canvas", 2)
     tasks.gate_task(order, policy, *version)
@@ -84,10 +82,8 @@ def test_it_grows_from_the_champion_and_shrinks(
         tasks.promote_task(order, policy, "spare.canvas", 1)
 
 
-def check_attacked(parameters: dict[str, Any], adapter: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_attacked(parameters: dict[str, Any], adapter: Path, folder: Path) -> None:
     """Under a policy that has a rule for it, a bundle's evaluation attacks each of its concepts."""
-    monkeypatch.setitem(BUDGETS, "quick", QUICK)
-    monkeypatch.setattr(besieged, "plain", lambda seed: PLAIN)
     policy = yaml.safe_load(Path(parameters["policy"]).read_text()) | {"max_attack_success": {"conditioning": 1.0}}
     (folder / "attacked.yaml").write_text(yaml.safe_dump(policy))
     order, _ = tasks.collect_task({**parameters, "policy": str(folder / "attacked.yaml")})
