@@ -162,13 +162,13 @@ def test_a_worker_notices_that_its_request_was_withdrawn_and_stops(store: Store)
 def test_a_lease_is_renewed_while_the_work_goes_on(store: Store) -> None:
     ledger = Ledger(store, "anna")
     work.take_in(ledger, asked("Cat"), "list", stub.DAYS, skip=False)
-    ledger.append([Event("R-1", "planned"), Event("R-1", "erasing", lease("w", 0.01))])
-    with renewed(ledger, ["R-1"], "w", 0.01):
-        time.sleep(0.9)  # longer than the lease
+    ledger.append([Event("R-1", "planned"), Event("R-1", "erasing", lease("w", 0.04))])
+    with renewed(ledger, ["R-1"], "w", 0.04):
+        time.sleep(3)  # longer than the lease
         assert work.open_requests(Ledger(store, "bert")) == []
     count = ledger.standing("R-1").events
     assert count >= 4
-    time.sleep(0.7)
+    time.sleep(2.5)
     assert Ledger(store, "x").standing("R-1").events == count, "and no longer"
     assert work.open_requests(Ledger(store, "bert")) != []
 
