@@ -34,6 +34,7 @@ from spare_core.concepts.prompts import NULL, PromptPlan, Purpose
 from spare_core.method.bank import Bank
 from spare_core.method.settings import EraseSettings
 from spare_core.method.solve import Encoder, Moments, elsewhere_count, kept_weight, prior_weight
+from spare_core.method.trajectories import calls
 from spare_core.models.denoiser import Denoiser, TextAttention
 from spare_core.streams import stream
 
@@ -106,7 +107,8 @@ def _queries(
 
     def keep(name: str) -> Callable[..., None]:
         def hook(_module: object, _inputs: object, output: Tensor) -> None:
-            places = torch.rand(output.shape[:2], generator=generator).argsort(dim=1)[:, :_QUERIES].to(output.device)
+            places = torch.rand(output.shape[:2], generator=generator).argsort(dim=1)[:, :_QUERIES]
+            places = places.to(output.device, non_blocking=True)
             taken = output.gather(1, places[..., None].expand(-1, -1, output.shape[2]))
             found[name].append(taken.float())
 
@@ -114,9 +116,9 @@ def _queries(
 
     handles = [one.query.register_forward_hook(keep(one.value)) for one in attentions]
     try:
-        for index in torch.arange(len(noisy)).split(denoiser.batch_rows(noisy.shape[-1])):
-            batch = noisy[index].to(denoiser.device), timesteps[index].to(denoiser.device)
-            denoiser.predict(*batch, bank.table[rows[index]])
+        for some in calls(len(noisy), denoiser.rows_at_once(noisy.shape[-1])):
+            batch = noisy[some].to(denoiser.device), timesteps[some].to(denoiser.device)
+            denoiser.predict(*batch, bank.table[rows[some]])
     finally:
         for handle in handles:
             handle.remove()

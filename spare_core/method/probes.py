@@ -114,10 +114,9 @@ def draw_held_out(
         # for the pair whose gap is the unit of drift.
         singles = [(one, i % states) for i, one in enumerate(retains)]
         lent = [(retains[i % len(retains)], (i + i // len(retains)) % states) for i in range(len(texts))]
-        concepts, surrogates = (
-            _ask(denoiser, table, singles, [rows[prompt] for prompt in side]) for side in zip(*beside, strict=True)
-        )
-        under_texts = _ask(denoiser, table, lent, [rows[text] for text in texts])
+        spoken = [*(pair.concept for pair in beside), *(pair.surrogate for pair in beside), *texts]
+        answers = _ask(denoiser, table, singles * 2 + lent, [rows[prompt] for prompt in spoken])
+        concepts, surrogates, under_texts = answers.split([len(singles), len(singles), len(texts)])
     asked = _forget_probe(forgets)
     driven_by = [pair.concept.name for pair in forget for _ in range(states)]
     for name in dict.fromkeys(driven_by):

@@ -97,14 +97,17 @@ class Meter:
         """``tf32``: fast and precise enough to choose by, not to report."""
         self.denoiser, self.held_out, self.tf32 = denoiser, held_out, tf32
 
-    def _ask(self, probe: Probe) -> Tensor:
-        return predict_rows(self.denoiser, self.held_out.table, probe.noisy, probe.timesteps, probe.prompt)
+    def _ask(self, *probes: Probe) -> tuple[Tensor, ...]:
+        """The predictions that each is about, of all of them at once."""
+        noisy, timesteps, prompt, *_ = (torch.cat(parts) for parts in zip(*probes, strict=True))
+        found = predict_rows(self.denoiser, self.held_out.table, noisy, timesteps, prompt)
+        return found.split([len(probe.prompt) for probe in probes])
 
     @torch.no_grad()
     def measure(self, *adapters: Adapter) -> Measurement:
         """Residual and drift with ``adapters`` on."""
         with self._with(adapters):
-            forget, retain = self._ask(self.held_out.forget), self._ask(self.held_out.retain)
+            forget, retain = self._ask(self.held_out.forget, self.held_out.retain)
         drift = self._changes(self.held_out.retain, retain)
         unnamed = drift.pop(GENERIC, None)
         near = {name.removeprefix(NEAR): drift.pop(name) for name in [*drift] if name.startswith(NEAR)}
@@ -115,13 +118,13 @@ class Meter:
     def residuals(self, *adapters: Adapter) -> dict[str, float]:
         """What is left of each erased concept, alone."""
         with self._with(adapters):
-            return self._changes(self.held_out.forget, self._ask(self.held_out.forget))
+            return self._changes(self.held_out.forget, *self._ask(self.held_out.forget))
 
     @torch.no_grad()
     def drift(self, *adapters: Adapter) -> dict[str, float]:
         """How far each kept concept has moved, alone."""
         with self._with(adapters):
-            return self._changes(self.held_out.retain, self._ask(self.held_out.retain))
+            return self._changes(self.held_out.retain, *self._ask(self.held_out.retain))
 
     @torch.no_grad()
     def moved(self, *adapters: Adapter) -> dict[str, float]:
@@ -129,9 +132,9 @@ class Meter:
         never been erased, about 1 where it has become its surrogate."""
         probe = self.held_out.forget
         with self._with(()):
-            own = self._ask(probe)
+            (own,) = self._ask(probe)
         with self._with(adapters):
-            return self._changes(probe._replace(teacher=own), self._ask(probe))
+            return self._changes(probe._replace(teacher=own), *self._ask(probe))
 
     @contextlib.contextmanager
     def _with(self, adapters: Sequence[Adapter]) -> Iterator[None]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -60,6 +59,8 @@ def sample_trajectories(
     that together they cover it. ``kept`` states of each are kept, evenly spread (:func:`kept_steps`); 0: all. Only at
     these the whole query is asked.
 
+    As many are driven side by side as fit; on a GPU nothing is copied from it before they have ended.
+
     Raises:
         TrainingError: if a prediction is not finite.
     """
@@ -68,7 +69,7 @@ def sample_trajectories(
     timesteps = path_timesteps(len(queries), steps, denoiser.num_timesteps, generator)
     asked = kept_steps(len(queries), steps, kept or steps)
     found: list[Trajectory] = []
-    for chunk in _chunks(queries, denoiser.batch_rows(shape[-1])):
+    for chunk in _chunks(queries, denoiser.rows_at_once(shape[-1])):
         found += _drive(denoiser, table, queries[chunk], start[chunk], timesteps[chunk], asked[chunk], guidance)
     return found
 
@@ -122,38 +123,76 @@ def _drive(
 ) -> list[Trajectory]:
     """N trajectories at once, from ``start`` ``(N, C, H, W)`` through ``timesteps`` ``(N, S)``, the whole query at the
     steps that ``asked`` ``(N, S)`` marks."""
-    after = torch.cat([timesteps[:, 1:], torch.full((len(queries), 1), -1)], dim=1)
-    noisy, guided = start, guidance > 1
-    passed: list[list[tuple[Tensor, Tensor]]] = [[] for _ in queries]
-    for now, following, whole in zip(timesteps.unbind(1), after.unbind(1), asked.unbind(1), strict=True):
-        rows = [_distinct(one, all_, guided) for one, all_ in zip(queries, whole.tolist(), strict=True)]
-        counts = [len(some) for some in rows]
-        owner = torch.arange(len(queries)).repeat_interleave(torch.tensor(counts))
-        found = predict_rows(denoiser, table, noisy[owner], now[owner], torch.tensor(list(chain(*rows))))
-        answers = [dict(zip(some, part, strict=True)) for some, part in zip(rows, found.split(counts), strict=True)]
-        for i in whole.nonzero().flatten().tolist():
-            passed[i].append((noisy[i], torch.stack([answers[i][row] for row in queries[i].rows])))
-        driven = torch.stack([answers[i][one.rows[one.driver]] for i, one in enumerate(queries)])
+    guided, device = guidance > 1, denoiser.device
+    plan = [_plan(queries, whole, guided) for whole in asked.unbind(1)]
+    # All that is known beforehand travels at once: a copy in between would wait for what was asked before it.
+    indices = torch.cat([part for step in plan for part in step]).to(device)
+    steps = [_Step(*parts) for parts in _split_alike(indices, plan)]
+    ends = torch.full((len(queries), 1), -1)
+    path = torch.cat([timesteps, ends], dim=1).to(device).unbind(1)
+    noisy = start.to(device)
+    states, answers = [], []
+    for step, now, following in zip(steps, path[:-1], path[1:], strict=True):
+        found = _predictions(denoiser, table, noisy[step.owner], now[step.owner], step.rows)
+        states.append(noisy[step.kept])
+        answers.append(found[step.answers])
+        driven = found[step.driver]
         if guided:
-            empty = torch.stack([answers[i][one.rows[one.empty]] for i, one in enumerate(queries)])
+            empty = found[step.empty]
             driven = empty + guidance * (driven - empty)
         noisy = denoiser.denoise(noisy, driven, now, following)
+    kept, asked_of_kept, ended = torch.cat(states).cpu(), torch.cat(answers).cpu(), noisy.cpu()
+    _check_finite(denoiser, asked_of_kept, ended)
+    # Which trajectory each kept state is of, and each of its answers, in the order in which they were kept.
+    owners = torch.cat([step.kept for step in plan])
+    asking = torch.tensor([i for i in owners.tolist() for _ in queries[i].rows])
     return [
         Trajectory(
             one,
-            torch.stack([state for state, _ in passed[i]]),
+            kept[owners == i],
             timesteps[i][asked[i]],
-            torch.stack([answers for _, answers in passed[i]]),
-            noisy[i],
+            asked_of_kept[asking == i].unflatten(0, (-1, len(one.rows))),
+            ended[i],
         )
         for i, one in enumerate(queries)
     ]
 
 
-def _distinct(query: Query, whole: bool, guided: bool) -> list[int]:
-    """The rows to ask, each once: all, or those that drive."""
-    drive = (query.rows[query.driver], query.rows[query.empty])
-    return list(dict.fromkeys(query.rows if whole else drive if guided else drive[:1]))
+class _Step(NamedTuple):
+    """What N trajectories are asked at one step: ``rows`` of the table, each on its ``owner``. ``driver`` and ``empty``
+    ``(N,)`` say which of the answers drive them; ``kept`` are the trajectories whose state is kept, ``answers`` the
+    answers to their whole queries, one query after the other."""
+
+    owner: Tensor
+    rows: Tensor
+    driver: Tensor
+    empty: Tensor
+    kept: Tensor
+    answers: Tensor
+
+
+def _plan(queries: Sequence[Query], whole: Tensor, guided: bool) -> _Step:
+    """What is asked at a step at which the queries that ``whole`` ``(N,)`` marks are asked wholly."""
+    owner: list[int] = []
+    rows: list[int] = []
+    driver, empty, answers = [], [], []
+    for i, (one, all_) in enumerate(zip(queries, whole.tolist(), strict=True)):
+        drive, away = one.rows[one.driver], one.rows[one.empty]
+        some = dict.fromkeys(one.rows if all_ else (drive, away) if guided else (drive,))  # each once
+        place = {row: len(rows) + k for k, row in enumerate(some)}
+        owner += [i] * len(some)
+        rows += some
+        driver.append(place[drive])
+        empty.append(place.get(away, place[drive]))
+        answers += [place[row] for row in one.rows] if all_ else []
+    parts = (owner, rows, driver, empty, whole.nonzero().flatten().tolist(), answers)
+    return _Step(*(torch.tensor(part, dtype=torch.long) for part in parts))
+
+
+def _split_alike(joined: Tensor, plan: Sequence[_Step]) -> list[list[Tensor]]:
+    """The parts of each step, of all of them one after the other."""
+    parts = iter(joined.split([len(part) for step in plan for part in step]))
+    return [[next(parts) for _ in step] for step in plan]
 
 
 @torch.no_grad()
@@ -207,15 +246,31 @@ def predict_rows(denoiser: Denoiser, table: Conditioning, noisy: Tensor, timeste
         TrainingError: if one is not finite.
         torch.OutOfMemoryError: if not even one fits.
     """
+    device = denoiser.device
+    found = _predictions(denoiser, table, noisy.to(device), timesteps.to(device), rows.to(device)).cpu()
+    _check_finite(denoiser, found)
+    return found
+
+
+def _predictions(denoiser: Denoiser, table: Conditioning, noisy: Tensor, timesteps: Tensor, rows: Tensor) -> Tensor:
+    """The same where the model is, of what lies there; unchecked, since looking would wait for it."""
     parts = []
-    for index in torch.arange(len(noisy)).split(denoiser.batch_rows(noisy.shape[-1])):
-        parts += _predict_fitting(denoiser, table, noisy[index], timesteps[index], rows[index])
-    found = torch.cat(parts)
-    if not torch.isfinite(found).all():
+    for some in calls(len(noisy), denoiser.rows_at_once(noisy.shape[-1])):
+        parts += _predict_fitting(denoiser, table, noisy[some], timesteps[some], rows[some])
+    return torch.cat(parts) if parts else torch.empty_like(noisy)
+
+
+def calls(count: int, most: int) -> list[slice]:
+    """So many rows in calls of ``most``. A last one alone joins those before it: alone it takes as long as they."""
+    ends = [*range(most, count - 1, most), count] if count > 1 else [count] * count
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _check_finite(denoiser: Denoiser, *found: Tensor) -> None:
+    if not all(torch.isfinite(one).all() for one in found):
         raise TrainingError(
             f"predictions are not finite ({denoiser.dtype}); use --dtype float32, or a lower --lr if an adapter is on"
         )
-    return found
 
 
 def _predict_fitting(
@@ -223,7 +278,7 @@ def _predict_fitting(
 ) -> list[Tensor]:
     """The same of a few at once, halved where the device's memory is too small for them."""
     try:
-        return [denoiser.predict(noisy.to(denoiser.device), timesteps.to(denoiser.device), table[rows]).cpu()]
+        return [denoiser.predict(noisy, timesteps, table[rows])]
     except torch.OutOfMemoryError:
         if len(noisy) == 1:
             raise

@@ -109,7 +109,10 @@ class Denoiser(Protocol):
         """Channels, height and width of the latents of a picture."""
 
     def batch_rows(self, latent_side: int) -> int:
-        """Predictions made at once where nothing is trained, on latents of this height and width."""
+        """Predictions made at once where gradients may be kept of them, on latents of this height and width."""
+
+    def rows_at_once(self, latent_side: int) -> int:
+        """Predictions made at once where none are."""
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The model's prediction at x_t, float32."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spare_core.errors import ConceptError, TrainingError
-from spare_core.models import schedules
+from spare_core.models import room, schedules
 from spare_core.models.conditioning import Conditioning
 from spare_core.models.denoiser import TextAttention
 from spare_core.models.files import ModelFiles
@@ -43,7 +43,14 @@ class UNetDenoiser:
         check_same_schedule(files, self.pipeline.scheduler, self.scheduler)
         self.pipeline.scheduler = self.scheduler
         self.num_timesteps = self.scheduler.config.num_train_timesteps
+        # The noise schedule and what it ends at, on the CPU and here. Own copies: diffusers moves its to where somebody
+        # asks from.
+        schedule = (self.scheduler.alphas_cumprod, self.scheduler.final_alpha_cumprod)
+        places = (torch.device("cpu"), device)
+        self._alphas = {place.type: tuple(part.to(place, copy=True) for part in schedule) for place in places}
         self._is_xl = files.pipeline_class == "StableDiffusionXLPipeline"
+        self._row_bytes: dict[int, float] = {}  # a prediction's, for each byte of a weight, by side of latents
+        self._rows: dict[tuple[int, int], int] = {}  # predictions at once, by side of latents and bytes of a weight
         # Batches go through the VAE one picture at a time where they are large (diffusers' slicing).
         if self.resolution > 256:
             self.pipeline.vae.enable_slicing()
@@ -262,7 +269,7 @@ class UNetDenoiser:
         return schedules.ddim_step(noisy, prediction, now, then, self.scheduler.config.prediction_type)
 
     def _signal(self, timesteps: Tensor) -> Tensor:
-        return schedules.signal(timesteps, self.scheduler.alphas_cumprod, self.scheduler.final_alpha_cumprod)
+        return schedules.signal(timesteps, *self._alphas[timesteps.device.type])
 
     def latent_shape(self, resolution: int = 0) -> tuple[int, int, int]:
         """See :class:`Denoiser`."""
@@ -273,6 +280,30 @@ class UNetDenoiser:
         """See :class:`Denoiser`: two a picture, as guidance takes them, for 16 pictures of small latents, 4 of
         Stable Diffusion's 64 x 64, 1 of SDXL's."""
         return 2 * max(1, min(16, 64 * 16**2 // latent_side**2))
+
+    def rows_at_once(self, latent_side: int) -> int:
+        """See :class:`Denoiser`: on a GPU by its memory when it is first asked. On a CPU :meth:`batch_rows`, always the
+        same: its bytes are a function of seed and threads."""
+        if self.device.type != "cuda":
+            return self.batch_rows(latent_side)
+        case = (latent_side, self._resting.itemsize)
+        if case not in self._rows:
+            self._rows[case] = room.rows_that_fit(room.free_bytes(self.device), self._bytes_a_row(*case))
+        return self._rows[case]
+
+    def _bytes_a_row(self, latent_side: int, width: int) -> float:
+        """What a prediction takes by weights of ``width`` bytes; measured by those that there are, once."""
+        if latent_side not in self._row_bytes:
+            empty = self.encode_prompts([""], latent_side * int(self.pipeline.vae_scale_factor))
+            channels = int(self.weights.config.in_channels)
+
+            @torch.no_grad()
+            def ask(rows: int) -> Tensor:
+                noisy = torch.zeros(rows, channels, latent_side, latent_side, device=self.device)
+                return self.predict(noisy, torch.zeros(rows, device=self.device).long(), empty[[0] * rows])
+
+            self._row_bytes[latent_side] = room.bytes_a_row(ask, self.device) / self._resting.itemsize
+        return self._row_bytes[latent_side] * width
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """See :class:`Denoiser`."""

@@ -21,7 +21,7 @@ from spare_core.models.loading import load_denoiser
 from spare_core.models.unet import UNetDenoiser
 from spare_core.runs.results import load_probes, save_probes
 from tests.support.adapters import random_adapter
-from tests.support.toy import CONCEPT, EMBEDDINGS, KEPT, SURROGATE, ToyDenoiser, toy_held_out
+from tests.support.toy import CONCEPT, EMBEDDINGS, KEPT, SURROGATE, Call, ToyDenoiser, toy_held_out
 
 ERASURE = Erasure("Neon", "Photo", "style", ("Rust", "Winter"), "{context} in {concept}", ("a cat", "a dog"))
 ERASURES = Erasures(ERASURE)
@@ -80,7 +80,7 @@ def test_drift_is_the_mean_over_the_rows_that_name_the_concept() -> None:
     delta = 0.1 * torch.eye(3)
     meter = Meter(denoiser, toy_held_out(denoiser))
     measured = meter.measure(Adapter({"mix": DeltaUpdate(delta)}))
-    call = denoiser.calls[-1]  # the retain side: rows of every kept concept
+    call = denoiser.calls[-1]  # both sides: rows of every concept
     unit = (denoiser.weights.text.weight @ (EMBEDDINGS[CONCEPT] - EMBEDDINGS[SURROGATE])).pow(2).mean()
     rows = (call.embeds == EMBEDDINGS[KEPT]).all(dim=1)
     expected = (call.noisy[rows] @ delta.T).pow(2).mean() / unit
@@ -89,8 +89,9 @@ def test_drift_is_the_mean_over_the_rows_that_name_the_concept() -> None:
 
 def test_the_unit_of_drift_is_the_mean_gap_on_all_of_the_retain_side() -> None:
     denoiser = ToyDenoiser(timed=True)  # prompts count by t / T
-    measured = Meter(denoiser, toy_held_out(denoiser)).measure(overwriting(denoiser))
-    call = denoiser.calls[-1]
+    held_out = toy_held_out(denoiser)
+    measured = Meter(denoiser, held_out).measure(overwriting(denoiser))
+    call = Call(*(part[-len(held_out.retain.unit) :] for part in denoiser.calls[-1]))  # beside the forget side
     weight = (call.timesteps / denoiser.num_timesteps).pow(2)
     rows = (call.embeds == EMBEDDINGS[KEPT]).all(dim=1)
     expected = (EMBEDDINGS[KEPT] @ EMBEDDINGS[CONCEPT]) ** 2 * weight[rows].mean() / weight.mean()

@@ -69,7 +69,7 @@ def test_how_many_are_asked_at_once_changes_nothing() -> None:
     for rows in (1, 4, 64):
         denoiser = ToyDenoiser(timed=True, rows_at_once=rows)
         runs.append(sample_trajectories(denoiser, TABLE, asked, 3, 2.0, seeded()))
-        assert max(len(call.noisy) for call in denoiser.calls) <= rows
+        assert max(len(call.noisy) for call in denoiser.calls) <= max(3, rows), "a whole query, and none is split"
     for one in runs[:2]:
         for mine, whole in zip(one, runs[2], strict=True):
             torch.testing.assert_close(mine.predictions, whole.predictions)

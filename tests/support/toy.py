@@ -50,7 +50,7 @@ class ToyDenoiser:
     def __init__(self, *, timed: bool = False, velocity: bool = False, rows_at_once: int = 64) -> None:
         torch.manual_seed(0)
         self.weights = _Weights().requires_grad_(False)
-        self.timed, self.velocity, self.rows_at_once = timed, velocity, rows_at_once
+        self.timed, self.velocity, self._rows = timed, velocity, rows_at_once
         self.calls: list[Call] = []
 
     def target_layers(self) -> dict[str, nn.Linear]:
@@ -85,8 +85,8 @@ class ToyDenoiser:
     def latent_shape(self, resolution: int = 0) -> tuple[int, int, int]:
         return (3, 1, 1)
 
-    def batch_rows(self, latent_side: int) -> int:
-        return self.rows_at_once
+    def rows_at_once(self, latent_side: int) -> int:
+        return self._rows
 
     def training_target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return noise - latents if self.velocity else noise

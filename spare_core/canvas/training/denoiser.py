@@ -86,13 +86,24 @@ class _Captions:
 
 
 def train_denoiser(
-    latents: Tensor, pictures: Renderings, tokenizer: CLIPTokenizer, work: Path, recipe: Recipe, seed: int
+    latents: Tensor,
+    pictures: Renderings,
+    tokenizer: CLIPTokenizer,
+    work: Path,
+    recipe: Recipe,
+    seed: int,
+    known: CLIPTextModel | None = None,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Train on scaled ``latents``, ``(N, 12, 8, 8)``, whose objects and styles ``pictures`` names."""
+    """Train on scaled ``latents``, ``(N, 12, 8, 8)``, whose objects and styles ``pictures`` names; a text encoder that
+    is ``known`` stays as it is."""
     torch.manual_seed(seed)
     device, batch = latents.device, recipe.batch
     unet = build_unet(recipe.grid).to(device)
-    text_encoder = build_text_encoder(len(tokenizer), recipe.grid).to(device)
+    trained = nn.ModuleDict({"unet": unet})
+    text_encoder = known
+    if text_encoder is None:
+        text_encoder = build_text_encoder(len(tokenizer), recipe.grid).to(device)
+        trained["text_encoder"] = text_encoder
     if device.type == "cpu":  # plain attention: the fused kernel's backward pass took 46 % of a step there
         unet.set_attn_processor(AttnProcessor())
     scheduler, captions = build_scheduler(), _Captions(tokenizer, recipe.grid, device)
@@ -111,7 +122,7 @@ def train_denoiser(
         return (weights[timesteps] * (noise_pred.float() - noise).pow(2).mean(dim=(1, 2, 3))).mean()
 
     schedule = Schedule(steps=recipe.steps["denoiser"], lr=1e-3, seed=seed, ema=0.9995)
-    train("denoiser", nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}), loss_fn, schedule, work)
+    train("denoiser", trained, loss_fn, schedule, work)
     return unet, text_encoder
 
 
