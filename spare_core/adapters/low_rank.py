@@ -35,6 +35,7 @@ class LowRankUpdate(nn.Module):
     def __init__(self, down: Tensor, up: Tensor, scale: float, mask: LayerMask) -> None:
         super().__init__()
         self.moves = mask.count() > 0
+        self.whole = bool(mask.rows.all() and mask.columns.all())
         self.down = nn.Parameter(down * mask.columns)
         self.up = nn.Parameter(up * mask.rows[:, None])
         self.scale = scale
@@ -45,7 +46,8 @@ class LowRankUpdate(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """The addition to the layer's output."""
         if self.entries is None:
-            return F.linear(F.linear(inputs, self.down), self.up) * self.scale
+            down, up = self.down.to(inputs.dtype), self.up.to(inputs.dtype)
+            return F.linear(F.linear(inputs, down), up) * self.scale
         return F.linear(inputs, self.delta().to(inputs.dtype))
 
     @property
@@ -61,8 +63,9 @@ class LowRankUpdate(nn.Module):
     @torch.no_grad()
     def project(self) -> None:
         """Put the masked rows and columns back to zero after an optimiser's step."""
-        self.down.mul_(self.columns)
-        self.up.mul_(self.rows)
+        if not self.whole:
+            self.down.mul_(self.columns)
+            self.up.mul_(self.rows)
 
 
 class DeltaUpdate(nn.Module):
@@ -113,9 +116,9 @@ class Adapter:
         return [parameter for update in self.updates.values() if update.moves for parameter in update.parameters()]
 
     def project(self) -> None:
-        """See :meth:`LowRankUpdate.project`."""
+        """See :meth:`LowRankUpdate.project`; of what is trained."""
         for update in self.updates.values():
-            if isinstance(update, LowRankUpdate):
+            if update.moves and isinstance(update, LowRankUpdate):
                 update.project()
 
     def to(self, device: torch.device) -> Adapter:

@@ -179,7 +179,7 @@ def training_step(
     if scale != 1.0:
         torch._foreach_div_(gradients, scale)
     values = losses.tolist()
-    if not all(map(math.isfinite, values)) or not torch.stack([g.isfinite().all() for g in gradients]).all():
+    if not all(map(math.isfinite, values)) or not torch.stack(torch._foreach_norm(gradients)).isfinite().all():
         timesteps = torch.cat([batch.timesteps for batch in both])
         raise TrainingError(_not_finite(values, step, timesteps, denoiser, settings, rate))
     return values[0], values[1]

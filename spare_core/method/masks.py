@@ -25,22 +25,26 @@ from spare_core.method.settings import MaskKind
 @dataclass
 class Score:
     """A layer's score, reduced. ``weight``: one tensor ``(out, in)``; ``channel``: means of the rows ``(out,)`` and of
-    the columns ``(in,)``; ``module``: the mean, ``(1,)``. float32 on the CPU."""
+    the columns ``(in,)``; ``module``: the mean, ``(1,)``. float32."""
 
     parts: tuple[Tensor, ...]
     shape: tuple[int, int]
     kind: MaskKind
 
     @classmethod
-    def zeros(cls, kind: MaskKind, shape: Iterable[int]) -> Score:
-        """Nothing counted yet."""
-        rows, columns = shape
+    def zeros(cls, kind: MaskKind, weight: Tensor) -> Score:
+        """Nothing counted yet of ``weight`` ``(out, in)``; where it lies, so that counting waits for nothing."""
+        rows, columns = weight.shape
         sizes: dict[MaskKind, list[tuple[int, ...]]] = {
             "weight": [(rows, columns)],
             "channel": [(rows,), (columns,)],
             "module": [(1,)],
         }
-        return cls(tuple(torch.zeros(size) for size in sizes[kind]), (rows, columns), kind)
+        return cls(tuple(torch.zeros(size, device=weight.device) for size in sizes[kind]), (rows, columns), kind)
+
+    def cpu(self) -> Score:
+        """The same on the CPU."""
+        return Score(tuple(part.cpu() for part in self.parts), self.shape, self.kind)
 
     def add(self, magnitude: Tensor) -> None:
         """Count one batch's |gradient|, ``(out, in)``."""
@@ -52,7 +56,7 @@ class Score:
         else:
             reduced = (magnitude.mean().reshape(1),)
         for part, addition in zip(self.parts, reduced, strict=True):
-            part.add_(addition.cpu())
+            part.add_(addition)
 
     def divided_by(self, other: Score, floor: float) -> Score:
         """Part by part ``self / (other + floor)``."""

@@ -80,7 +80,7 @@ def _accumulate(
     profile: TimestepProfile,
     settings: EraseSettings,
 ) -> dict[str, Score]:
-    scores = {name: Score.zeros(settings.mask, layer.weight.shape) for name, layer in layers.items()}
+    scores = {name: Score.zeros(settings.mask, layer.weight) for name, layer in layers.items()}
     sampler = StateSampler(TimestepSampler.from_profile(profile, settings), side.timesteps)
     target = TARGETS[settings.saliency]
     # A factor on all scores changes no mask.
@@ -109,6 +109,7 @@ def _accumulate(
         for layer in layers.values():
             layer.weight.requires_grad_(False)
             layer.weight.grad = None
+    scores = {name: score.cpu() for name, score in scores.items()}
     if not all(bool(torch.isfinite(part).all()) for score in scores.values() for part in score.parts):
         raise TrainingError(f"the saliency's gradients are not finite ({denoiser.dtype}); try --dtype float32")
     return scores

@@ -126,8 +126,9 @@ class UNetDenoiser:
         return whole_words(self.pipeline.tokenizer)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Forward passes in :attr:`dtype`."""
-        if self.dtype is torch.float32:
+        """Forward passes in :attr:`dtype`. Weights that rest in it need no conversion, and autocast would widen every
+        norm's input, and keep it for the backward pass."""
+        if self._resting is self.dtype:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 

@@ -23,7 +23,7 @@ densities = st.floats(0.01, 1.0)
 
 def score(magnitude: Tensor, kind: MaskKind) -> Score:
     """One batch's score."""
-    made = Score.zeros(kind, magnitude.shape)
+    made = Score.zeros(kind, magnitude)
     made.add(magnitude)
     return made
 
@@ -74,7 +74,7 @@ def test_batches_add_up(kind: MaskKind) -> None:
 
 
 def test_half_precision_gradients_are_summed_in_full_precision() -> None:
-    total = Score.zeros("weight", (1, 1))
+    total = Score.zeros("weight", torch.zeros(1, 1))
     for _ in range(3000):  # in float16, 2048 + 1 is 2048
         total.add(torch.ones(1, 1, dtype=torch.float16))
     assert total.parts[0].item() == 3000.0

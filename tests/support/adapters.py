@@ -33,7 +33,7 @@ def random_masks(denoiser: UNetDenoiser, kind: MaskKind, seed: int = 0, density:
     generator = torch.Generator().manual_seed(seed)
     scores = {}
     for name, layer in layers.items():
-        scores[name] = Score.zeros(kind, layer.weight.shape)
+        scores[name] = Score.zeros(kind, layer.weight)
         scores[name].add(torch.rand(layer.weight.shape, generator=generator))
     return build_masks(scores, kind, density)
 
@@ -44,7 +44,8 @@ def random_adapter(denoiser: UNetDenoiser, kind: MaskKind, rank: int = 4, seed: 
     generator = torch.Generator().manual_seed(seed + 1)
     for update in adapter.updates.values():
         assert isinstance(update, LowRankUpdate)
-        update.up.data = 0.3 * torch.randn(update.up.shape, generator=generator)
+        up = 0.3 * torch.randn(update.up.shape, generator=generator)
+        update.up.data = up if update.moves else update.up.data  # as training would
     adapter.project()
     return adapter
 
