@@ -1,5 +1,5 @@
 """What a GPU is asked: few calls, none of one row, and nothing is waited for in between. Counted on the true layouts
-with the rows at once that a GPU has room for; seconds are benchmarks/true_size.py's."""
+with the rows at once that a GPU has room for; seconds are benchmarks/gpu.py's."""
 
 from __future__ import annotations
 
