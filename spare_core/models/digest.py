@@ -10,8 +10,10 @@ import fnmatch
 import hashlib
 import json
 import mmap
+import os
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +40,8 @@ _NAME: Final = re.compile(
     rf"(?:{'|'.join(_STEMS)})(?:\.(?P<variant>[A-Za-z0-9_-]+?))?(?:-\d+-of-\d+)?\.safetensors"
     r"(?:\.index(?:\.(?P<of_index>[A-Za-z0-9_-]+))?\.json)?"
 )
+_AT_ONCE: Final = 8
+"""Tensors that are hashed at once: as many as disks can be expected to keep up with."""
 _SHARD: Final = re.compile(r"-\d+-of-\d+\.safetensors$")
 
 
@@ -153,16 +157,21 @@ Entry = tuple[str, str, list[int], str]
 
 def entries(file: Path) -> Iterator[Entry]:
     """Each tensor of a safetensors file: its file-independent name, dtype as torch writes it, shape, and the sha256 of
-    its bytes. The file is hashed as it lies on the disk: nothing is loaded, and no torch is needed."""
+    its bytes. The file is hashed as it lies on the disk, several tensors at once: nothing is loaded, and no torch is
+    needed."""
     header, begin = read_header(file)
     if not header:
         return
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for name, entry in header.items():
+
+        def hashed(entry: dict[str, Any]) -> str:
             first, last = entry["data_offsets"]
             with memoryview(content) as view, view[begin + first : begin + last] as part:
-                sha256 = hashlib.sha256(part).hexdigest()
-            yield plain_name(name), DTYPES[entry["dtype"]], entry["shape"], sha256
+                return hashlib.sha256(part).hexdigest()  # not under the interpreter's lock
+
+        with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
+            for (name, entry), sha256 in zip(header.items(), pool.map(hashed, header.values()), strict=True):
+                yield plain_name(name), DTYPES[entry["dtype"]], entry["shape"], sha256
 
 
 def digest(components: Iterable[tuple[str, Iterable[Entry]]]) -> str:
