@@ -21,9 +21,9 @@ QUEUE: Final = "spare"
 CONFIG: Final = "spare"
 """ConfigMap whose keys are these environment variables."""
 CONFIG_VARIABLES: Final = (
-    "MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "SPARE_STORE", "SPARE_POLICY", "SPARE_REUSE_DAYS",
-    "SPARE_WAIT_SECONDS", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_MAX_ATTEMPTS", "SPARE_CACHE_LIMIT",
-    "HF_HOME", "SPARE_CACHE", "SPARE_CHECKPOINTS",
+    "MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "SPARE_STORE", "SPARE_POLICY", "SPARE_SOURCES",
+    "SPARE_REUSE_DAYS", "SPARE_WAIT_SECONDS", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_MAX_ATTEMPTS",
+    "SPARE_CACHE_LIMIT", "HF_HOME", "SPARE_CACHE", "SPARE_CHECKPOINTS",
 )  # fmt: skip
 """The last three name folders below CACHE_PATH. They are not set here, because a task's own variables would hold where
 the same pipeline runs locally, too."""

@@ -17,6 +17,7 @@
     ├── StoreError                exit 1   the object storage did not do what was asked
     │   ├── StoreUnavailable               it cannot be reached, or stays busy after all retries
     │   ├── ObjectMissing         exit 2   no such bucket, object or folder
+    │   ├── ObjectTooLarge        exit 2   more than what it is read as may have
     │   ├── ObjectDenied          exit 2   the credentials do not allow it, or there are none
     │   ├── ObjectExists                   a conditional create came second
     │   └── ObjectChanged                  an object became another one while it was read, or is damaged
@@ -125,6 +126,12 @@ class StoreUnavailable(StoreError):
 
 class ObjectMissing(StoreError):
     """There is no such bucket, object or folder."""
+
+    exit_code = 2
+
+
+class ObjectTooLarge(StoreError):
+    """An object is larger than what it is read as may be."""
 
     exit_code = 2
 

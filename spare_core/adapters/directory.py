@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -21,6 +21,11 @@ from spare_core.adapters.low_rank import Adapter, DeltaUpdate, LowRankUpdate
 from spare_core.adapters.manifest import LORA, MANIFEST, SCHEMA, SPARSE, sha256_in, verified_manifest, versions
 from spare_core.errors import AdapterError, ModelError
 from spare_core.files.atomic import read_tensors, write_json, write_tensors
+
+_LEAST_DENSE: Final = 1_000_000
+"""A sparse delta changes one weight in so many at least, of those that its layers have: fewer would erase nothing."""
+_SMALL: Final = 2**26
+"""So many weights more than that (a quarter of a GiB) are believed of any file."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,7 @@ def _from_lora(tensors: dict[str, Tensor], folder: Path) -> Adapter:
 
 def _from_sparse(tensors: dict[str, Tensor], folder: Path) -> Adapter:
     names = [key.removesuffix(".shape") for key in tensors if key.endswith(".shape")]
+    room = _LEAST_DENSE * sum(len(tensor) for key, tensor in tensors.items() if key.endswith(".values")) + _SMALL
     if tensors.keys() != {f"{name}.{part}" for name in names for part in ("indices", "values", "shape")}:
         raise AdapterError(f"{folder / SPARSE} holds tensors that are no sparse delta")
     updates = {}
@@ -154,9 +160,16 @@ def _from_sparse(tensors: dict[str, Tensor], folder: Path) -> Adapter:
         if shape.shape != (2,) or shape.min() < 1 or indices.ndim != 1 or indices.shape != values.shape:
             raise AdapterError(f"{folder / SPARSE}: layer {name} has a shape, places and values that do not fit")
         rows, columns = shape.tolist()
+        room -= rows * columns
+        if room < 0:
+            raise AdapterError(
+                f"{folder / SPARSE}: its layers have so many more weights than it changes that it erases nothing, "
+                f"and is not read: layer {name} is {(rows, columns)}"
+            )
+        indices = indices.long()
         if len(indices) and not (indices.min() >= 0 and indices.max() < rows * columns):
             raise AdapterError(f"{folder / SPARSE}: layer {name} has places outside its weight {(rows, columns)}")
         flat = torch.zeros(rows * columns)
-        flat[indices.long()] = values
+        flat[indices] = values
         updates[name] = DeltaUpdate(flat.reshape(rows, columns))
     return Adapter(updates)

@@ -77,11 +77,12 @@ class Store(ABC):
             )
 
     @abstractmethod
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, most: int | None = None) -> bytes:
         """An object's bytes.
 
         Raises:
             ObjectMissing: if there is none.
+            ObjectTooLarge: if there are more than ``most``; before any is read.
             ObjectChanged: if it keeps changing while it is read, or its bytes are not those its checksum names.
         """
 

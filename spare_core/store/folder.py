@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from spare_core.errors import ObjectDenied, ObjectExists, ObjectMissing, StoreError
+from spare_core.errors import ObjectDenied, ObjectExists, ObjectMissing, ObjectTooLarge, StoreError
 from spare_core.files.addresses import SCRATCH, check_key, check_prefix
 from spare_core.store.base import Entry, OnBytes, Store, files_of, no_progress, sha256
 from spare_core.store.disk import disk_errors
@@ -30,10 +30,13 @@ class FolderStore(Store):
         if not os.access(self._root, os.R_OK | os.X_OK):
             raise ObjectDenied(f"the folder {self.uri} may not be read by this user")
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, most: int | None = None) -> bytes:
         """See :meth:`Store.read`."""
         if not self.exists(key):
             raise ObjectMissing(f"there is no {self.uri_of(key)}")
+        size = self._path(key).stat().st_size
+        if most is not None and size > most:
+            raise ObjectTooLarge(f"{self.uri_of(key)} has {size} bytes; at most {most} are read")
         with self._translated(key):
             return self._path(key).read_bytes()
 

@@ -14,7 +14,14 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
 
-from spare_core.errors import ObjectChanged, ObjectExists, ObjectMissing, SettingsError, StoreUnavailable
+from spare_core.errors import (
+    ObjectChanged,
+    ObjectExists,
+    ObjectMissing,
+    ObjectTooLarge,
+    SettingsError,
+    StoreUnavailable,
+)
 from spare_core.files.addresses import S3Address, check_key, check_prefix
 from spare_core.store import downloads, uploads
 from spare_core.store.base import WORKERS, Entry, OnBytes, Store, no_progress, sha256
@@ -95,12 +102,15 @@ class S3Store(Store):
         """See :meth:`Store.check`."""
         next(self._pages(self._address.prefix, hasty=True))
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, most: int | None = None) -> bytes:
         """See :meth:`Store.read`."""
         uri, last = self.uri_of(check_key(key)), ""
         with translated(uri, self.client):
             for pause in (*pauses(), None):
                 answer = self.client.get_object(Bucket=self.bucket, Key=self.whole_key(key), ChecksumMode="ENABLED")
+                if most is not None and answer["ContentLength"] > most:
+                    answer["Body"].close()
+                    raise ObjectTooLarge(f"{uri} has {answer['ContentLength']} bytes; at most {most} are read")
                 try:
                     content = answer["Body"].read()
                 except BODY_ERRORS as error:

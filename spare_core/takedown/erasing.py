@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from spare_core.concepts.concept import Erasure
 from spare_core.concepts.names import bare_name, same_concept
 from spare_core.errors import ConceptError, ImagesError
-from spare_core.files.addresses import is_s3
 from spare_core.method.neighbours import Neighbour, rank_neighbours
 from spare_core.registry import models, registering
 from spare_core.registry.tracking import stage_run
 from spare_core.runs.stages import load_base, work_on
-from spare_core.store import open_store
 from spare_core.store.base import sha256
 from spare_core.takedown.ledger import Standing
 from spare_core.takedown.parameters import Batch
 from spare_core.takedown.request import AUTO, TakedownRequest
+from spare_core.takedown.sources import read_picture
 from spare_core.takedown.standings import request_of
 from spare_core.takedown.work import Told
 from spare_core.workflow.environment import open_run_store, pipeline_run_id
@@ -87,27 +86,17 @@ def check_pictures(request: TakedownRequest) -> None:
     person: they are neither kept nor trained on, and a bundle can still be made when they are gone.
 
     Raises:
-        ImagesError: for one that is another, or cannot be read.
+        InputError: if the environment's sources are none.
+        ImagesError: for one that is another, may not be read, or cannot be. What it is instead is not told: it would
+            go into the ledger, and is somebody else's.
         StoreError: for one that cannot be fetched.
     """
     for image in request.images:
-        try:
-            found = sha256(_content(image.uri))
-        except OSError as error:
-            raise ImagesError(f"the picture {image.uri!r} cannot be read: {error.strerror or error}") from None
-        if found != image.sha256:
+        if sha256(read_picture(image.uri)) != image.sha256:
             raise ImagesError(
-                f"the picture {image.uri!r} is {found[:12]}… now, but the request means {image.sha256[:12]}…; ask for "
-                "the right one"
+                f"the picture {image.uri!r} is not the one that the request means ({image.sha256[:12]}…); ask for the "
+                "right one"
             )
-
-
-def _content(uri: str) -> bytes:
-    """Bytes of a picture, read past the cache of what is fetched."""
-    if not is_s3(uri):
-        return Path(uri).read_bytes()
-    folder, _, name = uri.rpartition("/")
-    return open_store(folder).read(name)
 
 
 def choose(batch: Batch, request: TakedownRequest, denoiser: UNetDenoiser, unwanted: set[str]) -> Chosen:

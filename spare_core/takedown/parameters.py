@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Final
 
 from spare_core import built_in
@@ -20,12 +19,12 @@ from spare_core.concepts.names import bare_name, normalise, same_concept
 from spare_core.errors import InputError, SettingsError, SpareError
 from spare_core.evaluation.gate import Policy
 from spare_core.evaluation.suite import Suite, domain_of, suite_of
-from spare_core.files.addresses import is_s3
 from spare_core.method.settings import EraseSettings
 from spare_core.models.files import find_model
 from spare_core.registry.naming import bundle_name, check_name
 from spare_core.runs.request import Request
 from spare_core.takedown.request import AUTO, TakedownRequest
+from spare_core.takedown.sources import not_from_a_source, sources
 from spare_core.takedown.times import read_zone
 from spare_core.takedown.work import MOST
 from spare_core.workflow.environment import policy_for
@@ -150,8 +149,8 @@ class Batch:
         surrogate = request.surrogate
         try:
             for image in request.images:
-                if not is_s3(image.uri) and not Path(image.uri).is_absolute():
-                    return f"its picture {image.uri!r} is neither an s3:// address nor an absolute path"
+                if reason := not_from_a_source(image.uri):
+                    return reason
             if surrogate == AUTO:
                 possible = self.candidates_for(request.kind, request.concept)
                 surrogate = next((name for name in possible if not _is_one_of(name, request.names)), "")
@@ -189,6 +188,7 @@ def check_batch(parameters: Mapping[str, Any], problems_before: Sequence[str] = 
     minutes = found.attempt(lambda: _minutes(given["lease_minutes"]), "lease_minutes")
     name = found.attempt(lambda: check_name(given["name"] or bundle_name(given["model"], base or "")), "name", "model")
     found.attempt(lambda: _check_most(given["most"]), "most")
+    found.attempt(sources)
     if found.problems:
         raise SettingsError(found.problems)
     assert base and settings and suite and policy and bundle_policy and minutes and name

@@ -186,6 +186,8 @@ def test_tensors_that_are_no_lora_are_refused(folder: Path, tensors: dict[str, t
         lambda tensors: tensors.update({"a.values": torch.ones(3)}),
         lambda tensors: tensors.update({"a.shape": torch.tensor([6])}),
         lambda tensors: tensors.update({"a.shape": torch.tensor([-2, -3])}),
+        lambda tensors: tensors.update({"a.shape": torch.tensor([46000, 46000])}),  # 7.9 GiB for 224 bytes
+        lambda tensors: tensors.update({"a.shape": torch.tensor([2**40, 2**40])}),
         lambda tensors: tensors.update({"b.values": torch.ones(2)}),
     ],
 )

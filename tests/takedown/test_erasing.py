@@ -77,14 +77,18 @@ def test_without_a_safe_candidate_it_says_what_to_name(
         choose(batch, asked, denoiser, {"neon sign"})
 
 
-def test_pictures_must_be_those_that_are_meant(tmp_path: Path, bucket: str, s3: Any) -> None:
+def test_pictures_must_be_those_that_are_meant(
+    tmp_path: Path, bucket: str, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARE_SOURCES", f"{tmp_path}, s3://{bucket}/evidence")
     (tmp_path / "a.png").write_bytes(b"a picture")
     s3.put_object(Bucket=bucket, Key="evidence/a.png", Body=b"a picture")
     digest = sha256(b"a picture")
     for uri in (str(tmp_path / "a.png"), f"s3://{bucket}/evidence/a.png"):
         check_pictures(request(images=[{"uri": uri, "sha256": digest}]))
-        with pytest.raises(ImagesError, match="but the request means 000000000000"):
+        with pytest.raises(ImagesError, match="is not the one that the request means") as refused:
             check_pictures(request(images=[{"uri": uri, "sha256": "0" * 64}]))
+        assert digest[:8] not in str(refused.value), "what lies there is told to nobody"
     with pytest.raises(ImagesError, match="cannot be read: No such file"):
         check_pictures(request(images=[{"uri": str(tmp_path / "b.png"), "sha256": digest}]))
     with pytest.raises(ObjectMissing):
