@@ -58,6 +58,14 @@ class Store(ABC):
             ObjectMissing: if there is no such bucket or folder.
         """
 
+    def skew(self) -> float:
+        """By how many seconds this machine's clock is ahead of the store's, to a second; 0 of a folder, which has none.
+
+        Raises:
+            StoreError: if it does not answer.
+        """
+        return 0.0
+
     def check_create(self) -> None:
         """Nothing, if a create refuses to replace what is there, which all that is decided here rests on.
 

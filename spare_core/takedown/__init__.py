@@ -28,12 +28,14 @@ def keep_leases(order: Order) -> Iterator[None]:
         return
     from spare_core.errors import GateRefused
     from spare_core.takedown.bundling import refuse
-    from spare_core.takedown.leases import renewed
+    from spare_core.takedown.leases import check_clock, renewed
     from spare_core.takedown.ledger import Ledger
     from spare_core.workflow.environment import open_run_store, pipeline_run_id
 
     run_id = pipeline_run_id()
-    ledger = Ledger(open_run_store(), f"pipeline run {run_id}")
+    store = open_run_store()
+    check_clock(store, order.lease_minutes)
+    ledger = Ledger(store, f"pipeline run {run_id}")
     try:
         with renewed(ledger, order.held, run_id, order.lease_minutes):
             yield

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, NamedTuple
 
 from spare_core.concepts.erasures import Erasures
@@ -23,13 +23,14 @@ from spare_core.registry.ledger_head import remember_head
 from spare_core.registry.tracking import stage_run
 from spare_core.store import Store
 from spare_core.takedown import work
+from spare_core.takedown.apart import enter_death, memory_bound, run_apart
 from spare_core.takedown.bundling import Deployed, claim, settle, wanted
 from spare_core.takedown.doubts import doubts
+from spare_core.takedown.leases import check_clock
 from spare_core.takedown.ledger import Ledger
 from spare_core.takedown.parameters import Batch, check_batch
 from spare_core.takedown.planning import DEADLINES, read_deadlines
 from spare_core.takedown.reading import read_lists
-from spare_core.takedown.standings import unwanted
 from spare_core.takedown.times import read_zone
 from spare_core.workflow.ending import end_runs
 from spare_core.workflow.environment import STORE, open_run_store, pipeline_run_id
@@ -68,6 +69,7 @@ def plan_task(parameters: Mapping[str, Any]) -> Planned:
         if wrong := expansion_problems(parameters):
             raise SettingsError(wrong)
         batch = check_batch(parameters)
+        check_clock(store, batch.lease_minutes)
         deadlines = read_deadlines(parameters["deadlines"] or DEADLINES)
         ledger = _ledger(store)
         _check_same_model(ledger, batch)
@@ -101,20 +103,23 @@ def plan_task(parameters: Mapping[str, Any]) -> Planned:
 
 def take_down_task(batch: str, request_id: str) -> str:
     """Erase, measure and register one request; returns the state it is in then. Its failure is entered in the ledger
-    and stops nobody else.
+    and stops nobody else, even where it is the death of the process that works on it.
 
     Raises:
+        InputError: if this machine's clock is wrong.
         StoreError, LedgerDamaged: if the ledger cannot be used.
     """
     with task_of(f"take down {request_id}") as results:
-        from spare_core.takedown.erasing import erase_request
-
         store = open_run_store()
-        asked, ledger = Batch.from_json(receive(store, batch)), _ledger(store)
-        erase = partial(erase_request, asked, unwanted=unwanted(ledger))
-        outcome = work.take_down(ledger, request_id, pipeline_run_id(), asked.lease_minutes, erase)
-        results |= outcome._asdict()
-        return outcome.state
+        check_clock(store, Batch.from_json(receive(store, batch)).lease_minutes)
+        command = [sys.executable, "-P", "-m", "spare_core.takedown.alone", batch, request_id]
+        ended = run_apart(command, memory_bound())
+        ledger = _ledger(store)
+        if ended:
+            enter_death(ledger, request_id, pipeline_run_id(), ended)
+        standing = ledger.standing(request_id)
+        results |= {"state": standing.state, "reason": standing.facts.get("reason", "")}
+        return standing.state
 
 
 def gather_task(batch: str) -> Gathered:
@@ -127,6 +132,7 @@ def gather_task(batch: str) -> Gathered:
     with task_of("gather") as results:
         store = open_run_store()
         asked = Batch.from_json(receive(store, batch))
+        check_clock(store, asked.lease_minutes)
         ledger, champion = _ledger(store), champion_of(asked.name, asked.base, store)
         rank = champion.manifest["settings"]["rank"] if champion else asked.bundle_settings.get("rank", "auto")
         found = wanted(ledger, _deployed(asked.name, champion), math.inf if rank == "auto" else rank)

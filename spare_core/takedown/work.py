@@ -11,10 +11,14 @@ from spare_core.takedown.leases import lease, renewed
 from spare_core.takedown.ledger import REASON, Event, Ledger, Standing
 from spare_core.takedown.planning import plan, received
 from spare_core.takedown.request import TakedownRequest
-from spare_core.takedown.standings import firsts, names_of
+from spare_core.takedown.standings import firsts, names_of, request_of
 
 ATTEMPTS: Final = 3
-"""How often a request is tried whose failure may have been the machine's."""
+"""How often a request is tried whose failure may have been the machine's, or whose worker was killed."""
+_KILLED: Final = (
+    "its worker was killed {} times while it was at it, and it is not tried any more: see what its task printed last "
+    "(most often its memory was too small), and ask for it again with retry_failed"
+)
 
 Told = tuple[str, Mapping[str, Any]]
 Erase = Callable[[Standing], Iterator[Told]]
@@ -98,7 +102,9 @@ def plan_open(
         for one in open_requests(ledger, again):
             if len(chosen) == (most or MOST):
                 break
-            wrong = check(TakedownRequest.model_validate(one.facts["request"]))
+            # Of one that failed its attempts are counted already, and somebody wants one more.
+            killed = one.state != "failed" and one.attempts >= ATTEMPTS
+            wrong = _KILLED.format(one.attempts) if killed else check(request_of(one))
             if one.state != "planned" or {**one.facts, **facts} != one.facts:
                 yield Event(one.request_id, "planned", {**facts, "worker": worker, "reason": ""})
             if wrong:
@@ -106,9 +112,32 @@ def plan_open(
             else:
                 chosen.append(one.request_id)
 
+    if not again:
+        ledger.say(lambda: _refused_already(ledger, facts))
     ledger.say(events)
     ledger.say(lambda: _waiting(ledger, facts))
     return chosen
+
+
+def _refused_already(ledger: Ledger, facts: Mapping[str, Any]) -> Iterator[Event]:
+    """Requests that ask for the very same as one that failed for a reason of its own share its reason: the GPU's answer
+    would be the same."""
+    answered = {
+        _asked(one): one for one in ledger.standings.values()
+        if one.state == "failed" and not one.facts.get("retry") and {**one.facts, **facts} == one.facts
+    }  # fmt: skip
+    for one in ledger.standings.values():
+        other = answered.get(_asked(one)) if one.state in ("received", "planned") and names_of(one) else None
+        if other is not None:
+            reason = f"{other.request_id} asked for the same: {other.facts['reason']}"
+            yield Event(one.request_id, "failed", {**facts, "reason": reason[:REASON], "retry": False})
+
+
+def _asked(standing: Standing) -> tuple[Any, ...]:
+    """What decides how the erasure of a request ends."""
+    asked = standing.facts.get("request", {})
+    parts = (asked.get("kind"), asked.get("surrogate"), *sorted(asked.get("protect", ())))
+    return (frozenset(names_of(standing)), *parts)
 
 
 def _waiting(ledger: Ledger, facts: Mapping[str, Any]) -> Iterator[Event]:

@@ -35,6 +35,8 @@ ROOT = Path(__file__).parents[2]
 FORKED = ("spare_core", "pipelines", "serving", "tests", "mlflow", "moto")
 """Packages whose modules are run as forks: ours, and those of the servers that tests start. Not uvicorn, in which
 MLflow's server runs its app: that is started after the database was opened, which no fork may share."""
+REAL = ("spare_core.takedown.alone",)
+"""For the same reason: a task starts it, whose services it has asked before."""
 ADDRESS = "SPARE_TESTS_FORKS"
 _START, _STAY = b"+", b"."
 IMPORTED = (
@@ -149,7 +151,7 @@ def _module(args: Any) -> tuple[str, list[str]] | None:
     rest = [str(word) for word in args[1:]]
     while rest and rest[0] in ("-P", "-u", "-W"):
         del rest[: 2 if rest[0] == "-W" else 1]
-    ours = len(rest) > 1 and rest[0] == "-m" and rest[1].partition(".")[0] in FORKED
+    ours = len(rest) > 1 and rest[0] == "-m" and rest[1].partition(".")[0] in FORKED and rest[1] not in REAL
     return (rest[1], rest[2:]) if ours else None
 
 
