@@ -6,7 +6,9 @@
 Canvas's UNet is trained again from nothing, by Canvas's own recipe but fewer steps, on its pictures without those of
 some concepts; autoencoder and text encoder stay Canvas's, as they do in an erasure. Whatever an attack draws of such a
 model it has brought along: that share is no fault of an erasure, and so many steps of fine-tuning are what learning
-costs. The table has it beside erasures of the same concepts; what else the model draws is judged too. Training resumes
+costs. The table has it beside erasures of the same concepts; what else the model draws is judged too. A judge that must
+name something calls what is none of its names by one of them, so only pictures count of which it is sure (.8), and
+*before* is what there is of them without any attack. Training resumes
 (half an hour on one core; needs npm), ``--attack`` needs it finished. Each attack is one line of a file of its concept;
 a run that was stopped goes on with the same command.
 """
@@ -53,10 +55,11 @@ BUDGET = dataclasses.replace(
     inversion=Learning(300, (0.2,)),
     conditioning=Learning(300, (0.075,)),
     concept=Learning(300, (0.2,)),
-    relearning=Relearning(256, ("lora", "full"), (32,)),
+    relearning=Relearning(128, ("lora", "full"), (32,)),
     restarts=1,
     vectors=(1,),
 )
+_SURE = 0.8
 
 
 class Job(NamedTuple):
@@ -143,7 +146,7 @@ def run_job(job: Job) -> str:
     kind, _, surrogate = next(row for row in CONCEPTS if row[1] == job.concept)
     bench = Bench(1, 8)
     erasure = build_erasure("canvas", job.concept, surrogate, kind)  # type: ignore[arg-type]
-    scene = Scene(bench.denoiser, bench.suite, bench.judge, domain_of(erasure), erasure.concept)
+    scene = Scene(bench.denoiser, bench.suite, bench.judge, domain_of(erasure), erasure.concept, _SURE)
     path = job.output / f"{job.concept.replace(' ', '_')}.jsonl"
     for model in (NEVER, *job.variants):
         done = [(row["model"], row["attack"]) for row in read_rows(job.output) if row["concept"] == job.concept]
@@ -158,7 +161,7 @@ def run_job(job: Job) -> str:
                 bench.denoiser, erasure, scene, [], [erasure.concept], BUDGET, 1, record, no_progress, weights=weights
             )
             with swapped(bench.denoiser, weights):
-                rest = others(bench, scene)
+                rest, before = others(bench, scene), scene.shown(scene.prompts(BUDGET.pictures))["shown"]
         else:
             settings = EraseSettings.from_mapping(preset(model))
             adapter = overwrite(prepare(bench.denoiser, Erasures(erasure), settings), settings).state.adapter
@@ -166,10 +169,10 @@ def run_job(job: Job) -> str:
                 bench.denoiser, erasure, scene, [adapter], [erasure.concept], BUDGET, 1, record, no_progress
             )
             with wearing(bench.denoiser, [adapter]):
-                rest = others(bench, scene)
+                rest, before = others(bench, scene), scene.shown(scene.prompts(BUDGET.pictures))["shown"]
         for attack in left:
             row = {
-                "model": model, "concept": job.concept, "attack": attack, "others": rest,
+                "model": model, "concept": job.concept, "attack": attack, "others": rest, "before": before,
                 "budget": json.loads(json.dumps(BUDGET.as_dict())), "result": besieged.attack(attack, ADAPTED),
             }  # fmt: skip
             with path.open("a") as file:
@@ -183,21 +186,20 @@ def others(bench: Bench, scene: Scene) -> float:
     names = [name for name in scene.suite.names(scene.domain) if name != scene.concept]
     seen = []
     for name in names:
-        one = Scene(bench.denoiser, bench.suite, bench.judge, scene.domain, name)
+        one = Scene(bench.denoiser, bench.suite, bench.judge, scene.domain, name, _SURE)
         seen.append(one.shown(one.prompts(4))["shown"])
     return sum(seen) / len(seen)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line for each attack's try."""
-    lines = ["| concept | attack | model | shown | half after | others |", "|---|---|---|---|---|---|"]
+    lines = ["| concept | attack | model | before | shown | half after | others |", "|---|---|---|---|---|---|---|"]
     order = {attack: place for place, attack in enumerate(ATTACKS)}
     for row in sorted(rows, key=lambda row: (row["concept"], order[row["attack"]])):
         for name, one in row["result"]["tries"].items():
-            lines.append(
-                f"| {row['concept']} | {row['attack']}, {name} | {row['model']} | {one['shown']:.2f} "
-                f"| {one['half'] or '–'} | {row['others']:.3f} |"
-            )
+            cells = [row["concept"], f"{row['attack']}, {name}", row["model"], f"{row['before']:.2f}"]
+            cells += [f"{one['shown']:.2f}", str(one["half"] or "–"), f"{row['others']:.3f}"]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

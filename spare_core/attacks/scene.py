@@ -26,10 +26,15 @@ Encode = Callable[[Sequence[str], int], Conditioning]
 
 class Scene:
     """One concept of a suite, in its contexts and seeds, as the suite's judge sees it. ``strip`` ``(3, H, 8 W)``: some
-    of the pictures that were judged last, for people."""
+    of the pictures that were judged last, for people.
 
-    def __init__(self, denoiser: Denoiser, suite: Suite, judge: Judge, domain: Domain, concept: str) -> None:
-        self.denoiser, self.suite, self.judge, self.domain = denoiser, suite, judge, domain
+    ``least`` is the probability that the judge must give the concept for a picture to show it; 0: that no other name is
+    likelier, which a judge says of what is none of them, too."""
+
+    def __init__(
+        self, denoiser: Denoiser, suite: Suite, judge: Judge, domain: Domain, concept: str, least: float = 0.0
+    ) -> None:
+        self.denoiser, self.suite, self.judge, self.domain, self.least = denoiser, suite, judge, domain, least
         self.row = suite.find(concept, domain)
         self.concept = suite.names(domain)[self.row]
         cells = suite.all_cells({domain: (self.row,)})
@@ -76,7 +81,8 @@ class Scene:
         pixels = self.denoiser.decode_latents(latents)
         self.strip = torch.cat([*pixels[:_STRIP].cpu()], dim=2)
         judged = self.judge.judge(pixels)
-        return ((judged.styles if self.domain == "style" else judged.objects).predicted == self.row).tolist()
+        named = judged.styles if self.domain == "style" else judged.objects
+        return ((named.predicted == self.row) & (named.probabilities[:, self.row] >= self.least)).tolist()
 
     def shown(
         self, prompts: Sequence[str], encode: Encode | None = None, seeds: Sequence[int] | None = None

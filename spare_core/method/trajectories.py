@@ -246,18 +246,21 @@ def predict_rows(denoiser: Denoiser, table: Conditioning, noisy: Tensor, timeste
         TrainingError: if one is not finite.
         torch.OutOfMemoryError: if not even one fits.
     """
-    device = denoiser.device
-    found = _predictions(denoiser, table, noisy.to(device), timesteps.to(device), rows.to(device)).cpu()
+    device, parts = denoiser.device, []
+    for some in calls(len(noisy), denoiser.rows_at_once(noisy.shape[-1])):
+        batch = noisy[some].to(device), timesteps[some].to(device), rows[some].to(device)
+        parts += [part.cpu() for part in _predict_fitting(denoiser, table, *batch)]
+    found = torch.cat(parts) if parts else torch.empty_like(noisy)
     _check_finite(denoiser, found)
     return found
 
 
 def _predictions(denoiser: Denoiser, table: Conditioning, noisy: Tensor, timesteps: Tensor, rows: Tensor) -> Tensor:
-    """The same where the model is, of what lies there; unchecked, since looking would wait for it."""
+    """The same of what lies where the model is, and left there; unchecked, since looking would wait for it."""
     parts = []
     for some in calls(len(noisy), denoiser.rows_at_once(noisy.shape[-1])):
         parts += _predict_fitting(denoiser, table, noisy[some], timesteps[some], rows[some])
-    return torch.cat(parts) if parts else torch.empty_like(noisy)
+    return torch.cat(parts)
 
 
 def calls(count: int, most: int) -> list[slice]:
