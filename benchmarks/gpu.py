@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import json
 import shutil
 import time
 from collections import Counter, defaultdict
@@ -30,6 +29,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, Sta
 from diffusers import UNet2DConditionModel as UNet
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from benchmarks.jobs import read_settings
 from benchmarks.operations import UNETS
 from spare_core.canvas.protocol import CANVAS
 from spare_core.concepts.erasures import Erasures
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="name=value", help="settings of the erasure")
     options = parser.parse_args()
-    given = dict(json_value(pair) for pair in options.set)
+    given = read_settings(options.set)
     print(f"{torch.cuda.get_device_name() if CUDA else 'CPU'}, torch {torch.__version__}\n")
     for kind in options.kinds:
         if kind == "canvas":
@@ -197,14 +197,6 @@ def same_figures(output: Path, given: dict[str, Any]) -> str:
             f"| {found['mean_drift']:.4f} |"
         )
     return "\n".join([*lines, ""])
-
-
-def json_value(pair: str) -> tuple[str, Any]:
-    name, _, value = pair.partition("=")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def build(kind: str, folder: Path) -> None:

@@ -24,5 +24,12 @@ def read_rows(output: Path) -> list[dict[str, Any]]:
 
 
 def read_settings(items: Sequence[str]) -> dict[str, Any]:
-    """Of ``--set NAME=VALUE``, values as JSON."""
-    return {name: json.loads(value) for name, value in (item.split("=", 1) for item in items)}
+    """Of ``--set NAME=VALUE``, values as JSON, or as they are where they are none."""
+    return {name: _json(value) for name, value in (item.split("=", 1) for item in items)}
+
+
+def _json(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

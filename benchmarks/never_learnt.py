@@ -19,7 +19,8 @@ import argparse
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from benchmarks.jobs import in_processes, read_rows
 from spare_core.attacks.besieged import Besieged
 from spare_core.attacks.budgets import BUDGETS, Learning, Relearning
 from spare_core.attacks.record import Record
-from spare_core.attacks.scene import Scene, wearing
+from spare_core.attacks.scene import Scene
 from spare_core.canvas.protocol import CANVAS
 from spare_core.canvas.training.dataset import Renderings, load_pictures
 from spare_core.canvas.training.denoiser import train_denoiser
@@ -120,12 +121,12 @@ def without(pictures: Renderings, names: list[str]) -> Renderings:
 class Untaught(Besieged):
     """Attacks on a denoiser that has other weights than the base while it is attacked."""
 
-    def __init__(self, *args: Any, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], *args: Any) -> None:
         super().__init__(*args)
         self.weights = weights
 
     @contextlib.contextmanager
-    def _on(self, target: str) -> Iterator[None]:
+    def on(self, target: str) -> Iterator[None]:
         with swapped(self.denoiser, self.weights):
             yield
 
@@ -154,22 +155,15 @@ def run_job(job: Job) -> str:
         if not left:
             continue
         record = Record(job.output / "found" / f"{path.stem}-{model.replace(' ', '_')}", {})
-        besieged: Besieged
-        if model == NEVER:
-            weights = load_file(job.weights)
-            besieged = Untaught(
-                bench.denoiser, erasure, scene, [], [erasure.concept], BUDGET, 1, record, no_progress, weights=weights
-            )
-            with swapped(bench.denoiser, weights):
-                rest, before = others(bench, scene), scene.shown(scene.prompts(BUDGET.pictures))["shown"]
-        else:
+        make: Callable[..., Besieged] = partial(Untaught, load_file(job.weights))
+        adapters = []
+        if model != NEVER:
             settings = EraseSettings.from_mapping(preset(model))
-            adapter = overwrite(prepare(bench.denoiser, Erasures(erasure), settings), settings).state.adapter
-            besieged = Besieged(
-                bench.denoiser, erasure, scene, [adapter], [erasure.concept], BUDGET, 1, record, no_progress
-            )
-            with wearing(bench.denoiser, [adapter]):
-                rest, before = others(bench, scene), scene.shown(scene.prompts(BUDGET.pictures))["shown"]
+            make = Besieged
+            adapters = [overwrite(prepare(bench.denoiser, Erasures(erasure), settings), settings).state.adapter]
+        besieged = make(bench.denoiser, erasure, scene, adapters, [erasure.concept], BUDGET, 1, record, no_progress)
+        with besieged.on(ADAPTED):
+            rest, before = others(bench, scene), scene.shown(scene.prompts(BUDGET.pictures))["shown"]
         for attack in left:
             row = {
                 "model": model, "concept": job.concept, "attack": attack, "others": rest, "before": before,

@@ -95,7 +95,7 @@ class Besieged:
         free = {way: [text] * count for way, text in free_prompts(scene.concept).items()}
 
         def draw(texts: Sequence[str], seeds: Sequence[int] | None = None) -> dict[str, Any]:
-            with self._on(target):
+            with self.on(target):
                 return scene.shown(texts, seeds=seeds)
 
         works = {way: partial(draw, texts) for way, texts in prompts.items()}
@@ -130,7 +130,7 @@ class Besieged:
             return scene.shown(prompts, lambda texts, resolution: carrier.of_prompts(texts, vectors, resolution))
 
         looks = Looks(steps, draw)
-        with self._on(target), denoiser.precise(tf32=True):
+        with self.on(target), denoiser.precise(tf32=True):
             found = invert(denoiser, states, carrier, one, steps, budget.batch_size, self.seed, lessons, looks.after)
         title = f"{scene.domain}-{scene.row}-{target}-{attack}-{one.title}"
         kept = self.record.keep_tensors(title, {"vectors": found.vectors})
@@ -145,7 +145,7 @@ class Besieged:
         scene, spent = self.scene, self.budget.prompt
         prompts, seeds = scene.prompts(spent.prompts), scene.own_seeds(spent.prompts)
         asked = self._once_here("tasks", self._search_tasks)
-        with self._on(target):
+        with self.on(target):
             before = scene.seen(scene.draw(self._encoded(prompts), seeds))
             left = [row for row, one in enumerate(before) if not one]
             after, kept, steps = before, None, 0
@@ -184,7 +184,7 @@ class Besieged:
         prompts, drawn = self._lessons(self.budget.latents.pictures)
         encoded, empty = self._encoded(prompts), self._encoded([""])
         steps, guidance = scene.suite.steps, scene.suite.guidance
-        with self._on(target):
+        with self.on(target):
             generator = stream(self.seed, "img2img", str(strength))
             return counted(scene.seen(
                 from_latents.redrawn(denoiser, encoded, empty, drawn, strength, steps, guidance, generator)
@@ -193,7 +193,7 @@ class Besieged:
     def _recalled(self, target: str) -> dict[str, Any]:
         spent, denoiser = self.budget.latents, self.denoiser
         _, drawn = self._lessons(spent.pictures)
-        with self._on(target):
+        with self.on(target):
             found = from_latents.recalled(denoiser, self._encoded([""]), drawn, spent.steps, spent.inner)
             return counted(self.scene.seen(found))
 
@@ -222,7 +222,7 @@ class Besieged:
         prompts, drawn = self._lessons(count, related)
         encoded, asked = self._encoded(prompts), scene.prompts(budget.pictures)
         looks = Looks(budget.relearning.steps, lambda: scene.shown(asked))
-        with self._on(target), denoiser.precise(tf32=True):
+        with self.on(target), denoiser.precise(tf32=True):
             relearn(denoiser, way, drawn, encoded, budget.relearning.steps, budget.batch_size, self.seed, looks)
         return looks.as_dict()
 
@@ -258,7 +258,7 @@ class Besieged:
         return self._known[name]
 
     @contextlib.contextmanager
-    def _on(self, target: str) -> Iterator[None]:
+    def on(self, target: str) -> Iterator[None]:
         """The model as this target."""
         with wearing(self.denoiser, self._made(target)):
             yield

@@ -34,10 +34,9 @@ class FolderStore(Store):
         """See :meth:`Store.read`."""
         if not self.exists(key):
             raise ObjectMissing(f"there is no {self.uri_of(key)}")
-        size = self._path(key).stat().st_size
-        if most is not None and size > most:
-            raise ObjectTooLarge(f"{self.uri_of(key)} has {size} bytes; at most {most} are read")
         with self._translated(key):
+            if most is not None and (size := self._path(key).stat().st_size) > most:
+                raise ObjectTooLarge(f"{self.uri_of(key)} has {size} bytes; at most {most} are read")
             return self._path(key).read_bytes()
 
     def create(self, key: str, content: bytes) -> None:

@@ -30,12 +30,12 @@ def keep_leases(order: Order) -> Iterator[None]:
     from spare_core.takedown.bundling import refuse
     from spare_core.takedown.leases import check_clock, renewed
     from spare_core.takedown.ledger import Ledger
-    from spare_core.workflow.environment import open_run_store, pipeline_run_id
+    from spare_core.workflow.environment import open_run_store, pipeline_run_id, run_actor
 
     run_id = pipeline_run_id()
     store = open_run_store()
     check_clock(store, order.lease_minutes)
-    ledger = Ledger(store, f"pipeline run {run_id}")
+    ledger = Ledger(store, run_actor())
     try:
         with renewed(ledger, order.held, run_id, order.lease_minutes):
             yield

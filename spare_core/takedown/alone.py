@@ -11,17 +11,17 @@ from spare_core.takedown.erasing import erase_request
 from spare_core.takedown.ledger import Ledger
 from spare_core.takedown.parameters import Batch
 from spare_core.takedown.standings import unwanted
-from spare_core.workflow.environment import open_run_store, pipeline_run_id
+from spare_core.workflow.environment import open_run_store, pipeline_run_id, run_actor
 from spare_core.workflow.travelling import receive
 
 
 def main() -> None:
     """Erase the request; what goes wrong with it is entered in the ledger."""
     batch, request_id = sys.argv[1:]
-    store, run_id = open_run_store(), pipeline_run_id()
-    asked, ledger = Batch.from_json(receive(store, batch)), Ledger(store, f"pipeline run {run_id}")
+    store = open_run_store()
+    asked, ledger = Batch.from_json(receive(store, batch)), Ledger(store, run_actor())
     erase = partial(erase_request, asked, unwanted=unwanted(ledger))
-    work.take_down(ledger, request_id, run_id, asked.lease_minutes, erase)
+    work.take_down(ledger, request_id, pipeline_run_id(), asked.lease_minutes, erase)
 
 
 if __name__ == "__main__":

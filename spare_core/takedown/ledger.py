@@ -93,6 +93,10 @@ class Standing:
         until: str = self.facts.get("lease_until", self.since)
         return self.state in HELD and datetime.fromisoformat(until) > now
 
+    def knows(self, facts: Mapping[str, Any]) -> bool:
+        """Whether all of ``facts`` are known of it as they are."""
+        return {**self.facts, **facts} == self.facts
+
     def taken_from(self, worker: str) -> bool:
         """Whether that worker has no more to do with it: it was withdrawn, or another one is at it."""
         return self.state == "withdrawn" or (self.state in HELD and not self.held_by(worker))

@@ -8,8 +8,8 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from spare_core.errors import ImagesError, InputError
-from spare_core.files.addresses import is_s3
+from spare_core.errors import ImagesError, InputError, SettingsError
+from spare_core.files.addresses import is_s3, parse
 from spare_core.store import open_store
 
 SOURCES: Final = "SPARE_SOURCES"
@@ -25,14 +25,15 @@ def sources() -> list[str]:
         InputError: for one that is neither in S3 nor an absolute folder.
     """
     found = []
-    for given in os.environ.get(SOURCES, "").split(","):
-        if prefix := given.strip():
-            if not (is_s3(prefix) and len(prefix) > len("s3://")) and not Path(prefix).is_absolute():
-                raise InputError(
-                    f"{SOURCES} names {prefix!r}; it must be s3://bucket/prefix/ or the absolute path of a folder, "
-                    "several with commas between them"
-                )
-            found.append(prefix.rstrip("/") + "/")
+    for prefix in filter(None, map(str.strip, os.environ.get(SOURCES, "").split(","))):
+        try:
+            where = parse(prefix)
+        except SettingsError:
+            raise InputError(
+                f"{SOURCES} names {prefix!r}; it must be s3://bucket/prefix/ or the absolute path of a folder, several "
+                "with commas between them"
+            ) from None
+        found.append((where if isinstance(where, str) else where.uri).rstrip("/") + "/")
     return found
 
 

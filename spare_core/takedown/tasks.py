@@ -33,7 +33,7 @@ from spare_core.takedown.planning import DEADLINES, read_deadlines
 from spare_core.takedown.reading import read_lists
 from spare_core.takedown.times import read_zone
 from spare_core.workflow.ending import end_runs
-from spare_core.workflow.environment import STORE, open_run_store, pipeline_run_id
+from spare_core.workflow.environment import STORE, open_run_store, pipeline_run_id, run_actor
 from spare_core.workflow.order import Champion, check_order
 from spare_core.workflow.services import task_of
 from spare_core.workflow.tasks import champion_of
@@ -184,7 +184,7 @@ def close_task(state: str, message: str) -> dict[str, Any]:
 
 
 def _ledger(store: Store) -> Ledger:
-    return Ledger(store, f"pipeline run {pipeline_run_id()}")
+    return Ledger(store, run_actor())
 
 
 def _deployed(name: str, champion: Champion | None) -> Deployed:

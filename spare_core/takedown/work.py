@@ -105,7 +105,7 @@ def plan_open(
             # Of one that failed its attempts are counted already, and somebody wants one more.
             killed = one.state != "failed" and one.attempts >= ATTEMPTS
             wrong = _KILLED.format(one.attempts) if killed else check(request_of(one))
-            if one.state != "planned" or {**one.facts, **facts} != one.facts:
+            if one.state != "planned" or not one.knows(facts):
                 yield Event(one.request_id, "planned", {**facts, "worker": worker, "reason": ""})
             if wrong:
                 yield Event(one.request_id, "failed", {"reason": wrong[:REASON], "retry": False})
@@ -124,7 +124,7 @@ def _refused_already(ledger: Ledger, facts: Mapping[str, Any]) -> Iterator[Event
     would be the same."""
     answered = {
         _asked(one): one for one in ledger.standings.values()
-        if one.state == "failed" and not one.facts.get("retry") and {**one.facts, **facts} == one.facts
+        if one.state == "failed" and not one.facts.get("retry") and one.knows(facts)
     }  # fmt: skip
     for one in ledger.standings.values():
         other = answered.get(_asked(one)) if one.state in ("received", "planned") and names_of(one) else None

@@ -53,6 +53,15 @@ def pipeline_run_id() -> str:
     return given
 
 
+def run_actor() -> str:
+    """How ledger and promotion log name who did it, where that was this pipeline run.
+
+    Raises:
+        InputError: see :func:`pipeline_run_id`.
+    """
+    return f"pipeline run {pipeline_run_id()}"
+
+
 def open_run_store() -> Store:
     """The store that the environment names.
 

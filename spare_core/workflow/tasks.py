@@ -28,7 +28,7 @@ from spare_core.registry.naming import bundle_name, check_name
 from spare_core.registry.tracking import StageRun, stage_run, stages_of
 from spare_core.store import Store
 from spare_core.workflow.ending import end_runs
-from spare_core.workflow.environment import CHECKPOINTS, STORE, open_run_store, pipeline_run_id
+from spare_core.workflow.environment import CHECKPOINTS, STORE, open_run_store, pipeline_run_id, run_actor
 from spare_core.workflow.events import reported
 from spare_core.workflow.keeping import keeping
 from spare_core.workflow.order import Champion, Order, check_order, request_id_of
@@ -305,9 +305,8 @@ def promote_task(order_key: str, policy: str, name: str, version: int) -> dict[s
     """Make the version champion, if the gate lets it pass; the one until now becomes ``previous``. Returns how the
     aliases stand."""
     with _task("promote", order_key) as (order, _, results):
-        actor = f"pipeline run {pipeline_run_id()}"
         instead_of = (order.champion or None) if order.request.erasures.bundle else promotions.ANY
-        move = promotions.promote(name, version, open_run_store(), actor, _policy(policy), instead_of=instead_of)
+        move = promotions.promote(name, version, open_run_store(), run_actor(), _policy(policy), instead_of=instead_of)
         for note in move.notes:
             print(note, flush=True)
         aliases = {"champion": move.aliases.champion, "previous": move.aliases.previous}

@@ -24,7 +24,10 @@ from spare_core.attacks.tampering import forms as tampered_forms
 from spare_core.canvas.judge import GridJudge
 from spare_core.errors import AdapterError, ConceptError, InputError, OutputError, SettingsError
 from spare_core.evaluation.attacked import TARGETS
+from spare_core.evaluation.judges import load_judge
+from spare_core.evaluation.suite import load_suite
 from spare_core.files.atomic import read_tensors
+from spare_core.models.loading import load_denoiser
 from spare_core.models.unet import UNetDenoiser
 from tests.support.attacking import SUITE
 from tests.support.grids import small_suite
@@ -97,6 +100,22 @@ def test_one_prompt_is_drawn_with_as_many_seeds_as_pictures(denoiser: UNetDenois
     assert len(scene.prompts(100)) == 6, "three objects, two seeds"
     assert scene.prompts(2, "red") == ["A Cat image in red style.", "A Tower image in red style."]
     assert scene.shown(["a cat"] * 4, seeds=scene.seeds(4))["pictures"] == 4
+
+
+def test_a_judge_that_must_be_sure_sees_less() -> None:
+    """Of Canvas's own pictures, and of what is between them and noise."""
+    canvas, suite = load_denoiser("canvas", "cpu", "float32"), load_suite("canvas")
+    judge = load_judge(suite)
+    any_, sure, never = (Scene(canvas, suite, judge, "object", "Tower", least) for least in (0.0, 0.8, 1.1))
+    drawn = any_.draw(canvas.encode_prompts(any_.prompts(4)), any_.own_seeds(4))
+    noise = torch.randn(drawn.shape, generator=torch.Generator().manual_seed(0))
+    latents = torch.cat([drawn, drawn + 0.4 * noise, drawn + 0.8 * noise])
+    found = judge.judge(canvas.decode_latents(latents)).objects
+    named, probability = found.predicted == any_.row, found.probabilities[:, any_.row]
+    assert any_.seen(latents) == named.tolist()
+    assert sure.seen(latents) == (named & (probability >= 0.8)).tolist()
+    assert 0 < sum(sure.seen(latents)) < sum(any_.seen(latents))
+    assert not any(never.seen(latents))
 
 
 def test_only_phrases_count_that_name_the_concept_to_the_base() -> None:

@@ -157,7 +157,6 @@ class Renewing:
     def __init__(self, error: Exception | None, at_catching_up: Exception | None = None) -> None:
         self.error, self.at_catching_up, self.asked = error, at_catching_up, 0
         self.standings: dict[str, Any] = {}
-        self.standings: dict[str, Any] = {}
 
     def renew(self, *_: Any) -> None:
         self.asked += 1
